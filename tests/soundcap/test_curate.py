@@ -1,0 +1,197 @@
+"""Curation rules on captions as models write them: each drops what it is for and spares its look-alikes."""
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from soundcap.curate import CaptionRow, Rules, RulesError, curate
+
+GOOD = [
+    (
+        "dog barking",
+        "A dog barks sharply three times close by, then whines softly while claws click on a wooden floor.",
+    ),
+    (
+        "people whispering",
+        "A woman whispers breathily near the microphone, her voice low and hushed in a small quiet room.",
+    ),
+    (
+        "playing violin, fiddle",
+        "A violin plays a slow, singing melody with a warm, woody tone over a soft guitar.",
+    ),
+    (
+        "male speech, man speaking",
+        "A man speaks in a calm, deep voice in an echoing hall while chairs creak.",
+    ),
+    # Look-alikes of noise: the words serve to describe sound.
+    ("raining", "Rain drums steadily on a hollow tin roof while water gurgles down a gutter nearby."),
+    (
+        "elephant trumpeting",
+        "An elephant trumpets loudly twice, a blaring brassy cry, followed by a deep rumble.",
+    ),
+    (
+        "wood thrush calling",
+        "Birds sing a clear, flute-like song with a musical trill, repeated at an easy pace.",
+    ),
+    (
+        "reversing beeps",
+        "A truck sounds the warning beeps at a steady pace, shrill and electronic, over an idling engine.",
+    ),
+    (
+        "horse clip-clop",
+        "Horse hooves ring on cobbles, the clip-clop slowing as a loose window frame rattles.",
+    ),
+    (
+        "church bell ringing",
+        "A bronze bell tolls slowly and deeply, each stroke humming over the soft white noise of wind.",
+    ),
+    (
+        "basketball bounce",
+        "A ball thumps on a wooden court, quickening, as shoes squeak and a crowd cheers faintly.",
+    ),
+]
+
+LONG = (
+    "A dog barks sharply three times close to the microphone, each bark dry and hard, then whines "
+    "softly while its claws click over a wooden floor; somewhere behind it a kettle begins to hiss and "
+    "a chair scrapes, a door slams with a hollow boom, footsteps hurry down creaking stairs, keys "
+    "jingle, a car engine starts outside, coughs, revs and fades into distance, and finally rain "
+    "patters on glass above everything. "
+)
+
+BAD = [
+    ("empty", "  \n"),
+    ("not_text", "A dog \ufffd\ufffd barks sharply three times near the camera, then whines softly."),
+    ("not_text", "A dog \x07 barks sharply three times and then whines softly for a while."),
+    ("not_text", '{"0:00": [1, 2, 3], "0:02": [4, 5]} barks 00:03 00:04 00:05 !!!'),
+    ("foreign_script", "一只狗在木地板上大声吠叫三次 a dog barks loudly on the wooden floor 然后轻声呜咽"),
+    ("refusal", "I'm sorry, but I can't describe the sound without more information about it."),
+    ("refusal", "As an AI language model, I do not hear anything that I could describe here."),
+    ("too_short", "A dog barks loudly."),
+    ("repetition", "A dog barks and a dog barks and a dog barks and a dog barks and a dog barks and whines."),
+    ("repetition", "barking " * 30),
+    ("too_long", LONG),
+    ("meta_talk", "Following the warnings, only a dog that barks sharply three times is described."),
+    ("meta_talk", "The video features a dog that barks sharply three times and whines softly."),
+    ("meta_talk", "In the first frame a dog barks sharply, then whines softly, its claws clicking."),
+    ("meta_talk", "Here is the caption: a dog barks sharply three times and then whines softly."),
+    ("music", "A dog barks sharply three times while gentle background music plays throughout."),
+    ("music", "A dog barks sharply three times; there is no music, only distant traffic humming."),
+    ("music", "A dog barks sharply as an acoustic guitar strums softly and a woman hums and sings."),
+    ("speech", "A dog barks sharply three times while a narrator explains how to train it."),
+    ("speech", "A dog barks sharply three times and a man's voice murmurs something nearby."),
+    ("no_sound", "A brown dog stands beside a wooden fence and wags its long tail happily."),
+    ("visual", "A dog wearing a red collar is seen near a fence and barks sharply twice."),
+]
+
+
+def row(caption: str, label: str = "dog barking", clip_id: str = "clip") -> CaptionRow:
+    return CaptionRow(clip_id, label, caption)
+
+
+@pytest.mark.parametrize(("label", "caption"), GOOD)
+def test_good_captions_are_kept(label: str, caption: str) -> None:
+    (verdict,) = curate([row(caption, label)], Rules())
+    assert verdict.kept, f"dropped by `{verdict.rule}` ({verdict.detail})"
+    assert verdict.rule is None and verdict.detail is None
+
+
+@pytest.mark.parametrize(("rule", "caption"), BAD)
+def test_each_rule_drops_what_it_is_for_and_says_what_failed(rule: str, caption: str) -> None:
+    (verdict,) = curate([row(caption)], Rules())
+    assert (verdict.kept, verdict.rule) == (False, rule)
+    assert verdict.detail
+
+
+def test_the_detail_quotes_the_mention() -> None:
+    (verdict,) = curate(
+        [row("A dog barks sharply three times while Gentle Music plays throughout.")], Rules()
+    )
+    assert verdict.detail == "`music`"
+
+
+@pytest.mark.parametrize(
+    ("label", "caption", "dropped_by"),
+    [
+        (
+            "playing drum kit",
+            "A drum kit plays a fast beat with crashing cymbals and background music.",
+            None,
+        ),
+        (
+            "playing tennis",
+            "A racket thwacks a ball in turn while upbeat music plays over the court.",
+            "music",
+        ),
+        ("orchestra", "Strings and brass play a swelling melody, an orchestra in an echoing hall.", None),
+        (
+            "child singing",
+            "A child sings a simple tune in a thin voice, clapping hands in a small room.",
+            None,
+        ),
+        (
+            "police radio chatter",
+            "A man speaks through a crackling radio, clipped and distorted, with beeps.",
+            None,
+        ),
+        ("sea waves", "Waves crash and hiss on pebbles while people are talking somewhere nearby.", "speech"),
+        ("", "Waves crash and hiss on pebbles while soft music plays somewhere nearby.", "music"),
+    ],
+)
+def test_music_and_speech_are_noise_only_where_the_label_says_neither(
+    label: str, caption: str, dropped_by: str | None
+) -> None:
+    (verdict,) = curate([row(caption, label)], Rules())
+    assert verdict.rule == dropped_by, verdict.detail
+
+
+def test_a_caption_that_too_many_clips_share_is_dropped_from_all_of_them() -> None:
+    same = "A dog barks sharply three times, then whines."
+    rows = [row(same if i % 2 else same.upper().replace(",", ""), clip_id=f"same{i}") for i in range(4)]
+    rows += [
+        row(f"A dog barks {word} three times, then whines.", clip_id=word) for word in ("softly", "loudly")
+    ]
+    rules = Rules(always_allowed_duplicates=3)
+    dropped = {v.clip_id: v.detail for v in curate(rows, rules) if v.rule == "duplicate"}
+    assert dropped == {f"same{i}": "4 of 6 clips" for i in range(4)}
+    assert all(v.kept for v in curate(rows, replace(rules, max_duplicate_share=0.7)))
+    assert all(v.kept for v in curate(rows, replace(rules, always_allowed_duplicates=4)))
+
+
+def test_every_rule_can_be_switched_off() -> None:
+    off = Rules(
+        min_words=None,
+        max_non_letter_share=None,
+        max_foreign_letter_share=None,
+        refusals=None,
+        max_words=None,
+        max_ngram_repeats=None,
+        max_compression_ratio=None,
+        meta_talk=None,
+        music_words=None,
+        speech_words=None,
+        sound_words=None,
+        max_visual_words=None,
+        max_duplicate_share=None,
+    )
+    rows = [row(caption) for _, caption in BAD] * 5
+    assert all(verdict.kept for verdict in curate(rows, off))
+
+
+def test_order_of_captions_changes_no_verdict() -> None:
+    rows = [row(caption, clip_id=f"bad{i}") for i, (_, caption) in enumerate(BAD)]
+    rows += [row(caption, label, f"good{i}") for i, (label, caption) in enumerate(GOOD)]
+    shuffled = random.Random(0).sample(rows, len(rows))
+    verdicts = curate(shuffled, Rules())
+    assert [v.clip_id for v in verdicts] == [r.clip_id for r in shuffled], (
+        "verdicts must keep the rows' order"
+    )
+    assert sorted(verdicts, key=lambda v: v.clip_id) == sorted(curate(rows, Rules()), key=lambda v: v.clip_id)
+
+
+def test_unusable_settings_name_the_field() -> None:
+    with pytest.raises(RulesError, match=r"meta_talk: not a regular expression"):
+        Rules(meta_talk=("(",))
+    with pytest.raises(RulesError, match=r"max_words is -1"):
+        Rules(max_words=-1)
