@@ -1,0 +1,1 @@
+"""Ray jobs that take video clips to captions, a silent captioner, and sound: the only package that knows Ray."""

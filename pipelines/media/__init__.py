@@ -1,0 +1,1 @@
+"""Raw media in, clips in which frame index is time out: probe, normalise, read back, mux."""

@@ -1,0 +1,74 @@
+"""What a clip is (settings) and what became of a source (facts measured from the finished files)."""
+
+from dataclasses import dataclass
+
+NORMALISER_VERSION = 1
+"""Part of a clip's identity: raise it when the same source and settings would give another result."""
+
+NORMALISED_TAG = f"normalised clip v{NORMALISER_VERSION}: frame index is time"
+"""Comment in the header of every clip, by which the reader knows the project's own files."""
+
+
+@dataclass(frozen=True, slots=True)
+class NormaliserSettings:
+    """What every clip of a run is like. Raises ValueError for values that fit no clip."""
+
+    duration_s: float
+    """Seconds kept of each source, from its first picture on."""
+    fps: int
+    """Constant frame rate; duration_s * fps is a whole number."""
+    long_side_px: int
+    """Even. Larger pictures shrink to it; a smaller one keeps its size."""
+    crf: int
+    """x264's quality: 0 is lossless, about 12 near-lossless."""
+    max_audio_hz: int
+    """Sound of a higher rate is resampled to this; other sound keeps its own rate."""
+    require_audio: bool
+    """Whether a source without sound is an error."""
+
+    def __post_init__(self) -> None:
+        frames = self.duration_s * self.fps
+        if frames < 1 or abs(frames - round(frames)) > 1e-9:
+            raise ValueError(
+                f"duration_s {self.duration_s} * fps {self.fps} must be whole frames, at least 1"
+            )
+        if self.long_side_px < 2 or self.long_side_px % 2:
+            raise ValueError(f"long_side_px is {self.long_side_px}, wanted an even number >= 2")
+        if not 0 <= self.crf <= 51:
+            raise ValueError(f"crf is {self.crf}, wanted 0 (lossless) to 51")
+        if self.max_audio_hz < 1:
+            raise ValueError(f"max_audio_hz is {self.max_audio_hz}, wanted a sample rate such as 48000")
+
+    @property
+    def n_frames(self) -> int:
+        """Frames of one clip."""
+        return round(self.duration_s * self.fps)
+
+
+@dataclass(frozen=True, slots=True)
+class NormalisedClip:
+    """A finished clip, measured from its files, and the facts of its source."""
+
+    duration_s: float
+    fps: int
+    n_frames: int
+    width_px: int
+    height_px: int
+    has_audio: bool
+    audio_hz: int | None
+    audio_channels: int | None
+    source_container: str
+    source_duration_s: float | None
+    """Of the picture, by the source's header."""
+    source_video_codec: str
+    source_fps: float | None
+    source_width_px: int
+    source_height_px: int
+    source_rotation_deg: int
+    source_audio_codec: str | None
+    source_audio_hz: int | None
+    source_audio_channels: int | None
+    source_audio_start_s: float | None
+    """When the sound began on the clip's clock; negative: before the first picture."""
+    source_audio_end_s: float | None
+    """Until when there was sound, at most duration_s."""

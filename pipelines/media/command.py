@@ -1,0 +1,103 @@
+"""The one ffmpeg command that turns a source into a clip, built with ffmpeg-python."""
+
+from pathlib import Path
+
+import ffmpeg
+
+from pipelines.media.clip import NORMALISED_TAG, NormaliserSettings
+from pipelines.media.probe import GLOBAL_ARGS, AudioStream, SourceInfo, VideoStream, open_input
+
+HARD_COMPENSATION_S = 0.02
+"""Longer gaps in sound timestamps are filled with silence; shorter ones are container rounding."""
+
+HD_HEIGHT_PX = 720
+"""From this height on, players take untagged colours for BT.709, below it for BT.601."""
+
+
+def normalising_command(
+    source: Path,
+    info: SourceInfo,
+    *,
+    origin_us: int,
+    video_out: Path,
+    audio_out: Path,
+    settings: NormaliserSettings,
+) -> list[str]:
+    """Argument list that writes `video_out` and, if the source has sound, `audio_out`.
+
+    origin_us: time of the first picture on ffmpeg's input clock; it becomes t = 0 of both outputs.
+    """
+    assert info.video is not None, "a source without picture is refused before"
+    opened = open_input(source)
+    outputs = [_picture(opened, info.video, origin_us, video_out, settings)]
+    if info.audio is not None:
+        outputs.append(_sound(opened, info.audio, origin_us, audio_out, settings))
+    # ffmpeg's own limit of decode errors is off: the evidence is judged afterwards, stream by stream.
+    both = ffmpeg.merge_outputs(*outputs).global_args(*GLOBAL_ARGS, "-max_error_rate", "1")
+    argv: list[str] = both.compile(overwrite_output=True)
+    return argv
+
+
+def output_size_px(video: VideoStream, long_side_px: int) -> tuple[int, int]:
+    """(width, height) of the clip: upright, square pixels, even, the long side at most as configured."""
+    width, height = video.display_size_px()
+    shrink = min(1.0, long_side_px / max(width, height))
+    return max(2, 2 * round(width * shrink / 2)), max(2, 2 * round(height * shrink / 2))
+
+
+def _picture(
+    opened: ffmpeg.nodes.FilterableStream,
+    video: VideoStream,
+    origin_us: int,
+    out: Path,
+    settings: NormaliserSettings,
+) -> ffmpeg.nodes.OutputStream:
+    width_px, height_px = output_size_px(video, settings.long_side_px)
+    untagged_hd = video.matrix is None and video.height_px >= HD_HEIGHT_PX
+    colours = {
+        "in_color_matrix": "bt709" if untagged_hd else "auto",
+        # What readers assume of an untagged picture, so those that ignore the tag show right colours too.
+        "out_color_matrix": "bt601",
+        "out_range": "tv",
+    }
+    frames = (
+        opened[str(video.index)]
+        .filter("settb", "AVTB")
+        .filter("setpts", f"PTS-({origin_us})")
+        .filter("fps", fps=settings.fps, round="near")
+        # A last frame may end a rounding short of the last slot: one repeat is allowed, no more.
+        .filter("tpad", stop_mode="clone", stop=1)
+        .filter("scale", width_px, height_px, flags="bicubic+accurate_rnd+full_chroma_int", **colours)
+        .filter("setsar", 1)
+        .filter("format", "yuv420p")
+        .filter("setparams", range="tv", colorspace="smpte170m")
+    )
+    encoder = {"c:v": "libx264", "preset": "veryfast", "crf": settings.crf, "threads:v": 1}
+    # Without B-frames timestamps are index / fps, with no edit list; two keyframes a second make seeks short.
+    timing = {"bf": 0, "g": max(1, settings.fps // 2), "frames:v": settings.n_frames}
+    header = {"map_metadata": -1, "map_chapters": -1, "metadata": f"comment={NORMALISED_TAG}"}
+    container = {"f": "mp4", "movflags": "+faststart", "video_track_timescale": settings.fps * 512}
+    return frames.output(str(out), fflags="+bitexact", **encoder, **timing, **header, **container)
+
+
+def _sound(
+    opened: ffmpeg.nodes.FilterableStream,
+    audio: AudioStream,
+    origin_us: int,
+    out: Path,
+    settings: NormaliserSettings,
+) -> ffmpeg.nodes.OutputStream:
+    hz = min(audio.hz, settings.max_audio_hz)
+    n_samples = round(settings.duration_s * hz)
+    samples = (
+        opened[str(audio.index)]
+        .filter("asetpts", f"round(PTS-({origin_us})/1000000/TB)")
+        .filter("atrim", end=settings.duration_s)
+        .filter("ashowinfo")
+        # first_pts=0 cuts sound before the first picture, and puts silence where sound starts later.
+        .filter("aresample", hz, **{"async": 1, "first_pts": 0, "min_hard_comp": HARD_COMPENSATION_S})
+        .filter("aformat", sample_fmts="s16", channel_layouts="mono" if audio.channels == 1 else "stereo")
+        .filter("apad", whole_len=n_samples)
+        .filter("atrim", end_sample=n_samples)
+    )
+    return samples.output(str(out), f="flac", fflags="+bitexact", map_metadata=-1, **{"c:a": "flac"})

@@ -1,0 +1,183 @@
+"""Look at a source before touching it: which streams it has, and when its first picture is shown.
+
+ffmpeg-python's own `probe` waits for ffprobe without limit, so ffprobe is run here, killable.
+"""
+
+import json
+import re
+import stat
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import ffmpeg
+
+from pipelines.media.errors import DamagedSource, EmptyFile, UnreadableSource
+from pipelines.media.process import Deadline, log_tail, run
+
+GLOBAL_ARGS = (
+    *("-hide_banner", "-nostdin", "-nostats"),
+    *("-loglevel", "level+info", "-filter_complex_threads", "1"),
+)
+"""Of every ffmpeg command: one thread each, as the pipeline runs one process per core."""
+
+NOT_MEDIA_FORMATS = frozenset({"tty", "concat", "hls", "dash", "webvtt", "srt", "ass"})
+"""ffmpeg's formats for plain text and for playlists, which would send it to other files."""
+
+
+@dataclass(frozen=True, slots=True)
+class VideoStream:
+    """The picture a player would show first. Sizes are as stored: before rotation, in non-square pixels."""
+
+    index: int
+    codec: str
+    width_px: int
+    height_px: int
+    pixel_aspect: Fraction
+    rotation_deg: int
+    fps: float | None
+    duration_s: float | None
+    matrix: str | None
+
+    def display_size_px(self) -> tuple[float, float]:
+        """(width, height) in square pixels, upright."""
+        width, height = float(self.width_px * self.pixel_aspect), float(self.height_px)
+        return (height, width) if abs(self.rotation_deg) % 180 == 90 else (width, height)
+
+
+@dataclass(frozen=True, slots=True)
+class AudioStream:
+    """The sound a player would play first."""
+
+    index: int
+    codec: str
+    hz: int
+    channels: int
+    duration_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class SourceInfo:
+    """What a source's header says; a stream that is absent is None."""
+
+    container: str
+    duration_s: float | None
+    video: VideoStream | None
+    audio: AudioStream | None
+
+
+def open_input(source: Path) -> ffmpeg.nodes.FilterableStream:
+    """The source as ffmpeg-python input, never taken for a URL or an option, decoded in one thread."""
+    return ffmpeg.input(f"file:{source}", threads=1, protocol_whitelist="file")
+
+
+def probe(source: Path, deadline: Deadline) -> SourceInfo:
+    """Read a source's header. Of several streams of a kind: the first that is marked default, else the first.
+
+    Raises EmptyFile, UnreadableSource or DeadlineExceeded.
+    """
+    _require_regular_file(source)
+    argv = ["ffprobe", "-hide_banner", "-loglevel", "level+warning", "-protocol_whitelist", "file"]
+    argv += ["-show_format", "-show_streams", "-of", "json", f"file:{source}"]
+    done = run(argv, subject=source.name, deadline=deadline)
+    found = json.loads(done.stdout or b"{}")
+    container = str(found.get("format", {}).get("format_name", ""))
+    if done.returncode != 0 or not container or container in NOT_MEDIA_FORMATS:
+        saw = log_tail(done.stderr, source) or f"its format looks like {container or 'none'}"
+        raise UnreadableSource(
+            f"{source.name}: not readable as media ({saw}); wanted a complete video file: fetch it again"
+        )
+    video = _choose(found["streams"], "video")
+    audio = _choose(found["streams"], "audio")
+    return SourceInfo(
+        container=container,
+        duration_s=_seconds(found["format"].get("duration")),
+        video=None if video is None else _video_stream(video),
+        audio=None if audio is None else _audio_stream(audio),
+    )
+
+
+def first_shown_us(source: Path, video: VideoStream, deadline: Deadline) -> int:
+    """Time of the first frame that the decoder hands out, in microseconds on ffmpeg's input clock.
+
+    The header does not tell: edit lists hide frames of a stream-copied cut, and a decoder drops frames whose
+    references are missing. So the decoder that will do the work is asked, with the options it will have.
+    """
+    first = (
+        open_input(source)[str(video.index)]
+        .filter("settb", "AVTB")
+        .filter("showinfo", checksum=0)
+        .output("-", format="null", **{"frames:v": 1})
+        .global_args(*GLOBAL_ARGS)
+    )
+    done = run(first.compile(), subject=source.name, deadline=deadline)
+    shown = re.search(r"showinfo.* n: *0 pts: *(-?\d+) ", done.stderr)
+    if shown is None:
+        raise DamagedSource(
+            f"{source.name}: not one frame of its {video.codec} picture could be decoded "
+            f"({log_tail(done.stderr, source) or 'no reason given'}); fetch it again"
+        )
+    return int(shown.group(1))
+
+
+def _require_regular_file(source: Path) -> None:
+    try:
+        status = source.stat()
+        regular = stat.S_ISREG(status.st_mode)
+        if regular:
+            source.open("rb").close()
+    except OSError as error:
+        raise UnreadableSource(
+            f"{source.name}: {error.strerror}; wanted a readable file: check its path"
+        ) from error
+    if not regular:
+        raise UnreadableSource(f"{source.name}: not a regular file; wanted a video file: copy it to a disk")
+    if status.st_size == 0:
+        raise EmptyFile(f"{source.name}: 0 bytes, wanted a video file: fetch it again")
+
+
+def _choose(streams: list[dict[str, Any]], kind: str) -> dict[str, Any] | None:
+    def is_still(stream: dict[str, Any]) -> bool:
+        marks = stream.get("disposition", {})
+        return any(marks.get(mark) for mark in ("attached_pic", "timed_thumbnails", "still_image"))
+
+    candidates = [s for s in streams if s.get("codec_type") == kind and "codec_name" in s and not is_still(s)]
+    default = [s for s in candidates if s.get("disposition", {}).get("default")]
+    return next(iter(default or candidates), None)
+
+
+def _video_stream(stream: dict[str, Any]) -> VideoStream:
+    rotations = [int(side["rotation"]) for side in stream.get("side_data_list", []) if "rotation" in side]
+    aspect = _ratio(stream.get("sample_aspect_ratio", "1:1").replace(":", "/"))
+    rate = _ratio(stream.get("avg_frame_rate", "0/0")) or _ratio(stream.get("r_frame_rate", "0/0"))
+    return VideoStream(
+        index=int(stream["index"]),
+        codec=str(stream["codec_name"]),
+        width_px=int(stream["width"]),
+        height_px=int(stream["height"]),
+        pixel_aspect=aspect or Fraction(1),
+        rotation_deg=rotations[0] if rotations else 0,
+        fps=float(rate) if rate else None,
+        duration_s=_seconds(stream.get("duration")),
+        matrix=stream.get("color_space"),
+    )
+
+
+def _audio_stream(stream: dict[str, Any]) -> AudioStream:
+    return AudioStream(
+        index=int(stream["index"]),
+        codec=str(stream["codec_name"]),
+        hz=int(stream["sample_rate"]),
+        channels=int(stream["channels"]),
+        duration_s=_seconds(stream.get("duration")),
+    )
+
+
+def _seconds(text: str | None) -> float | None:
+    return None if text in (None, "N/A") else float(text)
+
+
+def _ratio(text: str) -> Fraction | None:
+    over, _, under = text.partition("/")
+    return Fraction(int(over), int(under)) if int(over) > 0 and int(under) > 0 else None

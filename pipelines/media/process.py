@@ -1,0 +1,93 @@
+"""Run one media process that cannot outlive its deadline."""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipelines.media.errors import DeadlineExceeded, FfmpegMissing
+
+REAP_S = 5.0
+LOG_TAIL_CHARS = 240
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """A budget of wall seconds shared by the processes that work on one source."""
+
+    total_s: float
+    started_s: float = field(default_factory=time.monotonic)
+
+    def left_s(self) -> float:
+        """Seconds left, at least a millisecond so that a spent budget still kills at once."""
+        return max(1e-3, self.started_s + self.total_s - time.monotonic())
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What a process left behind."""
+
+    returncode: int
+    stdout: bytes
+    stderr: str
+
+
+def run(argv: Sequence[str], *, subject: str, deadline: Deadline, stdin: bytes | None = None) -> Finished:
+    """Run `argv` in a session of its own; at the deadline kill the whole process group.
+
+    subject: what the process works on, for messages. stdin: bytes to feed, or None for /dev/null.
+    Raises DeadlineExceeded, and FfmpegMissing when the program is not on PATH.
+    """
+    program = shutil.which(argv[0])
+    if program is None:
+        raise FfmpegMissing(f"{argv[0]} is not on PATH; install ffmpeg (apt-get install ffmpeg)")
+    process = subprocess.Popen(
+        [program, *argv[1:]],
+        stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        stdout, stderr = process.communicate(stdin, timeout=deadline.left_s())
+    except subprocess.TimeoutExpired:
+        raise DeadlineExceeded(
+            f"{subject}: {argv[0]} was killed after {deadline.total_s:g} s, the time allowed for one source; "
+            "try the file by hand, and raise the deadline if it is only slow"
+        ) from None
+    finally:
+        if process.returncode is None:
+            _kill_group(process)
+    return Finished(process.returncode, stdout, stderr.decode("utf-8", errors="replace"))
+
+
+def _kill_group(process: "subprocess.Popen[bytes]") -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    # A process stuck in the kernel (a dead network mount) ignores even SIGKILL: do not wait for it for ever.
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=REAP_S)
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        if pipe is not None:
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
+
+
+def log_tail(stderr: str, source: Path) -> str:
+    """The last two different complaints of ffmpeg or ffprobe, without addresses and folders, on one line."""
+    complaints: list[str] = []
+    for line in stderr.splitlines():
+        level = re.search(r"\[(warning|error|fatal|panic)\] ", line)
+        if level is None:
+            continue
+        text = re.sub(r"\[([^\[\]]+?) @ 0x[0-9a-f]+\] ?", r"\1: ", line.replace(level.group(0), "")).strip()
+        text = text.replace(f"file:{source}", source.name).replace(str(source), source.name)
+        if text and text not in complaints:
+            complaints.append(text)
+    return " | ".join(complaints[-2:])[:LOG_TAIL_CHARS]

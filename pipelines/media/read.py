@@ -1,0 +1,113 @@
+"""Read clips that `normalise` wrote: frames by time with decord, sound by sample with soundfile.
+
+decord trusts the container's frame index, which is right only for files of constant rate without edit lists:
+our own. So it is handed no other file (docs/decisions/media-ffmpeg-decord.md).
+"""
+
+from fractions import Fraction
+from functools import lru_cache
+from math import gcd
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipelines.media.errors import NotNormalised, UnreadableSource
+from pipelines.media.normalise import NORMALISED_TAG
+
+HEADER_BYTES = 1 << 18
+"""The header lies in front (faststart); that of a clip of 8 s takes a few KiB."""
+
+FILTER_ZERO_CROSSINGS = 48
+FILTER_KAISER_BETA = 10.0
+"""Resampling filter: some 100 dB below the signal beyond the Nyquist rate, flat up to 0.9 of it."""
+
+
+def frame_indices(n_source_frames: int, source_fps: float, fps: float) -> list[int]:
+    """Source frame shown nearest to k / fps seconds, for each sampled frame k; of two as near, the later.
+
+    Exact integer arithmetic. n_source_frames / source_fps * fps frames, rounded down.
+    Raises ValueError when `fps` is not in (0, source_fps].
+    """
+    wanted, given = _exact_rate(fps), _exact_rate(source_fps)
+    if not 0 < wanted <= given:
+        raise ValueError(f"asked for {fps:g} fps of a clip of {source_fps:g} fps; ask for 0 < fps <= that")
+    step = given / wanted
+    n_frames = int(n_source_frames / step)
+    return [(2 * k * step.numerator + step.denominator) // (2 * step.denominator) for k in range(n_frames)]
+
+
+def read_frames(video: Path, fps: float) -> np.ndarray:
+    """Frames of a normalised clip sampled at `fps`: (T, H, W, 3) uint8 RGB; T = duration * fps.
+
+    Raises NotNormalised for a missing or foreign file, ValueError when `fps` exceeds the clip's own.
+    """
+    reader = _open_own(video)
+    indices = frame_indices(len(reader), reader.get_avg_fps(), fps)
+    frames: np.ndarray = reader.get_batch(indices).asnumpy()
+    return frames
+
+
+def read_frame_indices(video: Path, fps: float) -> list[int]:
+    """Source frame index of each frame of `read_frames(video, fps)`: a processor's video metadata."""
+    reader = _open_own(video)
+    return frame_indices(len(reader), reader.get_avg_fps(), fps)
+
+
+def read_audio(audio: Path, hz: int) -> np.ndarray:
+    """Sound of a normalised clip, mixed to mono at `hz`: (N,) float32, N = duration * hz.
+
+    Raises UnreadableSource for a missing or foreign file.
+    """
+    import soundfile
+
+    try:
+        samples, source_hz = soundfile.read(audio, dtype="float32", always_2d=True)
+    except soundfile.SoundFileError as error:
+        missing = "no such file" if not audio.exists() else str(error)
+        raise UnreadableSource(
+            f"{audio.name}: {missing}; wanted a FLAC file written by normalise(): run stage clips again"
+        ) from error
+    return resample(samples.mean(axis=1), source_hz, hz)
+
+
+def resample(samples: np.ndarray, source_hz: int, hz: int) -> np.ndarray:
+    """Mono samples (N,) at source_hz -> (ceil(N * hz / source_hz),) float32 at hz, without delay."""
+    from scipy.signal import resample_poly
+
+    if source_hz == hz:
+        return samples.astype(np.float32, copy=False)
+    common = gcd(source_hz, hz)
+    up, down = hz // common, source_hz // common
+    resampled: np.ndarray = resample_poly(samples, up, down, window=_low_pass(up, down))
+    return resampled.astype(np.float32, copy=False)
+
+
+@lru_cache(maxsize=8)
+def _low_pass(up: int, down: int) -> np.ndarray:
+    from scipy.signal import firwin
+
+    half_length = FILTER_ZERO_CROSSINGS * max(up, down)
+    window = ("kaiser", FILTER_KAISER_BETA)
+    taps: np.ndarray = firwin(2 * half_length + 1, 0.94 / max(up, down), window=window)
+    return taps
+
+
+def _exact_rate(fps: float) -> Fraction:
+    return Fraction(fps).limit_denominator(1001)
+
+
+def _open_own(video: Path) -> Any:  # decord has no types
+    import decord
+
+    try:
+        with video.open("rb") as file:
+            own = NORMALISED_TAG.encode() in file.read(HEADER_BYTES)
+    except OSError as error:
+        raise NotNormalised(f"{video.name}: {error.strerror}; wanted a clip: run stage clips") from error
+    if not own:
+        raise NotNormalised(
+            f"{video.name}: not written by normalise() of this version; its frame index need not be time: "
+            "normalise it first"
+        )
+    return decord.VideoReader(str(video), num_threads=1)
