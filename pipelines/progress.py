@@ -1,0 +1,52 @@
+"""Progress of long work: plain lines with rate and time left, fit for a terminal and for a job's log alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+LINE_EVERY_S = 5.0
+
+
+class Progress:
+    """Counts `total` units of work and says how it goes, at most every few seconds."""
+
+    def __init__(self, label: str, total: int, unit: str, say: Callable[[str], None]) -> None:
+        self.label, self.total, self.unit, self.say = label, total, unit, say
+        self.done = self.quarantined = 0
+        self.started_s = self.said_s = time.monotonic()
+
+    def advance(self, count: int, quarantined: int = 0) -> None:
+        self.done += count
+        self.quarantined += quarantined
+        self.tick()
+
+    def tick(self) -> None:
+        if time.monotonic() - self.said_s >= LINE_EVERY_S:
+            self.said_s = time.monotonic()
+            self.say(self.line())
+
+    def finish(self) -> None:
+        self.say(self.line())
+
+    def line(self) -> str:
+        elapsed_s = max(time.monotonic() - self.started_s, 1e-9)
+        rate = self.done / elapsed_s
+        parts = [f"  {self.label}: {self.done}/{self.total} {self.unit}", f"{rate:.2g}/s"]
+        if self.done < self.total:
+            parts.append(f"{human_time((self.total - self.done) / rate)} left" if self.done else "starting")
+        else:
+            parts.append(human_time(elapsed_s))
+        if self.quarantined:
+            parts.append(f"{self.quarantined} quarantined")
+        return ", ".join(parts)
+
+
+def human_time(seconds: float) -> str:
+    """12 s, 3 min 20 s, 5 h 02 min."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
