@@ -1,0 +1,234 @@
+"""Requests to model inputs: the one way in which engines and fine-tuning show a clip to a model.
+
+The video, interleaved with its audio where there is any, comes before the text. Frame times and rotary positions are
+explicit, so that training, transformers and vLLM see the same clip at any frame rate.
+"""
+
+import unicodedata
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from soundcap.checkpoint import CaptionProcessor
+from soundcap.positions import AUDIO, TEXT, VIDEO, rope_positions
+from soundcap.request import CaptionRequest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+IGNORED_LABEL = -100
+END_OF_TURN = "<|im_end|>"
+MIN_FPS_WITH_AUDIO = 1.0
+"""Audio and video alternate in chunks of 2 s, and a frame pair lasts 2 / fps: below 1 fps a chunk has no picture."""
+
+_FROM_PROCESSOR = (
+    "input_ids",
+    "pixel_values_videos",
+    "video_grid_thw",
+    "second_per_grid_ts",
+    "video_second_per_grid",
+    "input_features",
+    "feature_attention_mask",
+)
+_REPLACED_BY_PROCESSOR = ("<|audio_placeholder|>", "<|image_placeholder|>", "<|video_placeholder|>")
+
+
+def prepare_inputs(
+    processor: CaptionProcessor,
+    requests: Sequence[CaptionRequest],
+    *,
+    answers: Sequence[str] | None,
+    min_frame_px: int,
+    max_frame_px: int,
+    max_tokens: int | None = None,
+) -> "dict[str, Tensor]":
+    """A batch of model inputs.
+
+    Frames are scaled to a multiple of 28 px per side with an area in [`min_frame_px`, `max_frame_px`] (pixels per
+    frame). Returned, for B requests and L tokens: `input_ids`, `attention_mask` (B, L); `position_ids` (3, B, L), see
+    `soundcap.positions`; `pixel_values_videos` (patches, 1176), `video_grid_thw` (B, 3); the seconds per frame pair
+    (`second_per_grid_ts` or `video_second_per_grid`) (B,); for Qwen2.5-VL `mm_token_type_ids` (B, L); for Omni, when
+    any request has audio, `input_features` (B', 128, frames of 10 ms) and `feature_attention_mask` (B', frames).
+
+    Without `answers` the batch is padded on the left, ready to generate. With `answers` (B captions) it is padded on
+    the right, each row ends with its answer and `<|im_end|>`, and `labels` (B, L) holds these and is -100 elsewhere.
+
+    Raises ValueError if a request cannot be shown to this model, and if a row is longer than `max_tokens` (default:
+    the model's own limit). Nothing is ever truncated.
+    """
+    if not requests:
+        raise ValueError("got no requests, wanted at least one")
+    if answers is not None and len(answers) != len(requests):
+        raise ValueError(f"got {len(answers)} answers for {len(requests)} requests, wanted one each")
+    size = {"shortest_edge": min_frame_px, "longest_edge": max_frame_px}
+    limit = processor.max_tokens if max_tokens is None else max_tokens
+    rows = []
+    for index, request in enumerate(requests):
+        answer = None if answers is None else answers[index]
+        rows.append(_prepare_row(processor, request, answer, size, limit))
+    pad_id = processor.hf.tokenizer.pad_token_id
+    return _collate(rows, pad_id, pad_left=answers is None)
+
+
+def render_chat(processor: CaptionProcessor, request: CaptionRequest) -> str:
+    """The checkpoint's chat template around one video placeholder and the prompt, up to where the answer starts.
+
+    Raises ValueError if the prompt holds a special token, or the request does not suit the model.
+    """
+    check_suits_model(processor, request)
+    refuse_special_tokens(processor, request.prompt, "prompt")
+    content = [{"type": "video"}, {"type": "text", "text": request.prompt}]
+    chat: str = processor.hf.apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+    )
+    return chat
+
+
+def refuse_special_tokens(processor: CaptionProcessor, text: str, what: str) -> None:
+    """Raise ValueError if `text` holds a token that structures the input, such as `<|im_start|>`."""
+    # Normalisation comes first because the tokenizer normalises too
+    normalised = unicodedata.normalize("NFC", text)
+    for token in (*processor.hf.tokenizer.get_added_vocab(), *_REPLACED_BY_PROCESSOR):
+        if token in normalised:
+            raise ValueError(
+                f"{what}: holds {token!r}, which structures the model's input; remove it from the text"
+            )
+
+
+def check_suits_model(processor: CaptionProcessor, request: CaptionRequest) -> None:
+    """Raise ValueError if the model cannot take this request's audio."""
+    if request.audio is None:
+        return
+    if not processor.family.hears:
+        raise ValueError(
+            f"audio: {processor.family.model_type} does not hear; pass audio=None for a silent caption"
+        )
+    if request.audio_hz != (wanted_hz := processor.hf.feature_extractor.sampling_rate):
+        raise ValueError(f"audio: got {request.audio_hz} Hz, the model hears {wanted_hz} Hz; resample it")
+    if request.frames_fps < MIN_FPS_WITH_AUDIO:
+        raise ValueError(
+            f"frames_fps: got {request.frames_fps} with audio, wanted at least {MIN_FPS_WITH_AUDIO}; sample more frames"
+        )
+
+
+def video_metadata(request: CaptionRequest) -> dict[str, Any]:
+    """The metadata that keeps the processors from assuming a frame rate: frames are given as they are to be seen."""
+    n_frames = len(request.frames)
+    return {
+        "fps": request.frames_fps,
+        "duration": request.duration_s,
+        "total_num_frames": n_frames,
+        "frames_indices": list(range(n_frames)),
+    }
+
+
+def padded_audio_samples(processor: CaptionProcessor, n_samples: int) -> int:
+    """Length to which audio is padded before the spectrogram.
+
+    The processor's own choice is 300 s. One analysis window of silence past the end gives the same features, because
+    no frame that counts reaches further; none at all would reflect the sound at its end.
+    """
+    extractor = processor.hf.feature_extractor
+    return int(-(-(n_samples + extractor.n_fft) // extractor.hop_length) * extractor.hop_length)
+
+
+def _prepare_row(
+    processor: CaptionProcessor, request: CaptionRequest, answer: str | None, size: dict[str, int], limit: int
+) -> "dict[str, Tensor]":
+    """Inputs of one request, not padded; what is per token has no batch axis yet."""
+    import torch
+
+    row = _show(processor, request, size)
+    prompt_ids = row["input_ids"][0]
+    answer_ids = torch.tensor([] if answer is None else _answer_ids(processor, answer), dtype=torch.long)
+    if (n_tokens := len(prompt_ids) + len(answer_ids)) > limit:
+        raise ValueError(
+            f"got {n_tokens} tokens ({len(prompt_ids)} of clip and prompt, {len(answer_ids)} of answer), wanted at "
+            f"most {limit}: lower max_frame_px or the frame rate, or shorten the prompt or the answer"
+        )
+    input_ids = torch.cat([prompt_ids, answer_ids])
+    kinds = _token_kinds(processor, input_ids.numpy())
+    row |= {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
+    row["position_ids"] = torch.from_numpy(_positions(processor, row, kinds))
+    if not processor.family.hears:
+        row["mm_token_type_ids"] = torch.from_numpy(kinds)
+    if answer is not None:
+        row["labels"] = torch.cat([torch.full_like(prompt_ids, IGNORED_LABEL), answer_ids])
+    return row
+
+
+def _show(processor: CaptionProcessor, request: CaptionRequest, size: dict[str, int]) -> "dict[str, Tensor]":
+    """The checkpoint's own processor on one request: token ids, patches and, for Omni, audio features."""
+    text = render_chat(processor, request)
+    videos: dict[str, Any] = {
+        "size": size,
+        "do_sample_frames": False,
+        "cap_pixels_per_frame": False,
+        "video_metadata": [video_metadata(request)],
+    }
+    sound: dict[str, Any] = {}
+    if processor.family.hears:
+        videos |= {"fps": request.frames_fps, "use_audio_in_video": request.audio is not None}
+    if request.audio is not None:
+        padded = padded_audio_samples(processor, len(request.audio))
+        sound = {"audio": [request.audio], "audio_kwargs": {"max_length": padded}}
+    inputs: dict[str, Tensor] = processor.hf(
+        text=[text], videos=[request.frames], videos_kwargs=videos, return_tensors="pt", **sound
+    )
+    return {name: inputs[name] for name in inputs if name in _FROM_PROCESSOR}
+
+
+def _answer_ids(processor: CaptionProcessor, answer: str) -> list[int]:
+    if not answer.strip():
+        raise ValueError(f"answer: got {answer!r}, wanted text that is not blank")
+    refuse_special_tokens(processor, answer, "answer")
+    tokenizer = processor.hf.tokenizer
+    ids: list[int] = tokenizer(answer, add_special_tokens=False)["input_ids"]
+    return [*ids, tokenizer.convert_tokens_to_ids(END_OF_TURN)]
+
+
+def _token_kinds(processor: CaptionProcessor, input_ids: np.ndarray) -> np.ndarray:
+    """TEXT, VIDEO or AUDIO for each token, (L,) int64."""
+    to_id = processor.hf.tokenizer.convert_tokens_to_ids
+    kinds = np.full(len(input_ids), TEXT)
+    kinds[input_ids == to_id(processor.hf.video_token)] = VIDEO
+    if processor.family.hears:
+        kinds[input_ids == to_id(processor.hf.audio_token)] = AUDIO
+    return kinds
+
+
+def _positions(processor: CaptionProcessor, row: "dict[str, Tensor]", kinds: np.ndarray) -> np.ndarray:
+    pairs, height, width = row["video_grid_thw"][0].tolist()
+    merge = processor.hf.video_processor.merge_size
+    seconds = row["video_second_per_grid" if processor.family.hears else "second_per_grid_ts"]
+    grid = (pairs, height // merge, width // merge)
+    return rope_positions(kinds, grid, float(seconds[0]), processor.positions_per_second)
+
+
+def _collate(rows: "list[dict[str, Tensor]]", pad_id: int, *, pad_left: bool) -> "dict[str, Tensor]":
+    import torch
+
+    length = max(len(row["input_ids"]) for row in rows)
+    fills = {"input_ids": pad_id, "attention_mask": 0, "mm_token_type_ids": TEXT, "labels": IGNORED_LABEL}
+
+    def pad(tensor: "Tensor", to: int, fill: int, left: bool) -> "Tensor":
+        missing = to - tensor.shape[-1]
+        return torch.nn.functional.pad(tensor, (missing, 0) if left else (0, missing), value=fill)
+
+    batch = {
+        name: torch.stack([pad(row[name], length, fill, pad_left) for row in rows])
+        for name, fill in fills.items()
+        if name in rows[0]
+    }
+    batch["position_ids"] = torch.stack(
+        [pad(row["position_ids"], length, 0, pad_left) for row in rows], dim=1
+    )
+    for name in ("pixel_values_videos", "video_grid_thw", "second_per_grid_ts", "video_second_per_grid"):
+        if name in rows[0]:
+            batch[name] = torch.cat([row[name] for row in rows])
+    if heard := [row for row in rows if "input_features" in row]:
+        n_frames = max(row["input_features"].shape[-1] for row in heard)
+        for name in ("input_features", "feature_attention_mask"):
+            batch[name] = torch.cat([pad(row[name], n_frames, 0, False) for row in heard])
+    return batch

@@ -1,0 +1,103 @@
+"""What a captioning engine is asked: one clip with its prompt, and how to sample the answer."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+MIN_AUDIO_S = 0.05
+"""Shorter sound yields no audio token (the audio encoder emits one per 40 ms)."""
+
+_MAX_PEAK = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionRequest:
+    """One clip to caption, already decoded.
+
+    Raises ValueError, naming what was got and wanted, if a field does not hold what is described here.
+    """
+
+    prompt: str
+    """Instruction including its warnings, already rendered; not blank."""
+    frames: np.ndarray
+    """(T, H, W, 3) uint8, RGB, T >= 1."""
+    frames_fps: float
+    """Rate at which these frames were sampled, in frames per second: frame k is at k / frames_fps seconds."""
+    audio: np.ndarray | None
+    """(N,) float32 mono at `audio_hz`, nominally in [-1, 1] (resampling may overshoot a little; a peak above 2
+    is refused as not scaled); None for a silent video."""
+    audio_hz: int = 16_000
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.prompt, str) or not self.prompt.strip():
+            raise ValueError(f"prompt: got {self.prompt!r}, wanted text that is not blank")
+        _check_frames(self.frames)
+        if not np.isfinite(self.frames_fps) or self.frames_fps <= 0:
+            raise ValueError(f"frames_fps: got {self.frames_fps}, wanted a rate above 0 frames per second")
+        if self.audio_hz <= 0:
+            raise ValueError(f"audio_hz: got {self.audio_hz}, wanted a rate above 0 Hz")
+        if self.audio is not None:
+            _check_audio(self.audio, self.audio_hz)
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds of picture: T / frames_fps."""
+        return len(self.frames) / self.frames_fps
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the answer is drawn. Temperature 0 takes the likeliest token each time, whatever `top_p` and `seed`.
+
+    Raises ValueError for a value out of range.
+    """
+
+    max_new_tokens: int
+    """Most tokens of an answer, >= 1."""
+    temperature: float = 0.0
+    """>= 0; 0 = greedy."""
+    top_p: float = 1.0
+    """Nucleus in (0, 1]."""
+    repetition_penalty: float = 1.0
+    """> 0; 1 = none."""
+    seed: int = 0
+    """Every request is drawn with this seed, so its answer does not depend on the requests beside it; >= 0."""
+
+    def __post_init__(self) -> None:
+        wanted = {
+            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
+            "temperature": (0 <= self.temperature < float("inf"), "0 (greedy) or more"),
+            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
+            "repetition_penalty": (0 < self.repetition_penalty < float("inf"), "above 0 (1 = no penalty)"),
+            "seed": (self.seed >= 0, "0 or more"),
+        }
+        for name, (holds, what) in wanted.items():
+            if not holds:
+                raise ValueError(f"{name}: got {getattr(self, name)}, wanted {what}")
+
+
+def _check_frames(frames: np.ndarray) -> None:
+    if not isinstance(frames, np.ndarray) or frames.dtype != np.uint8:
+        got = getattr(frames, "dtype", type(frames).__name__)
+        raise ValueError(f"frames: got {got}, wanted a numpy array of uint8")
+    if frames.ndim != 4 or frames.shape[-1] != 3:
+        raise ValueError(f"frames: got shape {frames.shape}, wanted (T, H, W, 3)")
+    if 0 in frames.shape:
+        raise ValueError(f"frames: got shape {frames.shape}, wanted at least one frame with pixels")
+
+
+def _check_audio(audio: np.ndarray, audio_hz: int) -> None:
+    if not isinstance(audio, np.ndarray) or audio.dtype != np.float32:
+        got = getattr(audio, "dtype", type(audio).__name__)
+        raise ValueError(f"audio: got {got}, wanted a numpy array of float32, or None for a silent video")
+    if audio.ndim != 1:
+        raise ValueError(f"audio: got shape {audio.shape}, wanted (N,): mix it down to mono")
+    if len(audio) < MIN_AUDIO_S * audio_hz:
+        raise ValueError(
+            f"audio: got {len(audio)} samples ({len(audio) / audio_hz:.3f} s at {audio_hz} Hz), "
+            f"wanted at least {MIN_AUDIO_S} s, or None for a silent video"
+        )
+    if not np.isfinite(audio).all():
+        raise ValueError("audio: got samples that are not finite, wanted samples in [-1, 1]")
+    if (peak := float(np.abs(audio).max())) > _MAX_PEAK:
+        raise ValueError(f"audio: got a peak of {peak:.3g}, wanted samples in [-1, 1]: divide by full scale")
