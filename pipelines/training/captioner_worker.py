@@ -1,0 +1,155 @@
+"""Fine-tuning of the silent captioner under Ray Train: processes, checkpoints in storage, resumption."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines.errors import RunError, UserError, one_line
+from soundcap.finetune import (
+    RESULT_FILE,
+    ExecutionSettings,
+    FinetuneError,
+    FinetuneResult,
+    FinetuneSettings,
+    finetune,
+    load_result,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow.fs
+
+    from soundcap.finetune_data import TrainExample
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRun:
+    """Where and on how many processes to train. None of it changes what is learnt."""
+
+    name: str
+    """The same name and storage go on with an earlier run; use the stage's fingerprint."""
+    storage_path: str
+    """Folder on a disk that all nodes share, or an address such as s3://bucket/prefix; for checkpoints."""
+    storage_filesystem: "pyarrow.fs.FileSystem | None" = None
+    """Reaches `storage_path` (then without its scheme) where its address alone does not suffice."""
+    num_workers: int = 1
+    """Processes; with `use_gpu`, one GPU each."""
+    cpus_per_worker: int = 1
+    """Cores that Ray reserves per process, and threads that torch uses."""
+    max_failures: int = 2
+    """Restarts after a crash, each from the latest checkpoint."""
+
+
+def train_captioner(
+    *,
+    model: str,
+    revision: str | None,
+    examples: "list[TrainExample]",
+    read_frames: "Callable[[str], np.ndarray]",
+    settings: FinetuneSettings,
+    execution: ExecutionSettings,
+    run: TrainingRun,
+    output_dir: Path,
+) -> FinetuneResult:
+    """Train, or go on with `run`, and put the adapter into `output_dir`. Ray must be initialised.
+
+    `read_frames` is sent to the workers: video address -> frames (T, H, W, 3) uint8 at `settings.frames_fps`.
+
+    Raises UserError for settings or examples that cannot be trained on, RunError when training failed more
+    often than `run.max_failures`.
+    """
+    import ray
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchTrainer
+
+    shared = ray.put(examples)
+    # ZeRO's checkpoints fit only the stage and number of processes that wrote them: others start afresh
+    name = f"{run.name}-zero{execution.zero_stage}-{run.num_workers}"
+    work_dir = _work_dir(run.storage_path, name)
+
+    def work() -> str | None:
+        train = partial(
+            finetune, model, revision, ray.get(shared), read_frames, settings, execution, work_dir
+        )
+        return _work(train, work_dir)
+
+    trainer = TorchTrainer(
+        work,
+        scaling_config=ScalingConfig(
+            num_workers=run.num_workers,
+            use_gpu=execution.use_gpu,
+            resources_per_worker={"CPU": run.cpus_per_worker} | ({"GPU": 1} if execution.use_gpu else {}),
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=run.storage_path,
+            storage_filesystem=run.storage_filesystem,
+            failure_config=FailureConfig(max_failures=run.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except TrainingFailedError as error:
+        raise RunError(f"captioner: {_cause(error)}") from error
+    if result.return_value is not None:
+        raise UserError(f"captioner: {result.return_value}")
+    assert result.checkpoint is not None, (
+        "every worker that returns without a message has reported the adapter"
+    )
+    result.checkpoint.to_directory(str(output_dir))
+    return load_result(output_dir)
+
+
+def _work(train: Callable[..., FinetuneResult], work_dir: Path) -> str | None:
+    """One worker's whole life. Returns what the user must mend: an exception would only be tried again."""
+    import ray.train
+
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return _train(train, work_dir, resume_from=None)
+    with checkpoint.as_directory() as folder:
+        if (Path(folder) / RESULT_FILE).exists():
+            return None  # an earlier run got this far, and its caller died before it took the adapter
+        return _train(train, work_dir, resume_from=Path(folder))
+
+
+def _train(train: Callable[..., FinetuneResult], work_dir: Path, resume_from: Path | None) -> str | None:
+    import ray.train
+    import torch.distributed
+
+    from pipelines.training.trainer_callbacks import CheckpointToStorage, SayProgress
+
+    first_of_node = int(os.environ["LOCAL_RANK"]) == 0
+    if first_of_node:
+        shutil.rmtree(work_dir, ignore_errors=True)  # left by a process that was killed
+    torch.distributed.barrier()
+    try:
+        result = train(callbacks=[CheckpointToStorage(), SayProgress()], resume_from=resume_from)
+    except FinetuneError as error:
+        return str(error)
+    first = ray.train.get_context().get_world_rank() == 0
+    adapter = ray.train.Checkpoint.from_directory(result.adapter_dir) if first else None
+    ray.train.report({"loss": result.loss_curve[-1].loss}, checkpoint=adapter)
+    if first_of_node:
+        shutil.rmtree(work_dir)
+    return None
+
+
+def _work_dir(storage_path: str, name: str) -> Path:
+    """Folder on a node's own disk, the same for all processes of this run there and for its restarts."""
+    run = hashlib.sha256(f"{storage_path}\0{name}".encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"soundcap-captioner-{run}"
+
+
+def _cause(error: Exception) -> str:
+    """What went wrong in the first worker that failed, on one line."""
+    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
+    cause = failures[min(failures)] if failures else error
+    return f"{type(cause).__name__}: {one_line(cause)}"

@@ -1,0 +1,79 @@
+"""Callbacks of transformers' Trainer under Ray Train. For workers only: transformers takes seconds to import."""
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch.distributed
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from pipelines.progress import Progress
+
+
+class CheckpointToStorage(TrainerCallback):  # type: ignore[misc]
+    """Keeps each checkpoint in Ray Train's storage, uploaded once per node.
+
+    Each process of a node writes its shards into the same folder, so its first process uploads them all and
+    Ray Train merges the nodes' folders. All must have written before.
+    """
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if state.global_step >= state.max_steps:
+            return  # the finished adapter follows at once
+        torch.distributed.barrier()
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        first_of_node = int(os.environ["LOCAL_RANK"]) == 0
+        ray.train.report(
+            {"step": state.global_step, "epoch": state.epoch, "loss": _latest_loss(state)},
+            checkpoint=ray.train.Checkpoint.from_directory(str(folder)) if first_of_node else None,
+        )
+
+
+class SayProgress(TrainerCallback):  # type: ignore[misc]
+    """Prints rate, time left and loss, from the first process only."""
+
+    def __init__(self) -> None:
+        self.progress: Progress | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            label = f"captioner from step {state.global_step}" if state.global_step else "captioner"
+            self.progress = Progress(label, state.max_steps - state.global_step, "steps", _say)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if self.progress is not None:
+            self.progress.advance(1)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if self.progress is not None:
+            clips = (
+                self.progress.done
+                * args.train_batch_size
+                * args.gradient_accumulation_steps
+                * args.world_size
+            )
+            seconds = max(time.monotonic() - self.progress.started_s, 1e-9)
+            _say(f"{self.progress.line()}, {clips / seconds:.2g} clips/s, loss {_latest_loss(state):.3f}")
+
+
+def _latest_loss(state: TrainerState) -> float:
+    return next(
+        (float(entry["loss"]) for entry in reversed(state.log_history) if "loss" in entry), float("nan")
+    )
+
+
+def _say(line: str) -> None:
+    # not print(): Ray Train logs what is printed, and the driver would show each line twice
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
