@@ -25,7 +25,7 @@ def normalising_command(
 ) -> list[str]:
     """Argument list that writes `video_out` and, if the source has sound, `audio_out`.
 
-    origin_us: time of the first picture on ffmpeg's input clock; it becomes t = 0 of both outputs.
+    origin_us: time of the first picture on the container's clock; it becomes t = 0 of both outputs.
     """
     assert info.video is not None, "a source without picture is refused before"
     opened = open_input(source)
@@ -67,6 +67,9 @@ def _picture(
         .filter("fps", fps=settings.fps, round="near")
         # A last frame may end a rounding short of the last slot: one repeat is allowed, no more.
         .filter("tpad", stop_mode="clone", stop=1)
+        # Once all of the graph has ended ffmpeg stops reading: an hour costs no more than the seconds wanted.
+        .filter("trim", end_frame=settings.n_frames)
+        .filter("showinfo", checksum=0)
         .filter("scale", width_px, height_px, flags="bicubic+accurate_rnd+full_chroma_int", **colours)
         .filter("setsar", 1)
         .filter("format", "yuv420p")
@@ -74,7 +77,7 @@ def _picture(
     )
     encoder = {"c:v": "libx264", "preset": "veryfast", "crf": settings.crf, "threads:v": 1}
     # Without B-frames timestamps are index / fps, with no edit list; two keyframes a second make seeks short.
-    timing = {"bf": 0, "g": max(1, settings.fps // 2), "frames:v": settings.n_frames}
+    timing = {"bf": 0, "g": max(1, settings.fps // 2)}
     header = {"map_metadata": -1, "map_chapters": -1, "metadata": f"comment={NORMALISED_TAG}"}
     container = {"f": "mp4", "movflags": "+faststart", "video_track_timescale": settings.fps * 512}
     return frames.output(str(out), fflags="+bitexact", **encoder, **timing, **header, **container)

@@ -22,6 +22,10 @@ class DamagedSource(MediaError):
     """The decoder met damage inside the wanted seconds, or the file ends before its header says."""
 
 
+class ChangingSource(MediaError):
+    """Its picture changes size, or its sound rate or channels, inside the wanted seconds."""
+
+
 class NoVideoStream(MediaError):
     """Nothing but sound, subtitles or cover art."""
 

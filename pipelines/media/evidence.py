@@ -12,7 +12,8 @@ from pipelines.media.process import Finished, log_tail
 _DAMAGE = re.compile(
     r"(?:Error while decoding stream #0:|corrupt (?:decoded frame|input packet) in stream )(\d+)"
 )
-_SOUND = re.compile(r"ashowinfo.* n:(\d+) .*pts_time:(\S+) .*channels:(\d+) .*rate:(\d+) nb_samples:(\d+)")
+_PICTURE_FILTERS = re.compile(r"showinfo.* config in time_base")
+_SOUND = re.compile(r"ashowinfo.* n: *\d+ .*pts_time:(\S+) .*rate:(\d+) nb_samples:(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,8 @@ class Evidence:
     """Counts of lost data by stream, and the stretch of sound that was really there.
 
     sound_start_s, sound_end_s: on the clip's clock (0 = first picture), before padding; None: no sound.
-    format_changes: how often the sound changed its rate or channels on the way.
+    restarts: how often ffmpeg set its filters up anew as picture or sound changed its format; what
+    follows a restart is misplaced in time.
     """
 
     returncode: int
@@ -28,7 +30,7 @@ class Evidence:
     damaged_audio: int
     sound_start_s: float | None
     sound_end_s: float | None
-    format_changes: int
+    restarts: int
     complaint: str
 
     @property
@@ -41,15 +43,14 @@ def read_evidence(done: Finished, source: Path, video: VideoStream, audio: Audio
     """Parse the log of one normalising command (levels on, ashowinfo before padding)."""
     damaged = [int(index) for index in _DAMAGE.findall(done.stderr)]
     sounds = _SOUND.findall(done.stderr)
-    starts = [float(start) for _, start, *_ in sounds]
-    ends = [float(start) + int(n) / int(hz) for _, start, _, hz, n in sounds]
-    restarts = sum(number == "0" for number, *_ in sounds)
+    starts = [float(start) for start, *_ in sounds]
+    ends = [float(start) + int(n) / int(hz) for start, hz, n in sounds]
     return Evidence(
         returncode=done.returncode,
         damaged_video=damaged.count(video.index),
         damaged_audio=0 if audio is None else damaged.count(audio.index),
         sound_start_s=min(starts, default=None),
         sound_end_s=max(ends, default=None),
-        format_changes=max(0, restarts - 1),
+        restarts=max(0, len(_PICTURE_FILTERS.findall(done.stderr)) - 1),
         complaint=log_tail(done.stderr, source),
     )

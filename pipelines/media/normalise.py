@@ -1,7 +1,7 @@
 """Turn any source into a clip: frame k is shown at k / fps seconds, sample n sounds at n / hz.
 
-t = 0 is the first picture a player would show; sound keeps its place against the picture (earlier sound is cut,
-missing sound is silence). docs/decisions/media-ffmpeg-decord.md tells why.
+t = 0 is the first picture a player would show; sound keeps its place against the picture: earlier sound is
+cut, missing sound is silence. docs/decisions/media-ffmpeg-decord.md tells why.
 """
 
 import errno
@@ -13,7 +13,14 @@ from pathlib import Path
 
 from pipelines.media.clip import NORMALISED_TAG, NORMALISER_VERSION, NormalisedClip, NormaliserSettings
 from pipelines.media.command import normalising_command
-from pipelines.media.errors import DamagedSource, MediaError, NoAudioStream, NoVideoStream, TooShort
+from pipelines.media.errors import (
+    ChangingSource,
+    DamagedSource,
+    MediaError,
+    NoAudioStream,
+    NoVideoStream,
+    TooShort,
+)
 from pipelines.media.evidence import Evidence, read_evidence
 from pipelines.media.probe import SourceInfo, VideoStream, first_shown_us, probe
 from pipelines.media.process import Deadline, run
@@ -103,10 +110,10 @@ def _faults(
         lost = f"{evidence.damaged_video} picture and {evidence.damaged_audio} sound packets do not decode"
         status = f", ffmpeg ended with status {evidence.returncode}" if evidence.returncode else ""
         faults.append((DamagedSource, f"{lost}{status} ({evidence.complaint or 'no reason given'})"))
-    elif not whole and (video.duration_s or 0.0) >= settings.duration_s:
+    if not whole and (video.duration_s or 0.0) >= settings.duration_s:
         faults.append((DamagedSource, f"cut off: its header promises {video.duration_s:.1f} s"))
-    if evidence.format_changes:
-        faults.append((DamagedSource, "its sound changes rate or channels on the way"))
+    if evidence.restarts:
+        faults.append((ChangingSource, "its picture changes size, or its sound rate or channels, on the way"))
     if settings.require_audio and info.audio is None:
         faults.append((NoAudioStream, "no audio stream"))
     elif settings.require_audio and not evidence.has_sound:

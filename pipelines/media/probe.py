@@ -18,9 +18,10 @@ from pipelines.media.process import Deadline, log_tail, run
 
 GLOBAL_ARGS = (
     *("-hide_banner", "-nostdin", "-nostats"),
-    *("-loglevel", "level+info", "-filter_complex_threads", "1"),
+    *("-loglevel", "level+info", "-filter_complex_threads", "1", "-copyts"),
 )
-"""Of every ffmpeg command: one thread each, as the pipeline runs one process per core."""
+"""Of every ffmpeg command on a source. One thread, as the pipeline runs one process per core; the container's
+own clock, as the zero that ffmpeg would choose depends on which streams a command uses."""
 
 NOT_MEDIA_FORMATS = frozenset({"tty", "concat", "hls", "dash", "webvtt", "srt", "ass"})
 """ffmpeg's formats for plain text and for playlists, which would send it to other files."""
@@ -99,7 +100,7 @@ def probe(source: Path, deadline: Deadline) -> SourceInfo:
 
 
 def first_shown_us(source: Path, video: VideoStream, deadline: Deadline) -> int:
-    """Time of the first frame that the decoder hands out, in microseconds on ffmpeg's input clock.
+    """Time of the first frame that the decoder hands out, in microseconds on the container's clock.
 
     The header does not tell: edit lists hide frames of a stream-copied cut, and a decoder drops frames whose
     references are missing. So the decoder that will do the work is asked, with the options it will have.
