@@ -6,6 +6,7 @@ block decide how fast and where, and are never hashed. Paths are relative to the
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +16,15 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipelines.errors import UserError
+from soundcap.curate import Rules
+from soundcap.engines import EngineName, EngineOptions
+from soundcap.finetune import ExecutionSettings, FinetuneSettings
 
 Split = Literal["train", "test"]
+
+
+for _settings in (Rules, EngineOptions, FinetuneSettings, ExecutionSettings):
+    _settings.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[attr-defined]
 
 
 class Section(BaseModel):
@@ -68,9 +76,10 @@ class ClipsConfig(Section):
 class EngineExecution(Workers):
     """`engine` changes speed, not meaning: stored captions are the record whichever wrote them."""
 
-    engine: Literal["transformers", "vllm"] = "vllm"
+    engine: EngineName = "vllm"
     device: str = "cuda"
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    options: EngineOptions = EngineOptions()
 
 
 class SamplingConfig(Section):
@@ -101,9 +110,9 @@ class CaptionsConfig(Section):
 
 
 class CurationConfig(Section):
-    """Rules by name; see `soundcap.curate.Rules`. What is left out keeps that class's default."""
+    """Which captions the captioner may learn from."""
 
-    rules: dict[str, Any] = Field(default_factory=dict)
+    rules: Rules = Rules()
 
 
 class TrainingExecution(Section):
@@ -114,7 +123,7 @@ class TrainingExecution(Section):
 
 
 class CaptionerExecution(TrainingExecution):
-    settings: dict[str, Any] = Field(default_factory=dict, description="soundcap.finetune.FinetuneExecution")
+    settings: ExecutionSettings = ExecutionSettings()
 
 
 class CaptionerConfig(Section):
@@ -122,8 +131,7 @@ class CaptionerConfig(Section):
 
     model: ModelRef
     instruction: str = "prompts/silent_caption.yaml"
-    frames: FramesConfig = FramesConfig()
-    training: dict[str, Any] = Field(default_factory=dict, description="soundcap.finetune.FinetuneSettings")
+    training: FinetuneSettings = FinetuneSettings()
     execution: CaptionerExecution = CaptionerExecution()
 
 
@@ -132,58 +140,6 @@ class SilentCaptionsConfig(Section):
 
     sampling: SamplingConfig = SamplingConfig()
     execution: EngineExecution = EngineExecution()
-
-
-class FeaturesExecution(Workers):
-    device: str = "cuda"
-
-
-class FeaturesConfig(Section):
-    """What Flowley is conditioned on. `captions` says whose text: the row of the paper's ablation."""
-
-    captions: Literal["none", "label", "captions", "silent_captions"] = "silent_captions"
-    visual: ModelRef
-    visual_fps: float = Field(default=8.0, gt=0)
-    text: ModelRef
-    max_text_tokens: int = Field(default=77, ge=1)
-    codec: dict[str, Any] = Field(default_factory=lambda: {"kind": "log_mel"})
-    execution: FeaturesExecution = FeaturesExecution()
-
-
-class FlowleyExecution(TrainingExecution):
-    settings: dict[str, Any] = Field(default_factory=dict, description="flowley.train.TrainExecution")
-
-
-class FlowleyStageConfig(Section):
-    """Training of the video-to-audio model."""
-
-    preset: str = "flowley_169m"
-    overrides: dict[str, Any] = Field(default_factory=dict, description="fields of flowley.config.FlowleyConfig")
-    training: dict[str, Any] = Field(default_factory=dict, description="flowley.train.TrainSettings")
-    execution: FlowleyExecution = FlowleyExecution()
-
-
-class SamplesExecution(Workers):
-    device: str = "cuda"
-
-
-class SamplesConfig(Section):
-    """Sound for the test split."""
-
-    steps: int = Field(default=25, ge=1)
-    guidance: float = Field(default=7.5, ge=0)
-    seed: int = 0
-    execution: SamplesExecution = SamplesExecution()
-
-
-class ScoresConfig(Section):
-    """Metrics of the samples against the clips' own sound."""
-
-    audio_hz: int = Field(default=16_000, ge=8_000)
-
-
-class ReportConfig(Section):
-    max_clips: int = Field(default=24, ge=1, description="clips shown with players")
 
 
 class Config(Section):
@@ -196,18 +152,12 @@ class Config(Section):
     curation: CurationConfig = CurationConfig()
     captioner: CaptionerConfig
     silent_captions: SilentCaptionsConfig = SilentCaptionsConfig()
-    features: FeaturesConfig
-    flowley: FlowleyStageConfig = FlowleyStageConfig()
-    samples: SamplesConfig = SamplesConfig()
-    scores: ScoresConfig = ScoresConfig()
-    report: ReportConfig = ReportConfig()
 
     @model_validator(mode="after")
     def _fps_fit(self) -> Config:
         for name, fps in (
             ("captions.frames.fps", self.captions.frames.fps),
-            ("captioner.frames.fps", self.captioner.frames.fps),
-            ("features.visual_fps", self.features.visual_fps),
+            ("captioner.training.frames_fps", self.captioner.training.frames_fps),
         ):
             if fps > self.clips.fps:
                 raise ValueError(f"{name}: got {fps}, wanted at most clips.fps = {self.clips.fps}")
@@ -276,5 +226,6 @@ def _explain_one(fault: dict[str, Any]) -> str:
 def _fields_at(location: Sequence[int | str]) -> list[str]:
     model: Any = Config
     for part in location:
-        model = model.model_fields[str(part)].annotation
-    return list(model.model_fields)
+        fields = model.model_fields if hasattr(model, "model_fields") else model.__pydantic_fields__
+        model = fields[str(part)].annotation
+    return [f.name for f in dataclasses.fields(model)] if dataclasses.is_dataclass(model) else list(model.model_fields)

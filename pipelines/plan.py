@@ -96,7 +96,7 @@ def _plan_one(stage: Stage, resolved: Resolved, storage: Storage) -> StagePlan:
     if manifest is not None and is_done(resolved, resolved.context.retry_failed):
         return StagePlan(stage.name, "done", "nothing to do", manifest.rows_in, 0, fingerprint)
     counts = stage.counts(resolved.context)
-    state: State = "partial" if 0 < counts.to_run < counts.total or _begun(resolved) else "to_run"
+    state: State = "partial" if counts.to_run < counts.total - counts.refused or _begun(resolved) else "to_run"
     reason = explain(latest_spec(storage, stage.name), resolved.spec_record)
     if manifest is not None:
         reason = f"{manifest.rows_quarantined} quarantined rows to try again"

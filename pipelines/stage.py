@@ -28,10 +28,11 @@ class Spec:
 
 @dataclass(frozen=True)
 class Counts:
-    """Rows a stage covers and rows it would still have to compute."""
+    """Rows a stage covers, rows it would still have to compute, and rows it refuses before any work."""
 
     total: int
     to_run: int
+    refused: int = 0
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ class RowStage(Stage):
     def counts(self, context: Context) -> Counts:
         rows, refused = self.rows(context)
         todo = self._missing(rows, context)
-        return Counts(total=len(rows) + len(refused), to_run=len(todo))
+        return Counts(len(rows) + len(refused), len(todo), len(refused))
 
     def run(self, context: Context) -> Manifest:
         from pipelines.fanout import fan_out

@@ -175,7 +175,7 @@ class ClipWorker:
                         deadline_s=self.config.execution.deadline_s,
                     )
             except MediaError as error:
-                return Failed(type(error).__name__, f"{name}: {one_line(error)}")
+                return Failed(type(error).__name__, one_line(error))
             except OSError as error:
                 return Failed("UnreadableSource", f"{name}: {one_line(error)}")
             stem = f"media/{clip_id[:2]}/{clip_id}"

@@ -1,0 +1,36 @@
+# `make demo` and `make test` set up everything they need. Set-up is idempotent.
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test test-slow check setup clean
+
+demo: setup  ## the whole pipeline on a small generated corpus
+	@$(PYTHON) -m pipelines.demo
+
+test: setup  ## the fast test suite
+	@$(PYTHON) -m pytest -q -m "not slow"
+
+test-slow: setup  ## the long tests
+	@$(PYTHON) -m pytest -q -m slow
+
+check: setup  ## lint, types, and who may import whom
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/mypy
+	@$(VENV)/bin/lint-imports --no-cache
+
+setup: $(STAMP)
+	@command -v ffmpeg >/dev/null && command -v ffprobe >/dev/null || bash scripts/install-ffmpeg.sh
+
+$(STAMP): pyproject.toml constraints.txt
+	@command -v python3 >/dev/null || { echo "python3 is missing: install Python 3.11 or 3.12"; exit 1; }
+	@python3 -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else f"got Python {v[0]}.{v[1]}, wanted 3.11 or 3.12: put one of them first on PATH")'
+	@test -x $(PYTHON) || python3 -m venv $(VENV)
+	@$(PYTHON) -m pip --quiet install "uv>=0.9"
+	@echo "Installing packages into $(VENV) (about 7 GB) ..."
+	@VIRTUAL_ENV=$(VENV) $(VENV)/bin/uv pip install --quiet -r pyproject.toml --group dev -c constraints.txt
+	@VIRTUAL_ENV=$(VENV) $(VENV)/bin/uv pip install --quiet --no-deps -e .
+	@touch $@
+
+clean:  ## removes what the demo made; the environment stays
+	rm -rf .demo
