@@ -1,0 +1,153 @@
+"""The vLLM engine: the one for GPUs. Its CPU build serves the tests."""
+
+import json
+import os
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from soundcap.checkpoint import CaptionProcessor, CheckpointError
+from soundcap.engines import EngineError, EngineOptions, EngineSettings
+from soundcap.inputs import END_OF_TURN, padded_audio_samples, render_chat, video_metadata
+from soundcap.request import CaptionRequest
+
+_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Ranks for which vLLM reserves room."""
+
+
+class VllmEngine:
+    """See `soundcap.engines.CaptionEngine`."""
+
+    def __init__(self, processor: CaptionProcessor, settings: EngineSettings, options: EngineOptions) -> None:
+        if find_spec("vllm") is None:
+            raise EngineError(
+                "engine 'vllm' is not installed: `pip install 'soundcap-flowley[gpu]'`, or use engine 'transformers'"
+            )
+        self._processor = processor
+        self._sampling = settings.sampling
+        self._size = {"shortest_edge": settings.min_frame_px, "longest_edge": settings.max_frame_px}
+        lora_rank = None if settings.adapter is None else _adapter_rank(settings.adapter)
+        _set_environment(settings, options)
+        from vllm import LLM
+        from vllm.lora.request import LoRARequest
+
+        # Registers in this process, which resolves and remembers model classes; the worker extension does in others
+        import soundcap.engines.vllm_positions
+
+        self._adapter = None if settings.adapter is None else LoRARequest("adapter", 1, settings.adapter)
+        self._llm: Any = LLM(
+            model=settings.model,
+            revision=settings.revision,
+            dtype=settings.dtype,
+            max_model_len=options.max_model_len or processor.max_tokens,
+            tensor_parallel_size=options.tensor_parallel_size,
+            gpu_memory_utilization=options.gpu_memory_utilization,
+            enforce_eager=settings.device == "cpu",
+            limit_mm_per_prompt={"video": 1, "audio": int(processor.family.hears), "image": 0},
+            # Clips of identical audio (digital silence) would otherwise reuse one another's layout (vLLM issue 44538)
+            mm_processor_cache_gb=0,
+            # Within an interleaved block its keys leave out the audio, so a video with other sound would reuse a
+            # prefix that heard the first. Media comes before the text: there is next to nothing to reuse
+            enable_prefix_caching=False,
+            mm_processor_kwargs={"size": self._size, "cap_pixels_per_frame": False},
+            worker_extension_cls=f"{soundcap.engines.vllm_positions.__name__}.WorkerExtension",
+            enable_lora=lora_rank is not None,
+            **({} if lora_rank is None else {"max_lora_rank": lora_rank}),
+        )
+        self._max_model_len: int = self._llm.llm_engine.model_config.max_model_len
+
+    def caption(self, requests: Sequence[CaptionRequest]) -> list[str | Exception]:
+        answers: dict[int, str | Exception] = {}
+        waiting = []
+        for index, request in enumerate(requests):
+            try:
+                self._enqueue(request)
+            except ValueError as error:
+                answers[index] = error
+            else:
+                waiting.append(index)
+        try:
+            outputs = self._llm.wait_for_completion(use_tqdm=False)
+        except Exception as error:
+            raise EngineError(f"vLLM stopped ({error}); load the engine again in a new process") from error
+        answers |= {index: self._answer(output) for index, output in zip(waiting, outputs, strict=True)}
+        return [answers[index] for index in range(len(requests))]
+
+    def close(self) -> None:
+        self._llm.llm_engine.engine_core.shutdown()
+        del self._llm
+
+    def _enqueue(self, request: CaptionRequest) -> None:
+        """Hand over one request. Raises ValueError if it cannot be shown to the model."""
+        from vllm import SamplingParams
+        from vllm.exceptions import VLLMClientError
+
+        tokenizer = self._processor.hf.tokenizer
+        sampling = SamplingParams(
+            max_tokens=self._sampling.max_new_tokens,
+            temperature=self._sampling.temperature,
+            top_p=self._sampling.top_p,
+            repetition_penalty=self._sampling.repetition_penalty,
+            seed=self._sampling.seed,
+            stop_token_ids=[tokenizer.convert_tokens_to_ids(END_OF_TURN)],
+            detokenize=False,
+        )
+        try:
+            self._llm.enqueue([self._prompt(request)], sampling, lora_request=self._adapter, use_tqdm=False)
+        except VLLMClientError as error:
+            raise ValueError(str(error)) from error
+
+    def _prompt(self, request: CaptionRequest) -> dict[str, Any]:
+        media: dict[str, Any] = {
+            "video": [(request.frames, video_metadata(request) | {"do_sample_frames": False})]
+        }
+        # What differs between requests: given to the engine as a whole, the audio flag crashes it (vLLM issue 47788)
+        kwargs: dict[str, Any] = {"do_sample_frames": False}
+        if self._processor.family.hears:
+            kwargs |= {"fps": request.frames_fps, "use_audio_in_video": request.audio is not None}
+        if request.audio is not None:
+            media["audio"] = [(request.audio, request.audio_hz)]
+            # vLLM lays out the interleaved block by this and not by fps, and takes 1 s if it is not given
+            kwargs["second_per_grid_ts"] = [self._processor.hf.video_processor.temporal_patch_size / request.frames_fps]
+            kwargs["audio_kwargs"] = {"max_length": padded_audio_samples(self._processor, len(request.audio))}
+        return {
+            "prompt": render_chat(self._processor, request),
+            "multi_modal_data": media,
+            "mm_processor_kwargs": kwargs,
+        }
+
+    def _answer(self, output: Any) -> str | Exception:
+        n_prompt, n_new = len(output.prompt_token_ids), self._sampling.max_new_tokens
+        if n_prompt + n_new > self._max_model_len:
+            return ValueError(
+                f"got {n_prompt} tokens of clip and prompt and {n_new} for the answer, wanted at most "
+                f"{self._max_model_len}: lower max_frame_px or the frame rate, or shorten the prompt"
+            )
+        tokenizer = self._processor.hf.tokenizer
+        text: str = tokenizer.decode(list(output.outputs[0].token_ids), skip_special_tokens=True)
+        return text.strip()
+
+
+def _set_environment(settings: EngineSettings, options: EngineOptions) -> None:
+    """vLLM reads these when it is imported. What the operator has set stands."""
+    wanted = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    if settings.device == "cpu":
+        wanted |= {
+            "VLLM_CPU_KVCACHE_SPACE": str(options.cpu_cache_gib),
+            # A second process would only import everything again; on a GPU it overlaps preparing with computing
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        }
+    for name, value in wanted.items():
+        os.environ.setdefault(name, value)
+
+
+def _adapter_rank(adapter: str) -> int:
+    """The room to reserve for a LoRA adapter's rank. Raises CheckpointError."""
+    config = Path(adapter) / "adapter_config.json"
+    if not config.is_file():
+        raise CheckpointError(f"{adapter}: no adapter_config.json; wanted a folder saved by peft")
+    rank = int(json.loads(config.read_text())["r"])
+    if rank > _LORA_RANKS[-1]:
+        raise CheckpointError(f"{adapter}: rank {rank}; vLLM takes at most {_LORA_RANKS[-1]}")
+    return next(room for room in _LORA_RANKS if room >= rank)
