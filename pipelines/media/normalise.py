@@ -25,7 +25,14 @@ from pipelines.media.evidence import Evidence, read_evidence
 from pipelines.media.probe import SourceInfo, VideoStream, first_shown_us, probe
 from pipelines.media.process import Deadline, run
 
-__all__ = ["NORMALISED_TAG", "NORMALISER_VERSION", "NormalisedClip", "NormaliserSettings", "normalise"]
+__all__ = [
+    "NORMALISED_TAG",
+    "NORMALISER_VERSION",
+    "MediaError",
+    "NormalisedClip",
+    "NormaliserSettings",
+    "normalise",
+]
 
 AUDIO_DAMAGE_FORGIVEN = 2
 """Undecodable sound packets allowed: a cut often starts inside one; two are some 50 ms."""

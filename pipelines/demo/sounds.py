@@ -1,0 +1,119 @@
+"""The timbres of the corpus: every function returns mono float64 samples at `hz`."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+BELL_PARTIALS = ((0.5, 0.6, 1.0), (1.0, 1.0, 0.8), (1.19, 0.7, 0.6), (1.56, 0.5, 0.45), (2.0, 0.6, 0.4),
+                 (2.66, 0.3, 0.25), (3.01, 0.25, 0.2), (4.17, 0.15, 0.12))  # fmt: skip
+"""(frequency ratio, level, decay ratio) of a church bell: hum, prime, tierce, quint, nominal and above."""
+
+VOWELS_HZ = ((700, 1220), (300, 2200), (500, 1750), (450, 850), (350, 750))
+"""First two formants of five vowels."""
+
+
+def place(sounds: Sequence[tuple[float, np.ndarray]], duration_s: float, hz: int) -> np.ndarray:
+    """Add each (start_s, samples) into one track of duration_s."""
+    track = np.zeros(round(duration_s * hz))
+    for start_s, samples in sounds:
+        first = round(start_s * hz)
+        kept = samples[: max(0, len(track) - first)]
+        track[first : first + len(kept)] += kept
+    return track
+
+
+def overtones(phase: np.ndarray, levels: Sequence[float]) -> np.ndarray:
+    """A tone of running `phase` (N,) in radians and its overtones; levels[0] is that of the tone itself.
+
+    sin((k + 1) p) follows from the two sines before it, so many overtones cost two sines.
+    """
+    twice_cos, below, now = 2 * np.cos(phase), np.zeros_like(phase), np.sin(phase)
+    total = np.zeros_like(phase)
+    for level in levels:
+        total += level * now
+        below, now = now, twice_cos * now - below
+    return total
+
+
+def thump(hz: int, pitch_hz: float, strength: float, rng: np.random.Generator) -> np.ndarray:
+    """A ball on a floor: a falling low tone behind a short slap."""
+    t = np.arange(round(0.35 * hz)) / hz
+    tone = np.sin(2 * np.pi * pitch_hz * (t + 0.06 * (1 - np.exp(-t / 0.03)))) * np.exp(-t / 0.07)
+    slap = rng.normal(0, 1, len(t)) * np.exp(-t / 0.006)
+    return np.asarray(strength * (tone + 0.35 * slap))
+
+
+def bell(hz: int, pitch_hz: float, ring_s: float) -> np.ndarray:
+    """A struck bell: inharmonic partials, each with its own decay."""
+    t = np.arange(round(4 * ring_s * hz)) / hz
+    tones = [
+        level * np.exp(-t / (ring_s * decay)) * np.sin(2 * np.pi * pitch_hz * ratio * t)
+        for ratio, level, decay in BELL_PARTIALS
+    ]
+    return np.asarray(np.sum(tones, axis=0) * (1 - np.exp(-t / 0.001)) / 3)
+
+
+def drip(hz: int, pitch_hz: float) -> np.ndarray:
+    """A drop in water: the rising chirp of the bubble that it drags down."""
+    t = np.arange(round(0.16 * hz)) / hz
+    phase = 2 * np.pi * pitch_hz * (t + 3.0 * t**2)
+    return np.asarray(np.sin(phase) * np.exp(-t / 0.035) * (1 - np.exp(-t / 0.001)))
+
+
+def drum(hz: int, pitch_hz: float, strength: float, rng: np.random.Generator) -> np.ndarray:
+    """A stick on a drum: two modes of the skin and the rattle of the snare."""
+    t = np.arange(round(0.4 * hz)) / hz
+    skin = np.sin(2 * np.pi * pitch_hz * t) * np.exp(-t / 0.09)
+    skin += 0.6 * np.sin(2 * np.pi * 1.59 * pitch_hz * t) * np.exp(-t / 0.05)
+    rattle = rng.normal(0, 1, len(t)) * np.exp(-t / 0.04)
+    return np.asarray(strength * (skin + 0.5 * rattle))
+
+
+def engine(rate_hz: np.ndarray, hz: int, rng: np.random.Generator) -> np.ndarray:
+    """An engine whose firing rate follows `rate_hz` (N,), one value per sample, growing louder with it."""
+    phase = 2 * np.pi * np.cumsum(rate_hz) / hz
+    hum = overtones(phase, [1 / k**0.8 for k in range(1, 13)])
+    blur = np.hanning(99)
+    rumble = np.convolve(rng.normal(0, 1, len(phase)), blur / np.linalg.norm(blur), mode="same")
+    loudness = 0.2 + 0.8 * rate_hz / rate_hz.max()
+    return np.asarray(loudness * (hum + 0.12 * rumble * (1 + np.sin(phase))))
+
+
+def two_tone(
+    changes_s: Sequence[float], low_hz: float, high_hz: float, duration_s: float, hz: int
+) -> np.ndarray:
+    """A siren that swaps between two tones at each change, beginning with the low one."""
+    t = np.arange(round(duration_s * hz)) / hz
+    high = np.searchsorted(np.asarray(changes_s), t, side="right") % 2 == 1
+    phase = 2 * np.pi * np.cumsum(np.where(high, high_hz, low_hz)) / hz
+    return overtones(phase, [0.5 / k for k in range(1, 6)])
+
+
+def music(duration_s: float, hz: int, rng: np.random.Generator) -> np.ndarray:
+    """Broken chords of a soft organ, as under many films."""
+    root_hz = 220 * 2 ** (rng.integers(-5, 5) / 12)
+    beat_s = rng.uniform(0.28, 0.42)
+    steps = np.array([[0, 4, 7, 12], [9, 12, 16, 21], [5, 9, 12, 17], [7, 11, 14, 19]])
+    t = np.arange(round(1.2 * hz)) / hz
+    notes = []
+    for beat in range(int(duration_s / beat_s)):
+        pitch_hz = root_hz * 2 ** (steps[beat // 4 % 4, beat % 4] / 12)
+        tone = overtones(2 * np.pi * pitch_hz * t, [1.0, 0.25, 0.11])
+        notes.append((beat * beat_s, tone * np.exp(-t / 0.4) * (1 - np.exp(-t / 0.01))))
+    return place(notes, duration_s, hz)
+
+
+def narration(duration_s: float, hz: int, rng: np.random.Generator) -> np.ndarray:
+    """A voice without words: syllables of gliding pitch through changing vowels, with pauses for breath."""
+    syllables, now_s = [], 0.1
+    while now_s < duration_s:
+        length_s = rng.uniform(0.12, 0.26)
+        t = np.arange(round(length_s * hz)) / hz
+        pitch_hz = rng.uniform(100, 150) * (1 - 0.15 * t / length_s)
+        phase = 2 * np.pi * np.cumsum(pitch_hz) / hz
+        formants = VOWELS_HZ[rng.integers(len(VOWELS_HZ))]
+        peaks = [sum(1 / (1 + ((k * 125 - f) / 120) ** 2) for f in formants) for k in range(1, 25)]
+        voice = overtones(phase, [(0.02 + peak) / k**0.3 for k, peak in enumerate(peaks, 1)])
+        syllables.append((now_s, voice * np.sin(np.pi * t / length_s) ** 0.5))
+        now_s += length_s + (rng.uniform(0.3, 0.7) if rng.random() < 0.15 else 0.02)
+    return place(syllables, duration_s, hz)
