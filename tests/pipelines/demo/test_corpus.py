@@ -1,4 +1,4 @@
-"""The demo corpus: VGGSound's shape, events seen and heard at the recorded times, the same for the same seed."""
+"""The demo corpus: VGGSound's shape, events seen and heard at the recorded times, the same for a seed."""
 
 import csv
 import json
@@ -58,11 +58,10 @@ def test_the_films_are_ordinary_web_video(corpus):
 def decode(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """(T, 120, 160) float brightness at the film's rate and (N,) mono sound at 16 kHz."""
     read = ["ffmpeg", "-v", "error", "-i", f"file:{path}"]
-    raw = subprocess.run([*read, "-f", "rawvideo", "-pix_fmt", "gray", "-"], capture_output=True, check=True)
-    pcm = subprocess.run(
-        [*read, "-f", "f32le", "-ac", "1", "-ar", "16000", "-"], capture_output=True, check=True
-    )
-    return np.frombuffer(raw.stdout, np.uint8).reshape(-1, 120, 160) / 255, np.frombuffer(pcm.stdout, "<f4")
+    gray, pcm = ["-f", "rawvideo", "-pix_fmt", "gray"], ["-f", "f32le", "-ac", "1", "-ar", "16000"]
+    shown = subprocess.run([*read, *gray, "-"], capture_output=True, check=True).stdout
+    heard = subprocess.run([*read, *pcm, "-"], capture_output=True, check=True).stdout
+    return np.frombuffer(shown, np.uint8).reshape(-1, 120, 160) / 255, np.frombuffer(heard, "<f4")
 
 
 @pytest.mark.parametrize("label", ["ball bouncing", "bell ringing", "water dripping", "playing drum"])
@@ -147,3 +146,8 @@ def test_overtones_are_sines():
     phase = np.linspace(0, 40, 1000)
     wanted = 0.5 * np.sin(phase) + 0.25 * np.sin(3 * phase)
     assert np.allclose(overtones(phase, [0.5, 0.0, 0.25]), wanted)
+
+
+def test_a_film_too_short_for_anything_to_happen_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="at least 2 s"):
+        generate_corpus(tmp_path, clips=1, duration_s=1.0, seed=0, workers=1)
