@@ -1,7 +1,7 @@
 """Requests to model inputs: the one way in which engines and fine-tuning show a clip to a model.
 
-The video, interleaved with its audio where there is any, comes before the text. Frame times and rotary positions are
-explicit, so that training, transformers and vLLM see the same clip at any frame rate.
+The video, interleaved with its audio where there is any, comes before the text. Frame times and rotary
+positions are explicit, so that training, transformers and vLLM see the same clip at any frame rate.
 """
 
 import unicodedata
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 IGNORED_LABEL = -100
 END_OF_TURN = "<|im_end|>"
 MIN_FPS_WITH_AUDIO = 1.0
-"""Audio and video alternate in chunks of 2 s, and a frame pair lasts 2 / fps: below 1 fps a chunk has no picture."""
+"""Sound and picture alternate every 2 s and a frame pair lasts 2 / fps: below this a chunk may lack a picture."""
 
 _FROM_PROCESSOR = (
     "input_ids",
@@ -45,17 +45,19 @@ def prepare_inputs(
 ) -> "dict[str, Tensor]":
     """A batch of model inputs.
 
-    Frames are scaled to a multiple of 28 px per side with an area in [`min_frame_px`, `max_frame_px`] (pixels per
-    frame). Returned, for B requests and L tokens: `input_ids`, `attention_mask` (B, L); `position_ids` (3, B, L), see
-    `soundcap.positions`; `pixel_values_videos` (patches, 1176), `video_grid_thw` (B, 3); the seconds per frame pair
-    (`second_per_grid_ts` or `video_second_per_grid`) (B,); for Qwen2.5-VL `mm_token_type_ids` (B, L); for Omni, when
-    any request has audio, `input_features` (B', 128, frames of 10 ms) and `feature_attention_mask` (B', frames).
+    Frames are scaled to a multiple of 28 px per side with an area in [`min_frame_px`, `max_frame_px`]
+    (pixels per frame). Returned, for B requests and L tokens: `input_ids`, `attention_mask` (B, L);
+    `position_ids` (3, B, L), see `soundcap.positions`; `pixel_values_videos` (patches, 1176),
+    `video_grid_thw` (B, 3); the seconds per frame pair (`second_per_grid_ts` or `video_second_per_grid`)
+    (B,); for Qwen2.5-VL `mm_token_type_ids` (B, L); for Omni, when any request has audio, `input_features`
+    (B', 128, frames of 10 ms) and `feature_attention_mask` (B', frames).
 
-    Without `answers` the batch is padded on the left, ready to generate. With `answers` (B captions) it is padded on
-    the right, each row ends with its answer and `<|im_end|>`, and `labels` (B, L) holds these and is -100 elsewhere.
+    Without `answers` the batch is padded on the left, ready to generate. With `answers` (B captions) it is
+    padded on the right, each row ends with its answer and `<|im_end|>`, and `labels` (B, L) holds these and
+    is -100 elsewhere.
 
-    Raises ValueError if a request cannot be shown to this model, and if a row is longer than `max_tokens` (default:
-    the model's own limit). Nothing is ever truncated.
+    Raises ValueError if a request cannot be shown to this model, and if a row is longer than `max_tokens`
+    (default: the model's own limit). Nothing is ever truncated.
     """
     if not requests:
         raise ValueError("got no requests, wanted at least one")
@@ -72,7 +74,7 @@ def prepare_inputs(
 
 
 def render_chat(processor: CaptionProcessor, request: CaptionRequest) -> str:
-    """The checkpoint's chat template around one video placeholder and the prompt, up to where the answer starts.
+    """The checkpoint's chat template around a video placeholder and the prompt, up to the answer's start.
 
     Raises ValueError if the prompt holds a special token, or the request does not suit the model.
     """
@@ -91,9 +93,7 @@ def refuse_special_tokens(processor: CaptionProcessor, text: str, what: str) -> 
     normalised = unicodedata.normalize("NFC", text)
     for token in (*processor.hf.tokenizer.get_added_vocab(), *_REPLACED_BY_PROCESSOR):
         if token in normalised:
-            raise ValueError(
-                f"{what}: holds {token!r}, which structures the model's input; remove it from the text"
-            )
+            raise ValueError(f"{what}: holds {token!r}, which structures the model's input; remove it from the text")
 
 
 def check_suits_model(processor: CaptionProcessor, request: CaptionRequest) -> None:
@@ -101,9 +101,7 @@ def check_suits_model(processor: CaptionProcessor, request: CaptionRequest) -> N
     if request.audio is None:
         return
     if not processor.family.hears:
-        raise ValueError(
-            f"audio: {processor.family.model_type} does not hear; pass audio=None for a silent caption"
-        )
+        raise ValueError(f"audio: {processor.family.model_type} does not hear; pass audio=None for a silent caption")
     if request.audio_hz != (wanted_hz := processor.hf.feature_extractor.sampling_rate):
         raise ValueError(f"audio: got {request.audio_hz} Hz, the model hears {wanted_hz} Hz; resample it")
     if request.frames_fps < MIN_FPS_WITH_AUDIO:
@@ -113,7 +111,7 @@ def check_suits_model(processor: CaptionProcessor, request: CaptionRequest) -> N
 
 
 def video_metadata(request: CaptionRequest) -> dict[str, Any]:
-    """The metadata that keeps the processors from assuming a frame rate: frames are given as they are to be seen."""
+    """The metadata that keeps the processors from assuming a frame rate and from sampling again."""
     n_frames = len(request.frames)
     return {
         "fps": request.frames_fps,
@@ -126,8 +124,8 @@ def video_metadata(request: CaptionRequest) -> dict[str, Any]:
 def padded_audio_samples(processor: CaptionProcessor, n_samples: int) -> int:
     """Length to which audio is padded before the spectrogram.
 
-    The processor's own choice is 300 s. One analysis window of silence past the end gives the same features, because
-    no frame that counts reaches further; none at all would reflect the sound at its end.
+    The processor's own choice is 300 s. One analysis window of silence past the end gives the same features,
+    because no frame that counts reaches further; none at all would reflect the sound at its end.
     """
     extractor = processor.hf.feature_extractor
     return int(-(-(n_samples + extractor.n_fft) // extractor.hop_length) * extractor.hop_length)
@@ -144,8 +142,8 @@ def _prepare_row(
     answer_ids = torch.tensor([] if answer is None else _answer_ids(processor, answer), dtype=torch.long)
     if (n_tokens := len(prompt_ids) + len(answer_ids)) > limit:
         raise ValueError(
-            f"got {n_tokens} tokens ({len(prompt_ids)} of clip and prompt, {len(answer_ids)} of answer), wanted at "
-            f"most {limit}: lower max_frame_px or the frame rate, or shorten the prompt or the answer"
+            f"got {n_tokens} tokens ({len(prompt_ids)} of clip and prompt, {len(answer_ids)} of answer), "
+            f"wanted at most {limit}: lower max_frame_px or the frame rate, or shorten prompt or answer"
         )
     input_ids = torch.cat([prompt_ids, answer_ids])
     kinds = _token_kinds(processor, input_ids.numpy())
@@ -221,9 +219,7 @@ def _collate(rows: "list[dict[str, Tensor]]", pad_id: int, *, pad_left: bool) ->
         for name, fill in fills.items()
         if name in rows[0]
     }
-    batch["position_ids"] = torch.stack(
-        [pad(row["position_ids"], length, 0, pad_left) for row in rows], dim=1
-    )
+    batch["position_ids"] = torch.stack([pad(row["position_ids"], length, 0, pad_left) for row in rows], dim=1)
     for name in ("pixel_values_videos", "video_grid_thw", "second_per_grid_ts", "video_second_per_grid"):
         if name in rows[0]:
             batch[name] = torch.cat([row[name] for row in rows])

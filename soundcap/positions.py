@@ -1,7 +1,7 @@
 """Rotary positions of the Qwen2.5 family, on three axes (time, height, width), as the models were trained.
 
-Libraries disagree. For Qwen2.5-VL, transformers 5.16 and later goes on after a video at `start + max(h, w) / 2`, where
-the model's authors and vLLM go on at the largest position so far plus one: below a long side of about 420 px
+Libraries disagree. For Qwen2.5-VL, transformers 5.16 and later goes on after a video at `start + max(h, w) / 2`,
+where the model's authors and vLLM go on at the largest position so far plus one: below a long side of about 420 px
 an 8-s clip falls in that gap. For Qwen2.5-Omni with interleaved audio, vLLM 0.32 shifts the whole block by one
 token, where the authors and transformers do not. So the positions are computed here, once, and given to every
 engine and to the fine-tuning.
@@ -19,14 +19,14 @@ def rope_positions(
     """Positions of one sequence that holds one video, alone or interleaved with its audio.
 
     `kinds` (L,) is TEXT, VIDEO or AUDIO for each token; video and audio tokens form one contiguous block.
-    `grid_thw` is the video's grid *after* spatial merging: (frame pairs, rows, columns). `second_per_grid` is the
-    time between two frame pairs, `positions_per_second` the checkpoint's unit of time.
+    `grid_thw` is the video's grid *after* spatial merging: (frame pairs, rows, columns). `second_per_grid`
+    is the time between two frame pairs, `positions_per_second` the checkpoint's unit of time.
 
     Text counts up by one. In the block that starts at s, the video token of pair t, row y, column x is at
-    s + (floor(t * second_per_grid * positions_per_second), y, x) and the m-th audio token (40 ms each) at s + m
-    on all axes, so that what sounds together is seen together. Text resumes at the largest position of the video
-    plus one. Around an interleaved block the two markers that open it share one position, as do the two that close
-    it, and these follow the chunk (of 2 s of picture or sound) that comes last.
+    s + (floor(t * second_per_grid * positions_per_second), y, x) and the m-th audio token (40 ms each) at
+    s + m on all axes, so that what sounds together is seen together. Text resumes at the largest position of
+    the video plus one. Around an interleaved block the two markers that open it share one position, as do
+    the two that close it, and these follow the chunk (of 2 s of picture or sound) that comes last.
 
     Returns (3, L) int64. Raises ValueError if the video tokens do not fill the grid.
     """

@@ -24,8 +24,8 @@ class CaptionRequest:
     frames_fps: float
     """Rate at which these frames were sampled, in frames per second: frame k is at k / frames_fps seconds."""
     audio: np.ndarray | None
-    """(N,) float32 mono at `audio_hz`, nominally in [-1, 1] (resampling may overshoot a little; a peak above 2
-    is refused as not scaled); None for a silent video."""
+    """(N,) float32 mono at `audio_hz`, nominally in [-1, 1] (resampling may overshoot a little; a peak above
+    2 is refused as not scaled); None for a silent video."""
     audio_hz: int = 16_000
 
     def __post_init__(self) -> None:
@@ -47,7 +47,7 @@ class CaptionRequest:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the answer is drawn. Temperature 0 takes the likeliest token each time, whatever `top_p` and `seed`.
+    """How the answer is drawn. At temperature 0 `top_p` and `seed` do not matter.
 
     Raises ValueError for a value out of range.
     """
@@ -61,7 +61,7 @@ class Sampling:
     repetition_penalty: float = 1.0
     """> 0; 1 = none."""
     seed: int = 0
-    """Every request is drawn with this seed, so its answer does not depend on the requests beside it; >= 0."""
+    """>= 0. Each request is drawn with this seed by itself: its answer does not depend on its batch."""
 
     def __post_init__(self) -> None:
         wanted = {

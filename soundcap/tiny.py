@@ -1,6 +1,6 @@
-"""Tiny Qwen2.5-Omni and Qwen2.5-VL checkpoints: the real classes and file layout, random weights, nothing downloaded.
+"""Tiny Qwen2.5-Omni and Qwen2.5-VL checkpoints: real classes and file layout, random weights, no download.
 
-They load through the code that loads the real ones, so whatever runs on them runs on those. Same seed, same files.
+They load through the code that loads the real ones. Same seed, same files.
 """
 
 from pathlib import Path
@@ -15,14 +15,38 @@ MAX_TOKENS = 4096
 INITIALIZER_RANGE = 0.05
 """Wider than the real 0.02, so that at this width a change of the input shows in the output."""
 
-_VL_SPECIAL = (
-    "<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|> "
-    "<|quad_start|> <|quad_end|> <|vision_start|> <|vision_end|> <|vision_pad|> <|image_pad|> <|video_pad|>"
-).split()
-_OMNI_SPECIAL = (
-    "<|endoftext|> <|im_start|> <|im_end|> <|AUDIO|> <|audio_bos|> <|audio_eos|> <|box_end|> <|quad_start|> "
-    "<|quad_end|> <|vision_bos|> <|vision_eos|> <|vision_pad|> <|IMAGE|> <|VIDEO|>"
-).split()
+_VL_SPECIAL = [
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|object_ref_start|>",
+    "<|object_ref_end|>",
+    "<|box_start|>",
+    "<|box_end|>",
+    "<|quad_start|>",
+    "<|quad_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+]
+_OMNI_SPECIAL = [
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|AUDIO|>",
+    "<|audio_bos|>",
+    "<|audio_eos|>",
+    "<|box_end|>",
+    "<|quad_start|>",
+    "<|quad_end|>",
+    "<|vision_bos|>",
+    "<|vision_eos|>",
+    "<|vision_pad|>",
+    "<|IMAGE|>",
+    "<|VIDEO|>",
+]
 _OMNI_NAMES = {
     "image_token": "<|IMAGE|>",
     "audio_token": "<|AUDIO|>",
@@ -32,7 +56,10 @@ _OMNI_NAMES = {
     "audio_bos_token": "<|audio_bos|>",
     "audio_eos_token": "<|audio_eos|>",
 }
-_WORD_PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_WORD_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if loop.first and message['role'] != 'system' %}"
@@ -88,9 +115,15 @@ _AUDIO = {
 
 
 def build_tiny_omni(folder: Path | str, seed: int) -> None:
-    """Write a Qwen2.5-Omni checkpoint of about 0.9 M parameters (thinker only, weights prefixed `thinker.`)."""
-    from transformers import Qwen2_5OmniConfig, Qwen2_5OmniForConditionalGeneration, Qwen2_5OmniProcessor
-    from transformers import Qwen2VLImageProcessor, Qwen2VLVideoProcessor, WhisperFeatureExtractor
+    """Write a Qwen2.5-Omni checkpoint of 1.2 M parameters: the thinker, in the layout of the whole model."""
+    from transformers import (
+        Qwen2_5OmniConfig,
+        Qwen2_5OmniForConditionalGeneration,
+        Qwen2_5OmniProcessor,
+        Qwen2VLImageProcessor,
+        Qwen2VLVideoProcessor,
+        WhisperFeatureExtractor,
+    )
 
     tokenizer = _build_tokenizer(_OMNI_SPECIAL, _OMNI_NAMES)
     ids = _ids(tokenizer)
@@ -129,9 +162,14 @@ def build_tiny_omni(folder: Path | str, seed: int) -> None:
 
 
 def build_tiny_vl(folder: Path | str, seed: int) -> None:
-    """Write a Qwen2.5-VL checkpoint of about 0.8 M parameters."""
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
-    from transformers import Qwen2VLImageProcessor, Qwen2VLVideoProcessor
+    """Write a Qwen2.5-VL checkpoint of 1.1 M parameters."""
+    from transformers import (
+        Qwen2_5_VLConfig,
+        Qwen2_5_VLForConditionalGeneration,
+        Qwen2_5_VLProcessor,
+        Qwen2VLImageProcessor,
+        Qwen2VLVideoProcessor,
+    )
 
     tokenizer = _build_tokenizer(_VL_SPECIAL, {})
     ids = _ids(tokenizer)
@@ -155,7 +193,7 @@ def build_tiny_vl(folder: Path | str, seed: int) -> None:
 
 
 def _build_tokenizer(special: list[str], names: dict[str, str]) -> "PreTrainedTokenizerFast":
-    """Byte-level BPE (any text can be encoded) with merges learned from `WORDS`, special tokens after them."""
+    """Byte-level BPE, so any text can be encoded, with merges learned from `WORDS`."""
     from tokenizers import (
         AddedToken,
         Regex,

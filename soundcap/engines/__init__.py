@@ -19,8 +19,8 @@ class CaptionEngine(Protocol):
     def caption(self, requests: Sequence[CaptionRequest]) -> list[str | Exception]:
         """One answer per request, in order: its text (special tokens removed, stripped) or its own error.
 
-        Prompt, clip and `max_new_tokens` together must fit the model; what does not fit is an error, never cut.
-        Raises EngineError if the engine itself is lost.
+        Prompt, clip and `max_new_tokens` together must fit the model; what does not fit is an error, never
+        cut. Raises EngineError if the engine itself is lost.
         """
         ...
 
@@ -61,12 +61,13 @@ def load_engine(
 ) -> CaptionEngine:
     """Load a checkpoint into an engine.
 
-    `model` is a checkpoint folder, or a hub id at `revision`; its class follows from `model_type` in config.json.
-    `adapter` is the folder of a LoRA adapter or None. Frames are scaled to an area within `min_frame_px` and
-    `max_frame_px` (pixels per frame). `dtype` is "float32", "bfloat16" or "float16"; `device` is "cpu" or "cuda".
+    `model` is a checkpoint folder, or a hub id at `revision`; its class follows from `model_type` in
+    config.json. `adapter` is the folder of a LoRA adapter or None. Frames are scaled to an area within
+    `min_frame_px` and `max_frame_px` (pixels per frame). `dtype` is "float32", "bfloat16" or "float16";
+    `device` is "cpu" or "cuda".
 
-    Raises CheckpointError for an unusable checkpoint or adapter, EngineError for an engine that is not installed,
-    ValueError for an unknown engine, dtype or device.
+    Raises CheckpointError for an unusable checkpoint or adapter, EngineError for an engine that is not
+    installed, ValueError for an unknown engine, dtype or device.
     """
     if name not in get_args(EngineName):
         raise ValueError(f"engine: got {name!r}, wanted one of {', '.join(get_args(EngineName))}")
@@ -76,7 +77,8 @@ def load_engine(
         raise ValueError(f"device: got {device!r}, wanted 'cpu' or 'cuda'")
     if not 0 < min_frame_px <= max_frame_px:
         raise ValueError(
-            f"min_frame_px, max_frame_px: got {min_frame_px} and {max_frame_px}, wanted 0 < min_frame_px <= max_frame_px"
+            f"min_frame_px, max_frame_px: got {min_frame_px} and {max_frame_px}, "
+            "wanted 0 < min_frame_px <= max_frame_px"
         )
     from soundcap.checkpoint import load_processor
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 def logits_processors(sampling: Sampling, attention_mask: "Tensor") -> LogitsProcessorList:
     """What turns the model's logits (B, V) into scores whose argmax is the next token.
 
-    `attention_mask` (B, L) is the prompts'. Drawing is by Gumbel-max: the argmax of log-probabilities plus Gumbel
-    noise is a sample, and each row has a random generator of its own.
+    `attention_mask` (B, L) is the prompts'. Drawing is by Gumbel-max: the argmax of log-probabilities plus
+    Gumbel noise is a sample, and each row has a random generator of its own.
     """
     processors = LogitsProcessorList()
     if sampling.repetition_penalty != 1:

@@ -32,7 +32,7 @@ class VllmEngine:
         from vllm import LLM
         from vllm.lora.request import LoRARequest
 
-        # Registers in this process, which resolves and remembers model classes; the worker extension does in others
+        # Registers in this process; the worker extension does so in others
         import soundcap.engines.vllm_positions
 
         self._adapter = None if settings.adapter is None else LoRARequest("adapter", 1, settings.adapter)
@@ -45,10 +45,10 @@ class VllmEngine:
             gpu_memory_utilization=options.gpu_memory_utilization,
             enforce_eager=settings.device == "cpu",
             limit_mm_per_prompt={"video": 1, "audio": int(processor.family.hears), "image": 0},
-            # Clips of identical audio (digital silence) would otherwise reuse one another's layout (vLLM issue 44538)
+            # Clips of identical audio (silence) would otherwise reuse one another's layout (vLLM issue 44538)
             mm_processor_cache_gb=0,
-            # Within an interleaved block its keys leave out the audio, so a video with other sound would reuse a
-            # prefix that heard the first. Media comes before the text: there is next to nothing to reuse
+            # Its keys leave out one of the two media of an interleaved block, so a video with another sound
+            # would reuse the prefix that heard the first. Media precedes the text: there is little to reuse
             enable_prefix_caching=False,
             mm_processor_kwargs={"size": self._size, "cap_pixels_per_frame": False},
             worker_extension_cls=f"{soundcap.engines.vllm_positions.__name__}.WorkerExtension",
@@ -99,20 +99,20 @@ class VllmEngine:
             raise ValueError(str(error)) from error
 
     def _prompt(self, request: CaptionRequest) -> dict[str, Any]:
-        media: dict[str, Any] = {
-            "video": [(request.frames, video_metadata(request) | {"do_sample_frames": False})]
-        }
-        # What differs between requests: given to the engine as a whole, the audio flag crashes it (vLLM issue 47788)
+        chat = render_chat(self._processor, request)
+        media: dict[str, Any] = {"video": [(request.frames, video_metadata(request) | {"do_sample_frames": False})]}
+        # Per request: given to the engine as a whole, the audio flag crashes it (vLLM issue 47788)
         kwargs: dict[str, Any] = {"do_sample_frames": False}
         if self._processor.family.hears:
             kwargs |= {"fps": request.frames_fps, "use_audio_in_video": request.audio is not None}
         if request.audio is not None:
             media["audio"] = [(request.audio, request.audio_hz)]
             # vLLM lays out the interleaved block by this and not by fps, and takes 1 s if it is not given
-            kwargs["second_per_grid_ts"] = [self._processor.hf.video_processor.temporal_patch_size / request.frames_fps]
+            pair_frames = self._processor.hf.video_processor.temporal_patch_size
+            kwargs["second_per_grid_ts"] = [pair_frames / request.frames_fps]
             kwargs["audio_kwargs"] = {"max_length": padded_audio_samples(self._processor, len(request.audio))}
         return {
-            "prompt": render_chat(self._processor, request),
+            "prompt": chat,
             "multi_modal_data": media,
             "mm_processor_kwargs": kwargs,
         }
@@ -135,7 +135,7 @@ def _set_environment(settings: EngineSettings, options: EngineOptions) -> None:
     if settings.device == "cpu":
         wanted |= {
             "VLLM_CPU_KVCACHE_SPACE": str(options.cpu_cache_gib),
-            # A second process would only import everything again; on a GPU it overlaps preparing with computing
+            # On a GPU a second process overlaps preparing with computing; here it would only start slower
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         }
     for name, value in wanted.items():

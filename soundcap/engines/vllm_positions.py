@@ -1,8 +1,9 @@
 """The rotary positions of `soundcap.positions`, inside vLLM.
 
-vLLM 0.32 counts an interleaved block of Qwen2.5-Omni from the audio marker that precedes it, so each token takes the
-position of the one after it: every patch of a frame looks shifted by one. Named as `worker_extension_cls`, this
-module is imported by each worker process before the model is built, and registers a model that is right.
+vLLM 0.32 counts an interleaved block of Qwen2.5-Omni from the audio marker that precedes it, so each token
+takes the position of the one after it: every patch of a frame looks shifted by one. Named as
+`worker_extension_cls`, this module is imported by each worker process before the model is built, and
+registers a model that is right.
 """
 
 from typing import Any
@@ -18,10 +19,8 @@ from soundcap.positions import AUDIO, TEXT, VIDEO, rope_positions
 class OmniWithReferencePositions(Qwen2_5OmniThinkerForConditionalGeneration):  # type: ignore[misc]
     """vLLM's Qwen2.5-Omni, given the positions of the reference implementation."""
 
-    def get_mrope_input_positions(
-        self, input_tokens: list[int], mm_features: list[Any]
-    ) -> tuple[torch.Tensor, int]:
-        """Positions (3, L) and what to add to a token's index to get its position, from the prompt's end on."""
+    def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[torch.Tensor, int]:
+        """Positions (3, L), and what to add to the index of each later token to get its position."""
         videos = [feature for feature in mm_features if feature.modality == "video"]
         assert len(videos) == 1, "a caption request holds one video"
         tokens = np.asarray(input_tokens)
