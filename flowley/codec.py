@@ -73,15 +73,11 @@ class LogMelCodec(nn.Module):
             ValueError: not a batch of mono waves with at least one sample.
         """
         if wave.ndim != 2 or wave.shape[1] < 1:
-            raise ValueError(
-                f"wave of shape {tuple(wave.shape)}, wanted mono (B, N >= 1) at {self.audio_hz} Hz"
-            )
+            raise ValueError(f"wave of shape {tuple(wave.shape)}, wanted mono (B, N >= 1) at {self.audio_hz} Hz")
         L = -(-wave.shape[1] // self.hop)
         half = self.n_fft // 2
         wave = pad(wave, (half, half + L * self.hop - wave.shape[1]))
-        spectrum = torch.stft(
-            wave, self.n_fft, self.hop, window=self.window, center=False, return_complex=True
-        )
+        spectrum = torch.stft(wave, self.n_fft, self.hop, window=self.window, center=False, return_complex=True)
         mean = torch.log((self.mel @ spectrum.abs()).clamp(min=self.floor))[..., :L].transpose(1, 2)
         return mean, torch.zeros_like(mean)
 
@@ -97,9 +93,7 @@ class LogMelCodec(nn.Module):
         if latent.ndim != 3 or latent.shape[1] < 1 or latent.shape[2] != self.latent_dim:
             raise ValueError(f"latent of shape {tuple(latent.shape)}, wanted (B, L >= 1, {self.latent_dim})")
         L = latent.shape[1]
-        after = latent[:, -1:].expand(
-            -1, max(1, 4 - L), -1
-        )  # L hops have L + 1 centred frames; reflection: 4
+        after = latent[:, -1:].expand(-1, max(1, 4 - L), -1)  # L hops have L + 1 centred frames; reflection: 4
         magnitude = self._magnitude(torch.cat([latent, after], dim=1).transpose(1, 2).float())
         wave: Tensor = griffinlim(
             magnitude, self.window, self.n_fft, self.hop, self.n_fft, power=1.0,

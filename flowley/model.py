@@ -81,9 +81,7 @@ class Flowley(nn.Module):
         self.embed_visual = nn.Sequential(
             nn.Linear(config.visual_dim, D), nn.SiLU(), ConvMLP(D, config.mlp_dim, kernel=3)
         )
-        self.embed_text = nn.Sequential(
-            nn.Linear(config.text_dim, D), nn.SiLU(), ConvMLP(D, config.mlp_dim, kernel=1)
-        )
+        self.embed_text = nn.Sequential(nn.Linear(config.text_dim, D), nn.SiLU(), ConvMLP(D, config.mlp_dim, kernel=1))
         self.pooled_visual = nn.Linear(D, D)
         self.pooled_text = nn.Linear(D, D)
         self.global_condition = ConvMLP(D, config.mlp_dim, kernel=1, dropout=config.dropout)
@@ -144,9 +142,7 @@ class Flowley(nn.Module):
         x = self.embed_audio(x_t)
         key_mask = pad(text_mask, (L_aud + L_vis, 0), value=True)
         for block in self.multi_stream:
-            x, x_vis, x_txt = block(
-                x, x_vis, x_txt, c, rope_aud=rope_aud, rope_vis=rope_vis, key_mask=key_mask
-            )
+            x, x_vis, x_txt = block(x, x_vis, x_txt, c, rope_aud=rope_aud, rope_vis=rope_vis, key_mask=key_mask)
 
         x_vis, x_txt = self.to_single_visual(x_vis), self.to_single_text(x_txt)
         cross_mask = text_mask if config.mask_text else None

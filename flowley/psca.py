@@ -70,9 +70,7 @@ def soft_mask(
 
 def progressive_masks(config: FlowleyConfig, L_aud: int, L_vis: int, *, device: torch.device) -> Tensor:
     """M^(0) ... M^(N2 - 1), one per single-stream block; (N2, L_aud, L_vis) float32."""
-    j_c = aligned_frames(
-        L_aud, L_vis, r_a=config.r_a, r_v=config.r_v, alignment=config.alignment, device=device
-    )
+    j_c = aligned_frames(L_aud, L_vis, r_a=config.r_a, r_v=config.r_v, alignment=config.alignment, device=device)
     betas = [beta(layer, config.N2) if config.progressive else 1.0 for layer in range(config.N2)]
     return torch.stack(
         [soft_mask(j_c, L_vis, omega=config.omega, delta=config.delta, beta_l=beta_l) for beta_l in betas]

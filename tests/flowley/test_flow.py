@@ -63,9 +63,7 @@ def test_dropped_with_zeros_in_place(random_conditions: Callable[..., Conditions
 
 
 @pytest.mark.parametrize("null_tokens", [1, 5])
-def test_dropped_text_becomes_the_empty_caption(
-    null_tokens: int, random_conditions: Callable[..., Conditions]
-) -> None:
+def test_dropped_text_becomes_the_empty_caption(null_tokens: int, random_conditions: Callable[..., Conditions]) -> None:
     """Also where the empty caption is longer than every caption of the batch (CLIP pads to 77)."""
     config = preset("tiny")
     c = random_conditions(config, L_vis=4, text_lengths=[2, 3])

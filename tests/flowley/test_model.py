@@ -82,9 +82,7 @@ def test_every_condition_reaches_the_flow(part: str, random_conditions: Build) -
 @pytest.mark.parametrize(("change", "value"), [
     ("visual_attention", "plain"), ("progressive", False), ("omega", 2), ("delta", 0), ("alignment", "round"),
 ])  # fmt: skip
-def test_ablations_change_the_flow_and_not_the_weights(
-    change: str, value: object, random_conditions: Build
-) -> None:
+def test_ablations_change_the_flow_and_not_the_weights(change: str, value: object, random_conditions: Build) -> None:
     config = preset("tiny")
     model = awake(config)
     other = Flowley(replace(config, **{change: value})).double().eval()  # type: ignore[arg-type]

@@ -54,9 +54,7 @@ def model() -> Flowley:
     return model
 
 
-def test_guidance_is_w_cond_plus_one_minus_w_null(
-    model: Flowley, random_conditions: Callable[..., Conditions]
-) -> None:
+def test_guidance_is_w_cond_plus_one_minus_w_null(model: Flowley, random_conditions: Callable[..., Conditions]) -> None:
     c = random_conditions(model.config, L_vis=8, text_lengths=[2, 4])
     all_dropped = torch.ones(2, dtype=torch.bool)
     null = without(c, visual=all_dropped, text=all_dropped, null_text=model.null_text)

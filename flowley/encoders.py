@@ -1,0 +1,151 @@
+"""Frozen encoders of the conditions: video frames to visual features, captions to text features.
+
+Both load any matching transformers checkpoint, from a folder or a hub id at a revision.
+
+Shapes: T frames, H W pixels, L tokens, D channels of the encoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+Dtype = Literal["float32", "bfloat16"]
+Normalisation = Literal["channels", "time", "none"]
+
+VISION_CLASSES = {
+    "clip": "CLIPVisionModelWithProjection",
+    "clip_vision_model": "CLIPVisionModelWithProjection",
+    "siglip": "SiglipVisionModel",
+    "siglip_vision_model": "SiglipVisionModel",
+}
+TEXT_CLASSES = {
+    "t5": "T5EncoderModel",
+    "mt5": "MT5EncoderModel",
+    "umt5": "UMT5EncoderModel",
+    "clip": "CLIPTextModel",
+    "clip_text_model": "CLIPTextModel",
+}
+
+
+class VisualEncoder:
+    """One vector per frame, (T, D), L2-normalised; D is `dim`.
+
+    CLIP gives its projected image embedding (768 channels for ViT-L/14), SigLIP its pooled output. Frames are
+    resized, cropped and normalised by the checkpoint's own preprocessor.
+
+    Raises:
+        ValueError: not a CLIP or SigLIP checkpoint, or one that lacks weights of the vision tower.
+    """
+
+    def __init__(
+        self, model: str, *, revision: str | None = None, dtype: Dtype = "float32", device: str = "cpu"
+    ) -> None:
+        from transformers import AutoImageProcessor
+
+        self.model = _load(model, revision, VISION_CLASSES, dtype).to(device)
+        self.processor = AutoImageProcessor.from_pretrained(model, revision=revision)
+        self.device = torch.device(device)
+        config = self.model.config
+        self.dim = int(config.projection_dim if config.model_type.startswith("clip") else config.hidden_size)
+
+    @torch.inference_mode()
+    def encode(self, frames: np.ndarray, *, batch_size: int = 64) -> np.ndarray:
+        """uint8 frames (T, H, W, 3) -> (T, D) float32, each of norm 1.
+
+        Raises:
+            ValueError: not uint8 RGB frames, or none.
+        """
+        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or len(frames) == 0:
+            raise ValueError(f"frames {frames.dtype} of shape {frames.shape}, wanted uint8 (T >= 1, H, W, 3) RGB")
+        parts = [self._encode(frames[start : start + batch_size]) for start in range(0, len(frames), batch_size)]
+        return torch.cat(parts).cpu().numpy()
+
+    def _encode(self, frames: np.ndarray) -> Tensor:
+        pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).to(self.device)
+        inputs = self.processor(images=list(pixels), return_tensors="pt")
+        output = self.model(pixel_values=inputs["pixel_values"].to(self.device, self.model.dtype))
+        features = output.image_embeds if "image_embeds" in output else output.pooler_output
+        return normalize(features.float(), dim=-1)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedText:
+    """A caption's features."""
+
+    features: np.ndarray
+    """(L, D) float16, padding removed."""
+    tokens_cut: int
+    """Tokens of the caption beyond the encoder's limit, which the features do not cover; 0 if none."""
+
+
+class TextEncoder:
+    """Last hidden state of every token, (L, D); D is `dim`.
+
+    Args:
+        model: folder or hub id of a T5 or CLIP checkpoint.
+        max_tokens: longer captions are cut there, and say so in `EncodedText.tokens_cut`.
+        normalisation: L2 over `channels`; over `time`, padding to max_tokens included (the released code's);
+            or `none`.
+
+    Raises:
+        ValueError: not a T5 or CLIP checkpoint, or one that lacks weights of the text encoder.
+    """
+
+    def __init__(
+        self, model: str, *, max_tokens: int, normalisation: Normalisation = "channels",
+        revision: str | None = None, dtype: Dtype = "float32", device: str = "cpu",
+    ) -> None:  # fmt: skip
+        from transformers import AutoTokenizer
+
+        self.model = _load(model, revision, TEXT_CLASSES, dtype).to(device)
+        self.tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
+        self.device = torch.device(device)
+        self.max_tokens, self.normalisation = max_tokens, normalisation
+        self.dim = int(self.model.config.hidden_size)
+        limit = getattr(self.model.config, "max_position_embeddings", max_tokens)
+        if max_tokens > limit:
+            raise ValueError(f"max_tokens = {max_tokens}, but {model} takes at most {limit} tokens")
+
+    @torch.inference_mode()
+    def encode(self, captions: Sequence[str]) -> list[EncodedText]:
+        """Captions, also empty ones, to their features; one per caption, in order."""
+        lengths = [len(ids) for ids in self.tokenizer(list(captions)).input_ids]
+        padding = "max_length" if self.normalisation == "time" else "longest"
+        inputs = self.tokenizer(
+            list(captions), padding=padding, truncation=True, max_length=self.max_tokens, return_tensors="pt"
+        ).to(self.device)
+        hidden = self.model(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask)
+        x = self._normalise(hidden.last_hidden_state.float()).cpu().numpy().astype(np.float16)
+        kept = inputs.attention_mask.cpu().numpy().astype(bool)
+        return [
+            EncodedText(features[mask], max(0, length - self.max_tokens))
+            for features, mask, length in zip(x, kept, lengths, strict=True)
+        ]
+
+    def _normalise(self, x: Tensor) -> Tensor:
+        if self.normalisation == "none":
+            return x
+        return normalize(x, dim=-1 if self.normalisation == "channels" else 1)
+
+
+def _load(model: str, revision: str | None, classes: dict[str, str], dtype: Dtype) -> Any:
+    """The encoder class for the checkpoint's `model_type`, frozen, every weight from the checkpoint."""
+    import transformers
+
+    model_type = transformers.AutoConfig.from_pretrained(model, revision=revision).model_type
+    if model_type not in classes:
+        raise ValueError(f"{model} is a {model_type!r} checkpoint, wanted one of {', '.join(classes)}")
+    encoder, info = getattr(transformers, classes[model_type]).from_pretrained(
+        model, revision=revision, dtype=getattr(torch, dtype), output_loading_info=True
+    )
+    if info["missing_keys"]:
+        missing = ", ".join(sorted(info["missing_keys"])[:3])
+        raise ValueError(f"{model} lacks {len(info['missing_keys'])} weights of its encoder ({missing}, ...)")
+    return encoder.eval().requires_grad_(False)
