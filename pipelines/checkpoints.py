@@ -26,6 +26,12 @@ def model_identity(model: ModelRef, key: str) -> str:
     return f"{model.path}@{model.revision}"
 
 
+def model_location(model: ModelRef) -> str:
+    """What workers load it from: the folder's absolute path (their working directory is another), or the hub id."""
+    folder = Path(model.path)
+    return str(folder.resolve()) if folder.is_dir() else model.path
+
+
 def _listing(folder: Path) -> tuple[tuple[str, int, int], ...]:
     files = [f for f in sorted(folder.rglob("*")) if f.is_file()]
     return tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files)

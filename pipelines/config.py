@@ -24,7 +24,7 @@ Split = Literal["train", "test"]
 
 
 for _settings in (Rules, EngineOptions, FinetuneSettings, ExecutionSettings):
-    _settings.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[attr-defined]
+    setattr(_settings, "__pydantic_config__", ConfigDict(extra="forbid"))  # noqa: B010 (mypy knows no such field)
 
 
 class Section(BaseModel):
@@ -210,7 +210,7 @@ def _explain(error: ValidationError) -> str:
 
 def _explain_one(fault: dict[str, Any]) -> str:
     key = ".".join(str(part) for part in fault["loc"])
-    if fault["type"] == "extra_forbidden":
+    if fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         known = _fields_at(fault["loc"][:-1])
         close = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"known keys: {', '.join(known)}"

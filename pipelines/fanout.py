@@ -25,10 +25,10 @@ Item = tuple[str, str, dict[str, Any]]
 """(row id, key, task)."""
 
 TRIES_FOR_ONE_ROW = 2
+START_DEADLINE_S = 3600.0  # a large model from a slow disk
 IDLE_BATCHES_PER_ACTOR = 2  # one at work and one waiting, so that an actor never stands idle
 
 
-@ray.remote
 class RowActor:
     """Holds one worker and commits each batch as a ledger part before it answers."""
 
@@ -103,14 +103,16 @@ class _FanOut:
 
     def _start_actor(self) -> None:
         options = {"num_cpus": self.workers.cpus_per_worker, "num_gpus": self.workers.gpus_per_worker}
-        actor = RowActor.options(**options).remote(self.make_worker, self.ledger)
+        actor = ray.remote(RowActor).options(**options).remote(self.make_worker, self.ledger)
         self.actors[actor] = deque([(actor.ready.remote(), _Batch([]))])
 
     def _feed(self) -> None:
         for queue_length in range(IDLE_BATCHES_PER_ACTOR):
             for actor, queue in self.actors.items():
-                if self.waiting and len(queue) == queue_length:
+                is_starting = bool(queue) and not queue[0][1].items
+                if self.waiting and len(queue) == queue_length and not is_starting:
                     batch = self.waiting.popleft()
+                    batch.started_s = time.monotonic()
                     queue.append((actor.process.remote(batch.items), batch))
 
     def _collect(self, actor: Any) -> None:
@@ -133,8 +135,8 @@ class _FanOut:
             self.progress.advance(len(batch.items), quarantined)
 
     def _kill_overdue(self) -> None:
-        limit_s = self.workers.batch_deadline_s
         for actor, queue in list(self.actors.items()):
+            limit_s = self.workers.batch_deadline_s if queue and queue[0][1].items else START_DEADLINE_S
             if queue and time.monotonic() - queue[0][1].started_s > limit_s:
                 ray.kill(actor)
                 self._replace(

@@ -153,7 +153,8 @@ class Storage:
         self.write_bytes(name, json.dumps(value, indent=2, ensure_ascii=False).encode())
 
     def read_table(self, name: str) -> pa.Table:
-        return pq.read_table(pa.BufferReader(self.read_bytes(name)))
+        # Not read_table: it imports pyarrow.dataset and with it pandas, a second of every command's start.
+        return pq.ParquetFile(pa.BufferReader(self.read_bytes(name))).read()
 
     def write_table(self, name: str, table: pa.Table) -> None:
         sink = pa.BufferOutputStream()

@@ -7,9 +7,6 @@ import sys
 import time
 from pathlib import Path
 
-from pipelines.cli import execute
-from pipelines.config import load_config
-from pipelines.demo.corpus import generate_corpus
 from pipelines.errors import RunError, UserError, one_line
 from pipelines.progress import human_time
 
@@ -20,9 +17,13 @@ SEED = 0
 
 def main() -> None:
     """Makes what is missing; a second call finds nothing to do."""
-    started = time.monotonic()
+    # Imported here: the corpus is made by processes that import this module again.
+    from pipelines.cli import execute
+    from pipelines.config import load_config
     from pipelines.demo.checkpoints import build_checkpoints
+    from pipelines.demo.corpus import generate_corpus
 
+    started = time.monotonic()
     config = load_config(CONFIG)
     corpus = Path(config.source.folder).parent
     generate_corpus(corpus, clips=CLIPS, seed=SEED, workers=os.cpu_count() or 1)

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.checkpoints import model_identity
+from pipelines.checkpoints import model_identity, model_location
 from pipelines.config import Config
 from pipelines.fingerprint import digest, file_sha256
 from pipelines.stage import Context, Counts, Spec, Stage
@@ -58,7 +58,7 @@ class CaptionerStage(Stage):
         examples = [TrainExample(r["clip_id"], prompt, r["caption"], r["video"]) for r in rows]
         with tempfile.TemporaryDirectory(prefix="soundcap-adapter-") as folder:
             result = train_captioner(
-                model=section.model.path,
+                model=model_location(section.model),
                 revision=section.model.revision,
                 examples=examples,
                 read_frames=frame_reader(context.storage, section.training.frames_fps),
@@ -72,6 +72,7 @@ class CaptionerStage(Stage):
                     max_failures=section.execution.max_failures,
                 ),
                 output_dir=Path(folder),
+                say=context.say,
             )
             meaning = _adapter_digest(Path(folder))
             context.storage.upload_folder(Path(folder), context.output.name(ADAPTER_FOLDER))
@@ -79,7 +80,6 @@ class CaptionerStage(Stage):
         context.storage.write_json(context.output.name("loss.json"), curve)
         dropped = [_dropped(self.name, d.clip_id, d.reason) for d in result.examples_dropped]
         context.output.write_quarantine(dropped)
-        context.storage.remove(f"{RUNS_FOLDER}/{self.name}")  # checkpoints of a finished training
         return Manifest(
             stage=self.name,
             fingerprint=context.output.fingerprint,

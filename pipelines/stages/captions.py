@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.captioning import CAPTION_SCHEMA, CAPTIONER_VERSION, CaptionWorker, caption_key
-from pipelines.checkpoints import model_identity
+from pipelines.checkpoints import model_identity, model_location
 from pipelines.config import Config, Workers
 from pipelines.errors import UserError
 from pipelines.stage import Context, Refused, Row, RowStage, Spec
@@ -78,7 +78,7 @@ class CaptionsStage(RowStage):
         return partial(
             CaptionWorker,
             storage=context.storage,
-            model=section.model.path,
+            model=model_location(section.model),
             revision=section.model.revision,
             adapter=None,
             frames=section.frames,

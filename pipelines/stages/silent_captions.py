@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from pipelines.captioning import CAPTION_SCHEMA, CAPTIONER_VERSION, CaptionWorker, caption_key
-from pipelines.checkpoints import model_identity
+from pipelines.checkpoints import model_identity, model_location
 from pipelines.config import Config, FramesConfig, Workers
 from pipelines.stage import Context, Refused, Row, RowStage, Spec
 from pipelines.stages.captioner import ADAPTER_FOLDER
@@ -70,7 +70,7 @@ class SilentCaptionsStage(RowStage):
         return partial(
             CaptionWorker,
             storage=context.storage,
-            model=config.captioner.model.path,
+            model=model_location(config.captioner.model),
             revision=config.captioner.model.revision,
             adapter=context.inputs["captioner"].name(ADAPTER_FOLDER),
             frames=silent_frames(config),

@@ -1,0 +1,58 @@
+"""The command line as a process: exit codes, one-line errors, and a plan that needs no heavy import."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def _soundcap(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "pipelines.cli", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["plan", "none.yaml"], "none.yaml: no such configuration file"),
+        (["plan", "configs/demo.yaml", "--set", "clips.fsp=1"], "unknown key; did you mean fps?"),
+        (["run", "configs/demo.yaml", "--until", "clip"], "--until clip: no such stage; wanted one of clips,"),
+        (["plan", "configs/demo.yaml", "--set", "source.folder=/nowhere"], "no files in '/nowhere'"),
+        (["plan", "configs/demo.yaml", "--set", "source.folder=configs", "--set", "source.csv=no.csv"], "no.csv"),
+    ],
+)
+def test_user_errors_are_one_line_with_exit_code_2(arguments: list[str], message: str) -> None:
+    done = _soundcap(*arguments)
+    assert done.returncode == 2, done
+    assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_plan_json_before_anything_ran(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"not looked at before the run")
+    done = _soundcap(
+        "plan", "configs/demo.yaml", "--json", "--set", f"root={tmp_path}/store",
+        "--set", f"source.folder={tmp_path}", "--set", "source.csv=null",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    stages = json.loads(done.stdout)["stages"]
+    assert set(stages[0]) == {"name", "state", "reason", "rows_total", "rows_to_run", "fingerprint"}
+    assert (stages[0]["name"], stages[0]["state"], stages[0]["rows_to_run"]) == ("clips", "to_run", 1)
+    assert stages[1]["state"] == "unknown" and stages[1]["fingerprint"] is None
+    assert stages[1]["reason"] == "unknown until clips"
+
+
+def test_planning_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; sys.argv = ['soundcap', 'plan', 'none.yaml']\n"
+        "from pipelines.stages import all_stages; all_stages()\n"
+        "import pipelines.cli, pipelines.plan\n"
+        "heavy = {'torch', 'transformers', 'ray', 'pandas', 'decord', 'vllm'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

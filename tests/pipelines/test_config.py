@@ -1,0 +1,62 @@
+"""A configuration that is wrong gets one line that names the key; the shipped ones are right."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipelines.config import load_config
+from pipelines.errors import UserError
+
+DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
+
+
+def test_shipped_configurations_are_valid() -> None:
+    for file in DEMO.parent.glob("*.yaml"):
+        load_config(file)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("clips.fps=fast", "clips.fps: got 'fast', wanted"),
+        ("clips.fsp=25", "clips.fsp: unknown key; did you mean fps?"),
+        ("source.split=val", "source.split: got 'val', wanted 'train' or 'test'"),
+        ("captions.execution.engine=tgi", "captions.execution.engine: got 'tgi'"),
+        ("captions.frames.fps=60", "captions.frames.fps: got 60.0, wanted at most clips.fps = 24"),
+        ("captioner.training.rnak=4", "captioner.training.rnak: unknown key; did you mean rank?"),
+        ("curation.rules.min_wrods=4", "did you mean min_words?"),
+        ("root=null", "root: got None, wanted"),
+        ("clips", "wanted key=value"),
+        ("root.x=1", "root is a value, not a section"),
+    ],
+)
+def test_wrong_values_are_one_line(override: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(DEMO, [override])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "root: [unclosed", "", "\x00"])
+def test_files_that_are_no_configuration(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError):
+        load_config(file)
+    with pytest.raises(UserError, match="no such configuration file"):
+        load_config(tmp_path / "none.yaml")
+
+
+def test_missing_sections_are_all_named(tmp_path: Path) -> None:
+    data = yaml.safe_load(DEMO.read_text())
+    del data["root"], data["captions"]["model"]
+    file = tmp_path / "c.yaml"
+    file.write_text(yaml.safe_dump(data))
+    with pytest.raises(UserError, match=r"root: missing.*captions\.model: missing"):
+        load_config(file)
+
+
+def test_overrides_win_and_execution_is_apart() -> None:
+    config = load_config(DEMO, ["clips.fps=12", "captions.execution.workers=7"])
+    assert config.clips.fps == 12 and config.captions.execution.workers == 7

@@ -1,0 +1,54 @@
+"""The driver is killed with -9 in the middle of `captions`, on S3; the same command finishes, nothing twice."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipelines.demo.corpus import generate_corpus
+from pipelines.ledger import Ledger
+from pipelines.storage import Storage
+from soundcap.tiny import build_tiny_omni
+
+ROOT = Path(__file__).parents[2]
+CLIPS = 4
+
+
+@pytest.mark.timeout(600)
+def test_killed_on_s3_and_resumed(s3_url: str, tmp_path: Path) -> None:
+    generate_corpus(tmp_path / "corpus", clips=CLIPS, seed=5, workers=2)
+    (tmp_path / "omni").mkdir()
+    build_tiny_omni(tmp_path / "omni", 0)
+    storage = Storage(f"{s3_url}/killed")
+    sets = [
+        f"root={storage.url}",
+        f"source.folder={tmp_path}/corpus/videos",
+        f"source.csv={tmp_path}/corpus/vggsound.csv",
+        f"captions.model.path={tmp_path}/omni",
+        "captions.execution.workers=1",
+        "captions.execution.batch_rows=1",
+    ]
+    command = [sys.executable, "-m", "pipelines.cli", "run", "configs/demo.yaml", "--until", "captions"]
+    command += [part for one in sets for part in ("--set", one)]
+    log = tmp_path / "first.log"
+    with log.open("w") as out:
+        driver = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out, start_new_session=True)
+        while not storage.files("ledger/captions"):
+            assert driver.poll() is None, f"the run ended before it could be killed: {log.read_text()}"
+            time.sleep(0.2)
+        os.kill(driver.pid, signal.SIGKILL)
+        driver.wait()
+    survived = len(Ledger(storage, "captions").read())
+    assert survived >= 1 and not storage.exists("captions/latest.json"), "killed before the stage was committed"
+
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    fingerprint = storage.read_json("captions/latest.json")["fingerprint"]
+    rows = storage.read_table(f"captions/{fingerprint}/rows.parquet").to_pylist()
+    manifest = storage.read_json(f"captions/{fingerprint}/manifest.json")
+    assert len({row["clip_id"] for row in rows}) == len(rows) == CLIPS
+    assert manifest["rows_computed"] <= CLIPS - survived, "what the killed run had committed was computed again"
