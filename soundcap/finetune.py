@@ -20,9 +20,11 @@ from soundcap.finetune_data import (
     TrainExample,
     find_problems,
 )
+from soundcap.inputs import IGNORED_LABEL
 from soundcap.zero import ZeroStage, deepspeed_processes, zero_config
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 LORA_TARGETS = r"^model\.language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)$"
@@ -141,9 +143,7 @@ def finetune(
         if processor.family.model_type != "qwen2_5_vl":
             raise FinetuneError(f"{model} is a {processor.family.model_type}; wanted a qwen2_5_vl checkpoint")
         arguments = _training_arguments(settings, execution, output_dir)
-        frames = FrameSettings(
-            settings.frames_fps, settings.min_frame_px, settings.max_frame_px, settings.max_tokens
-        )
+        frames = FrameSettings(settings.frames_fps, settings.min_frame_px, settings.max_frame_px, settings.max_tokens)
         loader, dropped = _usable(ExampleLoader(examples, read_frames, processor, frames), execution)
         trainer = wrap_trainer(_trainer(model, revision, loader, settings, arguments, callbacks))
         trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
@@ -213,9 +213,7 @@ def _training_arguments(
     )
 
 
-def _usable(
-    loader: ExampleLoader, execution: ExecutionSettings
-) -> tuple[ExampleLoader, tuple[DroppedExample, ...]]:
+def _usable(loader: ExampleLoader, execution: ExecutionSettings) -> tuple[ExampleLoader, tuple[DroppedExample, ...]]:
     """The loader without the examples that cannot be trained on, and these; the same on every process."""
     import torch.distributed
 
@@ -253,6 +251,7 @@ def _trainer(
         args=arguments,
         train_dataset=loader,
         data_collator=loader.collate,
+        compute_loss_func=_caption_nll,
         callbacks=list(callbacks),
     )
     trainer.remove_callback(PrinterCallback)  # the caller's callbacks say how it goes
@@ -275,6 +274,20 @@ def _with_lora(base: "PreTrainedModel", settings: FinetuneSettings) -> Any:
     )
 
 
+def _caption_nll(outputs: Any, labels: "Tensor", num_items_in_batch: "Tensor") -> "Tensor":
+    """The paper's L_vlm: sum of -log P over a batch's caption tokens, divided by their count in the whole step.
+
+    Left to itself the Trainer averages this model's batch means, so that a short caption's tokens would weigh
+    more, and by how much would depend on the batch per process.
+    """
+    from torch.nn.functional import cross_entropy
+
+    targets = labels[:, 1:]  # logits at l predict token l + 1
+    captioned = targets != IGNORED_LABEL
+    logits = outputs.logits[:, :-1][captioned].float()
+    return cross_entropy(logits, targets[captioned], reduction="sum") / num_items_in_batch
+
+
 def _loss_curve(trainer: "Trainer") -> tuple[LossPoint, ...]:
     return tuple(
         LossPoint(entry["step"], entry["epoch"], entry["loss"], entry["learning_rate"])
@@ -287,9 +300,7 @@ def _save(trainer: "Trainer", result: FinetuneResult) -> None:
     """Write adapter and result from process 0. Every process calls this: ZeRO-3 gathers weights from all."""
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if trainer.is_world_process_zero():
-        trainer.accelerator.unwrap_model(trainer.model_wrapped).save_pretrained(
-            result.adapter_dir, state_dict=weights
-        )
+        trainer.accelerator.unwrap_model(trainer.model_wrapped).save_pretrained(result.adapter_dir, state_dict=weights)
         (Path(result.adapter_dir) / "README.md").unlink()  # peft's unfilled model card
         saved = asdict(replace(result, adapter_dir=""))
         del saved["adapter_dir"]

@@ -59,6 +59,7 @@ def deepspeed_processes(use_gpu: bool) -> Iterator[None]:
         _init_deepspeed()
         yield
     finally:
+        _forget_zero()
         if alone:
             _forget_processes()
 
@@ -80,15 +81,20 @@ def _rank_variables_of_one_process() -> dict[str, str]:
     return dict(zip(_RANK_VARIABLES, ("0", "0", "1", "1", "127.0.0.1", port), strict=True))
 
 
+def _forget_zero() -> None:
+    """Let models load whole again: transformers shards them as long as ZeRO-3 settings are alive somewhere."""
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()
+
+
 def _forget_processes() -> None:
     """Undo what was set up for a process alone, so that the next use in this process starts afresh."""
-    import deepspeed.comm.comm as comm
-    import torch.distributed
+    import deepspeed.comm
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=True)
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-    comm.cdb = None
+    if deepspeed.comm.is_initialized():
+        deepspeed.comm.destroy_process_group()
     for variable in _RANK_VARIABLES:
         os.environ.pop(variable, None)

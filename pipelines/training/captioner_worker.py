@@ -8,9 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import RunError, UserError, one_line
+from pipelines.training.worker_lines import lines_from_workers
 from soundcap.finetune import (
     RESULT_FILE,
     ExecutionSettings,
@@ -56,35 +57,55 @@ def train_captioner(
     execution: ExecutionSettings,
     run: TrainingRun,
     output_dir: Path,
+    say: Callable[[str], None],
 ) -> FinetuneResult:
     """Train, or go on with `run`, and put the adapter into `output_dir`. Ray must be initialised.
 
     `read_frames` is sent to the workers: video address -> frames (T, H, W, 3) uint8 at `settings.frames_fps`.
+    `say` gets lines of progress, in this process.
 
     Raises UserError for settings or examples that cannot be trained on, RunError when training failed more
     often than `run.max_failures`.
     """
     import ray
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.torch import TorchTrainer
+    from ray.train import TrainingFailedError
 
-    shared = ray.put(examples)
     # ZeRO's checkpoints fit only the stage and number of processes that wrote them: others start afresh
     name = f"{run.name}-zero{execution.zero_stage}-{run.num_workers}"
     work_dir = _work_dir(run.storage_path, name)
+    train = partial(
+        finetune,
+        model,
+        revision,
+        read_frames=read_frames,
+        settings=settings,
+        execution=execution,
+        output_dir=work_dir,
+    )
+    shared = ray.put(examples)
+    try:
+        with lines_from_workers(say) as say_from_worker:
+            work = partial(_work, train, shared, work_dir, say_from_worker)
+            result = _torch_trainer(work, name, run, execution.use_gpu).fit()
+    except TrainingFailedError as error:
+        raise RunError(f"captioner: {_cause(error)}") from error
+    if result.return_value is not None:
+        raise UserError(f"captioner: {result.return_value}")
+    assert result.checkpoint is not None, "a worker that returns no message has reported the adapter"
+    result.checkpoint.to_directory(str(output_dir))
+    return load_result(output_dir)
 
-    def work() -> str | None:
-        train = partial(
-            finetune, model, revision, ray.get(shared), read_frames, settings, execution, work_dir
-        )
-        return _work(train, work_dir)
 
-    trainer = TorchTrainer(
+def _torch_trainer(work: Callable[[], str | None], name: str, run: TrainingRun, use_gpu: bool) -> Any:
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    return TorchTrainer(
         work,
         scaling_config=ScalingConfig(
             num_workers=run.num_workers,
-            use_gpu=execution.use_gpu,
-            resources_per_worker={"CPU": run.cpus_per_worker} | ({"GPU": 1} if execution.use_gpu else {}),
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": run.cpus_per_worker} | ({"GPU": 1} if use_gpu else {}),
         ),
         run_config=RunConfig(
             name=name,
@@ -94,33 +115,37 @@ def train_captioner(
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
     )
-    try:
-        result = trainer.fit()
-    except TrainingFailedError as error:
-        raise RunError(f"captioner: {_cause(error)}") from error
-    if result.return_value is not None:
-        raise UserError(f"captioner: {result.return_value}")
-    assert result.checkpoint is not None, (
-        "every worker that returns without a message has reported the adapter"
-    )
-    result.checkpoint.to_directory(str(output_dir))
-    return load_result(output_dir)
 
 
-def _work(train: Callable[..., FinetuneResult], work_dir: Path) -> str | None:
-    """One worker's whole life. Returns what the user must mend: an exception would only be tried again."""
+def _work(
+    train: Callable[..., FinetuneResult],
+    examples: Any,
+    work_dir: Path,
+    say: Callable[[str], None],
+) -> str | None:
+    """One worker's whole life. Returns what the user must mend: an exception would only be tried again.
+
+    `examples` is Ray's reference to the list of them.
+    """
+    import ray
     import ray.train
 
+    train = partial(train, examples=ray.get(examples))
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
-        return _train(train, work_dir, resume_from=None)
+        return _train(train, work_dir, say, resume_from=None)
     with checkpoint.as_directory() as folder:
         if (Path(folder) / RESULT_FILE).exists():
             return None  # an earlier run got this far, and its caller died before it took the adapter
-        return _train(train, work_dir, resume_from=Path(folder))
+        return _train(train, work_dir, say, resume_from=Path(folder))
 
 
-def _train(train: Callable[..., FinetuneResult], work_dir: Path, resume_from: Path | None) -> str | None:
+def _train(
+    train: Callable[..., FinetuneResult],
+    work_dir: Path,
+    say: Callable[[str], None],
+    resume_from: Path | None,
+) -> str | None:
     import ray.train
     import torch.distributed
 
@@ -131,7 +156,7 @@ def _train(train: Callable[..., FinetuneResult], work_dir: Path, resume_from: Pa
         shutil.rmtree(work_dir, ignore_errors=True)  # left by a process that was killed
     torch.distributed.barrier()
     try:
-        result = train(callbacks=[CheckpointToStorage(), SayProgress()], resume_from=resume_from)
+        result = train(callbacks=[CheckpointToStorage(), SayProgress(say)], resume_from=resume_from)
     except FinetuneError as error:
         return str(error)
     first = ray.train.get_context().get_world_rank() == 0

@@ -1,8 +1,8 @@
-"""Callbacks of transformers' Trainer under Ray Train. For workers only: transformers takes seconds to import."""
+"""Callbacks of transformers' Trainer under Ray Train. For workers only: importing transformers takes long."""
 
 import os
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,7 @@ class CheckpointToStorage(TrainerCallback):  # type: ignore[misc]
     Ray Train merges the nodes' folders. All must have written before.
     """
 
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.global_step >= state.max_steps:
             return  # the finished adapter follows at once
         torch.distributed.barrier()
@@ -35,45 +33,27 @@ class CheckpointToStorage(TrainerCallback):  # type: ignore[misc]
 
 
 class SayProgress(TrainerCallback):  # type: ignore[misc]
-    """Prints rate, time left and loss, from the first process only."""
+    """Says rate and time left, and the loss in the end, from the first process only."""
 
-    def __init__(self) -> None:
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say
         self.progress: Progress | None = None
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.is_world_process_zero:
             label = f"captioner from step {state.global_step}" if state.global_step else "captioner"
-            self.progress = Progress(label, state.max_steps - state.global_step, "steps", _say)
+            self.progress = Progress(label, state.max_steps - state.global_step, "steps", self.say)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.progress is not None:
             self.progress.advance(1)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.progress is not None:
-            clips = (
-                self.progress.done
-                * args.train_batch_size
-                * args.gradient_accumulation_steps
-                * args.world_size
-            )
+            clips = self.progress.done * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
             seconds = max(time.monotonic() - self.progress.started_s, 1e-9)
-            _say(f"{self.progress.line()}, {clips / seconds:.2g} clips/s, loss {_latest_loss(state):.3f}")
+            self.say(f"{self.progress.line()}, {clips / seconds:.2g} clips/s, loss {_latest_loss(state):.3f}")
 
 
 def _latest_loss(state: TrainerState) -> float:
-    return next(
-        (float(entry["loss"]) for entry in reversed(state.log_history) if "loss" in entry), float("nan")
-    )
-
-
-def _say(line: str) -> None:
-    # not print(): Ray Train logs what is printed, and the driver would show each line twice
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
+    return next((float(entry["loss"]) for entry in reversed(state.log_history) if "loss" in entry), float("nan"))
