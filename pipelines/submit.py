@@ -1,0 +1,284 @@
+"""Sends a run to a Ray cluster as a job: the same command, the same store, nothing computed twice.
+
+The job's working directory holds the code, the prompts and the resolved configuration; the cluster's nodes
+need the project's dependencies only. All state lies in the store, so a job may die with its cluster at any time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import json
+import os
+import shlex
+import shutil
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import yaml
+
+from pipelines.config import Config, ModelRef, Section
+from pipelines.errors import RunError, UserError, one_line
+from pipelines.fingerprint import digest, file_sha256, folder_digest
+from pipelines.storage import Storage
+
+CONFIG_NAME = "config.yaml"
+PACKAGES = ("pipelines", "soundcap", "flowley")
+PATH_KEYS = frozenset({"root", "folder", "csv"})
+PROMPT_KEYS = frozenset({"instruction", "warnings"})
+# What reaches a bucket. Profiles and credential files stay here: they would name nothing on another machine.
+S3_VARIABLES = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+)
+CONNECT_TIMEOUT_S = 5.0
+POLL_S = 1.0
+ROOT_METADATA = "soundcap_root"
+
+
+def submit(
+    config: Config,
+    *,
+    address: str,
+    wait: bool,
+    say: Callable[[str], None],
+    until: str | None = None,
+    retry_failed: bool = False,
+) -> str:
+    """Submits the run to the cluster whose dashboard is at `address`; returns the job's submission id.
+
+    A run that is already under way on that cluster is not doubled: the same one is attached to, another one on
+    the same store is refused. With `wait`, follows the job's log to its end.
+    Raises UserError (address, prompts, another run under way) and RunError (the job failed or was stopped).
+    """
+    client = _connect(address)
+    with tempfile.TemporaryDirectory(prefix="soundcap-job-") as folder:
+        staging = Path(folder)
+        staged = stage_job(config, staging)
+        command = _entrypoint(until, retry_failed)
+        _warn_of_local_root(staged, address, say)
+        job_id, is_new = _submit_once(client, staged, staging, command)
+    if is_new:
+        say(f"submitted {job_id} to {address}")
+    else:
+        say(f"{job_id}: the same run is already under way on {address}; nothing new was submitted")
+    if wait:
+        say("following its log; Ctrl-C stops only the following, the job goes on")
+        _follow(client, job_id, say)
+    else:
+        say(f"follow it: ray job logs --follow {job_id} --address {address}")
+    return job_id
+
+
+# --- what the job is given ------------------------------------------------------------------------------------
+
+
+def stage_job(config: Config, folder: Path) -> Config:
+    """Fills `folder` with code, prompts and `config.yaml`; returns the configuration that was written.
+
+    Local paths become absolute, so that the job sees the store and the checkpoints that this process sees.
+    Prompts are copied and keep their names, so that a plan made there words its reasons as one made here.
+    Raises UserError for a prompt file that is absent.
+    """
+    for package in PACKAGES:
+        source = Path(__file__).resolve().parents[1] / package
+        shutil.copytree(source, folder / package, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    staged = _staged_section(config, folder, "")
+    assert isinstance(staged, Config)
+    text = yaml.safe_dump(staged.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    (folder / CONFIG_NAME).write_text(text, encoding="utf-8")
+    return staged
+
+
+def _staged_section(section: Section, folder: Path, where: str) -> Section:
+    updates: dict[str, Any] = {}
+    for name, value in section:
+        key = f"{where}{name}"
+        if isinstance(value, ModelRef):
+            if Path(value.path).is_dir():
+                updates[name] = value.model_copy(update={"path": _absolute(value.path)})
+        elif isinstance(value, Section):
+            updates[name] = _staged_section(value, folder, f"{key}.")
+        elif name in PROMPT_KEYS and isinstance(value, str):
+            updates[name] = _stage_prompt(value, folder, key)
+        elif name in PATH_KEYS and isinstance(value, str):
+            updates[name] = _absolute(value)
+    return section.model_copy(update=updates)
+
+
+def _stage_prompt(name: str, folder: Path, key: str) -> str:
+    """Copies one prompt file; one from outside the working directory gets a name under `prompts/`."""
+    source = Path(name)
+    if not source.is_file():
+        raise UserError(f"{key}: no such prompt file {name!r}; give the path of a YAML file like those in prompts/")
+    if source.is_absolute() or ".." in source.parts:
+        name = f"prompts/{file_sha256(source)[:8]}-{source.name}"
+    target = folder / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+    return name
+
+
+def _absolute(path: str) -> str:
+    """As `Storage` understands it, so that the job's ledger keys are this process's."""
+    return Storage(path).url
+
+
+def _entrypoint(until: str | None, retry_failed: bool) -> str:
+    words = ["python", "-m", "pipelines.cli", "run", CONFIG_NAME]
+    if until is not None:
+        words += ["--until", until]
+    if retry_failed:
+        words.append("--retry-failed")
+    return shlex.join(words)
+
+
+def _environment(config: Config) -> dict[str, str]:
+    """Variables for the job; a job without a bucket is given no credentials."""
+    if not any(str(url).startswith("s3://") for url in (config.root, config.source.folder, config.source.csv)):
+        return {}
+    return {name: os.environ[name] for name in S3_VARIABLES if name in os.environ}
+
+
+def _warn_of_local_root(config: Config, address: str, say: Callable[[str], None]) -> None:
+    is_here = urlsplit(address).hostname in ("localhost", "127.0.0.1", "::1")
+    if not is_here and Storage(config.root).is_local:
+        say(f"root is the local folder {config.root}: every node must see it under that name, or use s3://")
+
+
+# --- the cluster ----------------------------------------------------------------------------------------------
+
+
+def _connect(address: str) -> Any:
+    """A client of the cluster's job server. Raises UserError within seconds if there is none."""
+    url = _checked(address)
+    remedy = "Start a cluster (ray up ray_cluster.yaml, then ray dashboard ray_cluster.yaml) or correct --address"
+    try:
+        with urllib.request.urlopen(f"{url}/api/version", timeout=CONNECT_TIMEOUT_S) as response:
+            is_ray = "ray_version" in json.load(response)
+    except urllib.error.HTTPError as error:
+        is_ray = error.code in (401, 403)  # Ray's client brings the token, and explains what is wrong with it.
+    except ValueError:
+        is_ray = False
+    except (OSError, http.client.HTTPException) as error:
+        raise UserError(f"--address {address}: no answer ({one_line(error, 120)}). {remedy}") from error
+    if not is_ray:
+        raise UserError(f"--address {address}: something answers, but not Ray's dashboard. {remedy}")
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        with _no_other_address():
+            return JobSubmissionClient(url)
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"--address {address}: {one_line(error, 300)}. {remedy}") from error
+
+
+def _checked(address: str) -> str:
+    parts = urlsplit(address)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UserError(
+            f"--address {address}: wanted the address of the cluster's dashboard, like http://127.0.0.1:8265"
+        )
+    return address.rstrip("/")
+
+
+@contextlib.contextmanager
+def _no_other_address() -> Iterator[None]:
+    """Ray's client prefers these variables to the address that it is given; the user's word comes first."""
+    hidden = {name: os.environ.pop(name, None) for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")}
+    try:
+        yield
+    finally:
+        os.environ.update({name: value for name, value in hidden.items() if value is not None})
+
+
+def _submit_once(client: Any, config: Config, staging: Path, command: str) -> tuple[str, bool]:
+    """The job's id, and whether it was submitted now rather than found under way."""
+    base = f"soundcap-{digest([folder_digest(staging), command])[:12]}"
+    jobs = _jobs(client)
+    under_way = _under_way(jobs, config.root)
+    if under_way:
+        return _same_or_refuse(under_way, base), False
+    attempt = 1 + sum(job.submission_id.rpartition("-")[0] == base for job in jobs)
+    try:
+        job_id = client.submit_job(
+            entrypoint=command,
+            submission_id=f"{base}-{attempt}",
+            runtime_env={"working_dir": str(staging), "env_vars": _environment(config)},
+            metadata={ROOT_METADATA: config.root},
+        )
+    except (OSError, RuntimeError) as error:
+        # Another process may have submitted the same run since the jobs were listed.
+        under_way = _under_way(_jobs(client), config.root)
+        if under_way:
+            return _same_or_refuse(under_way, base), False
+        raise RunError(f"the cluster did not take the job: {one_line(error, 600)}") from error
+    return str(job_id), True
+
+
+def _jobs(client: Any) -> list[Any]:
+    try:
+        return [job for job in client.list_jobs() if job.submission_id]
+    except (OSError, RuntimeError) as error:
+        raise RunError(f"the cluster's jobs cannot be listed: {one_line(error, 600)}") from error
+
+
+def _under_way(jobs: list[Any], root: str) -> str | None:
+    for job in jobs:
+        if (job.metadata or {}).get(ROOT_METADATA) == root and not job.status.is_terminal():
+            return str(job.submission_id)
+    return None
+
+
+def _same_or_refuse(job_id: str, base: str) -> str:
+    if job_id.rpartition("-")[0] == base:
+        return job_id
+    raise UserError(
+        f"{job_id} is at work on the same root with another configuration, prompts or code. "
+        f"Wait for it, or stop it first: ray job stop {job_id} --address URL"
+    )
+
+
+def _follow(client: Any, job_id: str, say: Callable[[str], None]) -> None:
+    """Passes the job's log to `say` until it ends. Raises RunError unless it succeeded."""
+    from aiohttp import ClientError
+
+    try:
+        asyncio.run(_tail(client, job_id, say))
+    except (OSError, RuntimeError, ClientError) as error:
+        say(f"{job_id}: the log broke off ({one_line(error, 200)}); waiting for the job to end")
+    try:
+        job = client.get_job_info(job_id)
+        while not job.status.is_terminal():
+            time.sleep(POLL_S)
+            job = client.get_job_info(job_id)
+    except (OSError, RuntimeError) as error:
+        raise RunError(
+            f"{job_id}: the cluster is gone or cannot be reached ({one_line(error, 300)}). What was made is in the "
+            "store: the same command attaches to the job if it still runs, and goes on from there if not."
+        ) from error
+    if job.status.value != "SUCCEEDED":
+        reason = (job.message or "no reason given").splitlines()[0]
+        raise RunError(
+            f"{job_id}: {job.status.value}: {reason} Its log is above; "
+            "mend the cause, and the same command goes on where it stopped."
+        )
+    say(f"{job_id}: succeeded")
+
+
+async def _tail(client: Any, job_id: str, say: Callable[[str], None]) -> None:
+    async for text in client.tail_job_logs(job_id):
+        for line in text.splitlines():
+            say(line)
