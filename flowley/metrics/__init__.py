@@ -1,0 +1,112 @@
+"""How good generated sound is: `score` compares a set of generated clips with their originals.
+
+`frechet` and `kernel` compare sets of embeddings (`embed`), `spectral` and `onsets` each clip with its original.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowley.metrics.checks import checked_wave
+from flowley.metrics.embed import EMBEDDING_NAME, log_mel_statistics
+from flowley.metrics.frechet import frechet_distance
+from flowley.metrics.kernel import kernel_distance
+from flowley.metrics.onsets import detect_onsets, onset_f1
+from flowley.metrics.spectral import (
+    log_mel_correlation,
+    log_mel_distance_db,
+    loudness_difference_db,
+    multi_resolution_stft_distance,
+)
+
+__all__ = ["Scores", "score", "score_pair"]
+
+MAX_LENGTH_GAP_S = 0.25
+"""Generated and original may differ by a codec's or container's last frame; more is another clip."""
+BANDWIDTH_OF: Final = "reference"
+ONSET_TOLERANCE_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """The table of one evaluation, with all that its figures depend on."""
+
+    n_clips: int
+    hz: int
+    embedding: str
+    """What `frechet_distance` and `kernel_distance` are distances of."""
+    kernel_bandwidth_of: str
+    onset_tolerance_s: float
+    set_metrics: dict[str, float | None]
+    """Distances between the sets, and the mean of each clip metric; None: see `missing`."""
+    clip_metrics: dict[str, list[float]]
+    """Each metric of `score_pair`, in the order of the clips."""
+    missing: dict[str, str]
+    """Why a set metric is None."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types only, fit for JSON: no NaN, no infinity."""
+        return asdict(self)
+
+
+def score(generated: Sequence[NDArray[np.floating]], original: Sequence[NDArray[np.floating]], hz: int) -> Scores:
+    """Scores of generated clips against their originals: mono waveforms (N_i,) at hz, pair by pair.
+
+    The set metrics are `frechet_distance` and `kernel_distance` of the clips' log-mel statistics (None for fewer
+    than 2 clips) and the mean of every clip metric.
+
+    Raises:
+        ValueError: no clips, lists of unequal length, or a clip that `score_pair` refuses (the message has its index).
+    """
+    if len(generated) != len(original):
+        raise ValueError(f"{len(generated)} generated clips, {len(original)} originals: wanted one for each")
+    if len(generated) == 0:
+        raise ValueError("no clips to score: wanted at least one pair")
+    rows, embedded_g, embedded_o = [], [], []
+    for i, (g, o) in enumerate(zip(generated, original, strict=True)):
+        try:
+            rows.append(score_pair(g, o, hz))
+        except ValueError as error:
+            raise ValueError(f"clip {i}: {error}") from error
+        embedded_g.append(log_mel_statistics(g, hz))
+        embedded_o.append(log_mel_statistics(o, hz))
+    clip_metrics = {name: [row[name] for row in rows] for name in rows[0]}
+    set_metrics: dict[str, float | None] = {"frechet_distance": None, "kernel_distance": None}
+    missing: dict[str, str] = {}
+    if len(rows) < 2:
+        missing = dict.fromkeys(set_metrics, f"{len(rows)} clip: a distance between sets needs at least 2")
+    else:
+        g_set, o_set = np.stack(embedded_g), np.stack(embedded_o)
+        set_metrics["frechet_distance"] = frechet_distance(g_set, o_set)
+        set_metrics["kernel_distance"] = kernel_distance(g_set, o_set, bandwidth_of=BANDWIDTH_OF)
+    set_metrics |= {name: float(np.mean(values)) for name, values in clip_metrics.items()}
+    return Scores(len(rows), hz, EMBEDDING_NAME, BANDWIDTH_OF, ONSET_TOLERANCE_S, set_metrics, clip_metrics, missing)
+
+
+def score_pair(generated: NDArray[np.floating], original: NDArray[np.floating], hz: int) -> dict[str, float]:
+    """The clip metrics of one pair of mono waveforms (N,) at hz, compared over the length of the shorter.
+
+    Raises:
+        ValueError: see `checks.checked_wave`; lengths more than `MAX_LENGTH_GAP_S` apart.
+    """
+    g, o = checked_wave(generated, hz, "generated"), checked_wave(original, hz, "original")
+    if abs(g.size - o.size) > MAX_LENGTH_GAP_S * hz:
+        raise ValueError(
+            f"generated lasts {g.size / hz:.2f} s, original {o.size / hz:.2f} s: wanted the same "
+            f"to {MAX_LENGTH_GAP_S} s; pair them by clip id"
+        )
+    g, o = g[: o.size], o[: g.size]
+    loudness_db = loudness_difference_db(g, o, hz)
+    return {
+        "onset_f1": onset_f1(detect_onsets(g, hz), detect_onsets(o, hz), tolerance_s=ONSET_TOLERANCE_S),
+        "log_mel_correlation": log_mel_correlation(g, o, hz),
+        "log_mel_distance_db": log_mel_distance_db(g, o, hz),
+        "multi_resolution_stft_distance": multi_resolution_stft_distance(g, o, hz),
+        "loudness_difference_db": loudness_db,
+        "loudness_error_db": abs(loudness_db),
+    }
