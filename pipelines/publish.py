@@ -168,8 +168,7 @@ def _check_target(target: Path) -> None:
     if foreign:
         what = f"holds {foreign[0]}" + (f" and {len(foreign) - 1} more files" if len(foreign) > 1 else "")
         raise UserError(
-            f"{target}: {what} that no earlier publication wrote, and would be replaced; "
-            "give a new or an empty folder"
+            f"{target}: {what} that no earlier publication wrote, and would be replaced; give a new or an empty folder"
         )
 
 

@@ -38,7 +38,7 @@ def write_card(published: Sequence[Published], done: Mapping[str, Output]) -> st
 
 COLUMNS = {
     "video_id": "the source video",
-    "start_s": "where the clip begins in it, seconds; null where the source does not say",
+    "start_s": "where the clip begins in it, seconds; 0 where the source gives no times",
     "split": "train or test",
     "label": "the source's sound label",
     "caption": "the caption",
@@ -67,9 +67,7 @@ def _front_matter(published: Sequence[Published]) -> dict[str, Any]:
         "configs": [
             {
                 "config_name": part.name,
-                "data_files": [
-                    {"split": split, "path": f"data/{part.name}/{split}.parquet"} for split in part.splits
-                ],
+                "data_files": [{"split": split, "path": f"data/{part.name}/{split}.parquet"} for split in part.splits],
             }
             for part in published
             if part.splits
