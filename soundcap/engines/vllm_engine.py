@@ -55,6 +55,9 @@ class VllmEngine:
             enable_lora=lora_rank is not None,
             **({} if lora_rank is None else {"max_lora_rank": lora_rank}),
         )
+        if self._adapter is not None:
+            # Left alone vLLM reads the folder at the first request, when a caller may have removed its copy
+            self._llm.llm_engine.add_lora(self._adapter)
         self._max_model_len: int = self._llm.llm_engine.model_config.max_model_len
 
     def caption(self, requests: Sequence[CaptionRequest]) -> list[str | Exception]:

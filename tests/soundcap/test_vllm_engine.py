@@ -3,6 +3,7 @@
 Loading takes most of the time, so each checkpoint is loaded once.
 """
 
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -115,10 +116,14 @@ def test_sampling_follows_its_seed_whatever_the_batch(tiny_omni: Path, omni: Any
         omni._sampling = greedy
 
 
-def test_the_silent_captioner_and_its_adapter(tiny_vl: Path, tiny_adapter: Path, make_request: MakeRequest) -> None:
+def test_the_silent_captioner_and_its_adapter(
+    tiny_vl: Path, tiny_adapter: Path, make_request: MakeRequest, tmp_path: Path
+) -> None:
     clips = [make_request(seed, fps=fps) for seed, fps in enumerate((2.0, 4.0, 8.0, 3.0))]
     load = partial(load_engine, model=str(tiny_vl), **SETTINGS)
-    tuned = load("vllm", adapter=str(tiny_adapter))
+    local_copy = shutil.copytree(tiny_adapter, tmp_path / "adapter")
+    tuned = load("vllm", adapter=str(local_copy))
+    shutil.rmtree(local_copy)  # as a caller does that fetched it from a bucket
     answers = tuned.caption(clips)
     (refused,) = tuned.caption([make_request(audio_s=8.0)])
     tuned.close()
