@@ -165,24 +165,52 @@ def _connect(address: str) -> Any:
     """A client of the cluster's job server. Raises UserError within seconds if there is none."""
     url = _checked(address)
     remedy = "Start a cluster (ray up ray_cluster.yaml, then ray dashboard ray_cluster.yaml) or correct --address"
+    headers: dict[str, str] = {}
     try:
-        with urllib.request.urlopen(f"{url}/api/version", timeout=CONNECT_TIMEOUT_S) as response:
-            is_ray = "ray_version" in json.load(response)
-    except urllib.error.HTTPError as error:
-        is_ray = error.code in (401, 403)  # Ray's client brings the token, and explains what is wrong with it.
-    except ValueError:
-        is_ray = False
+        answer = _ask_version(url, headers)
+        if answer in _UNAUTHORISED:
+            headers = _token_header()
+            answer = _ask_version(url, headers)
     except (OSError, http.client.HTTPException) as error:
         raise UserError(f"--address {address}: no answer ({one_line(error, 120)}). {remedy}") from error
-    if not is_ray:
+    if answer in _UNAUTHORISED:
+        raise UserError(
+            f"--address {address}: the cluster wants its token and got {'another' if headers else 'none'}. "
+            "Put the output of `ray get-auth-token` on its head into ~/.ray/auth_token here, or set RAY_AUTH_TOKEN"
+        )
+    if answer != "ray":
         raise UserError(f"--address {address}: something answers, but not Ray's dashboard. {remedy}")
     from ray.job_submission import JobSubmissionClient
 
     try:
         with _no_other_address():
-            return JobSubmissionClient(url)
+            return JobSubmissionClient(url, headers=headers)
     except (OSError, RuntimeError) as error:
         raise UserError(f"--address {address}: {one_line(error, 300)}. {remedy}") from error
+
+
+_UNAUTHORISED = (401, 403)
+
+
+def _ask_version(url: str, headers: dict[str, str]) -> str | int:
+    """`ray`, `other` or the HTTP status of a refusal. Ray's own client would wait without end for an answer."""
+    request = urllib.request.Request(f"{url}/api/version", headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=CONNECT_TIMEOUT_S) as response:
+            return "ray" if "ray_version" in json.load(response) else "other"
+    except urllib.error.HTTPError as error:
+        return error.code
+    except ValueError:
+        return "other"
+
+
+def _token_header() -> dict[str, str]:
+    """Ray's token from where Ray looks for it. Ray's client itself sends it only in a process that set its mode."""
+    token = os.environ.get("RAY_AUTH_TOKEN", "")
+    if not token:
+        file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+        token = file.read_text().strip() if file.is_file() else ""
+    return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 def _checked(address: str) -> str:
