@@ -7,7 +7,7 @@ import json
 import shutil
 import unicodedata
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -102,9 +102,11 @@ def clean_text(text: str) -> str:
 
 
 def _done_outputs(config: Config) -> tuple[dict[str, Output], dict[str, str]]:
-    """Committed outputs that stand under this configuration, and every stage's state in words."""
+    """Committed outputs that stand under this configuration, and each stage's state, up to silent_captions."""
     storage = Storage(config.root)
-    plans = make_plan(all_stages(), config, storage)
+    stages = all_stages()
+    last = [stage.name for stage in stages].index("silent_captions")
+    plans = make_plan(stages[: last + 1], config, storage)
     done = {p.name: Output(storage, p.name, p.fingerprint) for p in plans if p.state == "done" and p.fingerprint}
     return done, {p.name: f"{p.state.replace('_', ' ')} ({p.reason})" for p in plans}
 
@@ -177,7 +179,7 @@ def _files(folder: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def _whole_or_not(target: Path) -> Any:
+def _whole_or_not(target: Path) -> Iterator[Path]:
     """A folder to fill, which then takes the place of `target` by renaming; on an error nothing has changed."""
     mark = uuid.uuid4().hex[:12]
     new, old = target.with_name(f".{target.name}.{mark}.new"), target.with_name(f".{target.name}.{mark}.old")

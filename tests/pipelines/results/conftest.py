@@ -1,0 +1,152 @@
+"""A finished small store: real clips through the real stages; what models would have written is put in the ledger."""
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipelines.config import Config, load_config
+from pipelines.demo.corpus import generate_corpus
+from pipelines.ledger import Entry, Ledger
+from pipelines.media.mux import mux
+from pipelines.plan import resolve
+from pipelines.report.build import build_report
+from pipelines.runner import run_stages
+from pipelines.stage import Context, Counts, Failed, RowStage, Spec, Stage
+from pipelines.stages.captioner import CaptionerStage, training_rows
+from pipelines.stages.captions import CaptionsStage
+from pipelines.stages.clips import ClipsStage
+from pipelines.stages.curation import CurationStage
+from pipelines.stages.silent_captions import SilentCaptionsStage
+from pipelines.storage import Storage
+from pipelines.store import Manifest, Output
+
+ROOT = Path(__file__).parents[3]
+HOSTILE = "A </td><script>alert('x')</script> & a *dull*\tthud\x00 <b>near</b> the | wall."
+LOSSES = [{"step": s, "epoch": s / 4, "loss": 4.0 / s, "learning_rate": 1e-3} for s in (1, 2, 4, 8)]
+
+
+class SamplesStage(Stage):
+    """Stands in for the sound generator: noise, muxed onto each test clip."""
+
+    name = "samples"
+
+    def inputs(self, config: Config) -> tuple[str, ...]:
+        return ("clips",)
+
+    def spec(self, config: Config, storage: Storage) -> Spec:
+        return Spec({})
+
+    def counts(self, context: Context) -> Counts:
+        return Counts(1, 1)
+
+    def run(self, context: Context) -> Manifest:
+        rows = []
+        for clip in context.inputs["clips"].rows():
+            if clip["split"] == "test":
+                name = context.output.name(f"{clip['clip_id']}.mp4")
+                noise = np.random.default_rng(0).normal(0, 0.1, 2 * 16_000).astype(np.float32)
+                Path(context.storage.path(context.output.folder)).mkdir(parents=True, exist_ok=True)
+                mux(Path(context.storage.path(clip["video"])), noise, 16_000, Path(context.storage.path(name)))
+                rows.append({"clip_id": clip["clip_id"], "video": name})
+        context.output.write_rows(rows, pa.schema([("clip_id", pa.string()), ("video", pa.string())]))
+        context.output.write_quarantine([])
+        return Manifest("samples", context.output.fingerprint, "d", len(rows), len(rows), 0, len(rows), 0.5)
+
+
+STAGES: tuple[type[Stage], ...] = (ClipsStage, CaptionsStage, CurationStage, CaptionerStage, SilentCaptionsStage)
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four films of the demo corpus and a file that is no video; at least one clip is in each split."""
+    folder = tmp_path_factory.mktemp("source")
+    listing = generate_corpus(folder, clips=4, duration_s=2.5, seed=1, workers=1)
+    rows = [[*row[:3], "test" if i == 0 else "train"] for i, row in enumerate(csv.reader(listing.open()))]
+    (folder / "videos" / "broken_000003.mp4").write_text("this is not a video")
+    with listing.open("w", newline="") as file:
+        csv.writer(file).writerows([*rows, ["broken", "3", "dog <barking>", "train"]])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def configure(source: Path) -> Callable[[Path], Config]:
+    """The demo's configuration with another root, over the small source, with models that need not be there."""
+
+    def make(root: Path, *more: str) -> Config:
+        overrides = (
+            f"root={root}",
+            f"source.folder={source / 'videos'}",
+            f"source.csv={source / 'vggsound.csv'}",
+            "clips.duration_s=2.0",
+            f"captions.instruction={ROOT / 'prompts/av_caption.yaml'}",
+            f"captions.warnings={ROOT / 'prompts/warnings.yaml'}",
+            f"captioner.instruction={ROOT / 'prompts/silent_caption.yaml'}",
+            "captions.model={path: some/omni, revision: abc}",
+            "captioner.model={path: some/vl, revision: def}",
+            "curation.rules.min_words=3",
+        )
+        return load_config(ROOT / "configs/demo.yaml", [*overrides, *more])
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def finished(configure: Callable[[Path], Config], tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """A store in which every stage up to silent_captions, and samples, is done. Not to be written to but for a
+    report."""
+    config = configure(tmp_path_factory.mktemp("store"))
+    storage, done = Storage(config.root), {}
+    for make in (*STAGES, SamplesStage):
+        stage = make()
+        resolved = resolve(stage, config, storage, done)
+        assert not isinstance(resolved, str)
+        context = resolved.context
+        if isinstance(stage, RowStage):
+            rows, _ = stage.rows(context)
+            values = zip(rows, _values(stage, [dict(row.task) for row in rows], context), strict=True)
+            Ledger(storage, stage.name).commit(_entry(row.key, row.row_id, value) for row, value in values)
+        if stage.name == "captioner":
+            context.output.commit(_training(context), resolved.spec_record)
+        done[stage.name] = context.output
+        run_stages([kind() for kind in (*STAGES, SamplesStage)][: len(done)], config, say=lambda _: None)
+    return config
+
+
+def _values(stage: RowStage, tasks: list[dict[str, Any]], context: Context) -> list[dict[str, Any] | Failed]:
+    """Clips are really normalised; captions are written here: the first hostile, the last too short to keep."""
+    if stage.name == "clips":
+        return stage.worker(context)().process(tasks)
+    texts = [HOSTILE, *(f"{stage.name} hears sound number {i}" for i in range(1, len(tasks) - 1)), "Thud."]
+    return [{"caption": text, "prompt": task["prompt"]} for text, task in zip(texts, tasks, strict=True)]
+
+
+def _entry(key: str, row_id: str, value: dict[str, Any] | Failed) -> Entry:
+    if isinstance(value, Failed):
+        return Entry(key, row_id, "quarantined", {}, value.error_class, value.message)
+    return Entry(key, row_id, "ok", value)
+
+
+def _training(context: Context) -> Manifest:
+    output: Output = context.output
+    context.storage.write_json(output.name("loss.json"), LOSSES)
+    output.write_quarantine([])
+    count = len(training_rows(context))
+    return Manifest("captioner", output.fingerprint, "adapter-digest", count, count, 0, count, 1.5)
+
+
+@pytest.fixture(scope="session")
+def report() -> Callable[[Config], str]:
+    """Builds the report on exactly the stages of `finished`; returns the page."""
+
+    def build(config: Config) -> str:
+        with pytest.MonkeyPatch.context() as patch:
+            for module in ("pipelines.status", "pipelines.report.build"):
+                patch.setattr(f"{module}.all_stages", lambda: [kind() for kind in (*STAGES, SamplesStage)])
+            return Path(build_report(config)).read_text(encoding="utf-8")
+
+    return build
