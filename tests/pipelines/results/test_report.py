@@ -58,8 +58,8 @@ def test_stages_rows_and_reasons_are_told(html: str) -> None:
     text = " ".join(_Page(html).text.split())
     for wanted in (
         "in 5 out 4 quarantined 1",
-        "clips: 1 quarantined (UnreadableSource 1)",
-        "curation: 1 dropped (too_short 1)",
+        "clips : 1 quarantined (UnreadableSource 1)",
+        "curation : 1 dropped (too_short 1)",
         "captions hears sound number 1",
         "silent_captions hears sound number 1",
         "4 of 4 clips",
