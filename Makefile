@@ -3,6 +3,9 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
+# Small models on few cores: more threads than work cost more than they give.
+export OMP_NUM_THREADS := 1
+
 .PHONY: demo test test-slow check setup clean
 
 demo: setup  ## the whole pipeline on a small generated corpus

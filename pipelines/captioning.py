@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -68,12 +70,23 @@ class CaptionWorker:
 
     def process(self, tasks: list[dict[str, Any]]) -> list[dict[str, Any] | Failed]:
         read = [self._read(task) for task in tasks]
-        requests = [request for request in read if not isinstance(request, Failed)]
-        answers = iter(self.engine.caption(requests) if requests else [])  # type: ignore[attr-defined]
+        answers = iter(self._ask([request for request in read if not isinstance(request, Failed)]))
         return [
             request if isinstance(request, Failed) else _row(task, next(answers))
             for task, request in zip(tasks, read, strict=True)
         ]
+
+    def _ask(self, requests: list[CaptionRequest]) -> list[str | Exception]:
+        from soundcap.engines import EngineError
+
+        try:
+            answers: list[str | Exception] = self.engine.caption(requests) if requests else []  # type: ignore[attr-defined]
+        except EngineError as error:
+            # A lost engine fails every row it is given. Ending the process has another actor started, with a new
+            # engine, and only the rows that do this again and again are quarantined.
+            print(f"engine lost: {one_line(error)}", file=sys.stderr, flush=True)
+            os._exit(1)
+        return answers
 
     def _read(self, task: Mapping[str, Any]) -> CaptionRequest | Failed:
         from pipelines.media.errors import MediaError

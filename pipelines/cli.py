@@ -60,17 +60,16 @@ def run(
     execute(load_config(config, overrides), until=until, retry_failed=retry_failed)
 
 
-def execute(config: Config, *, until: str | None = None, retry_failed: bool = False) -> None:
-    """Runs the stages and prints the table of what each did."""
+def execute(config: Config, *, until: str | None = None, retry_failed: bool = False) -> bool:
+    """Runs the stages and prints the table of what each did. Returns whether there was anything to do."""
     from pipelines.plan import make_plan
     from pipelines.runner import ensure_ray, run_stages
     from pipelines.stages import all_stages
     from pipelines.storage import Storage
 
+    _check_until(until)
     stages = all_stages()
     names = [stage.name for stage in stages]
-    if until is not None and until not in names:
-        raise UserError(f"--until {until}: no such stage; wanted one of {', '.join(names)}")
     wanted = stages if until is None else stages[: names.index(until) + 1]
     plans = make_plan(wanted, config, Storage(config.root), retry_failed)
     nothing_to_do = all(one.state == "done" for one in plans)
@@ -92,6 +91,7 @@ def execute(config: Config, *, until: str | None = None, retry_failed: bool = Fa
     _console().print(table)
     if nothing_to_do:
         print("Nothing to do: every stage is done.")
+    return not nothing_to_do
 
 
 @app.command()
@@ -117,6 +117,62 @@ _STATUS_COLUMNS = ("name", "state", "rows_out", "rows_quarantined", "rows_in_led
 
 
 @app.command()
+def report(config: ConfigPath, overrides: Overrides = []) -> None:  # noqa: B006
+    """Write the HTML report of what is there and say where it is."""
+    from pipelines.report.build import build_report
+
+    print(build_report(load_config(config, overrides)))
+
+
+@app.command()
+def publish(
+    config: ConfigPath,
+    to: Annotated[str, typer.Option(metavar="DIR", help="a new folder, or an earlier publication's")],
+    overrides: Overrides = [],  # noqa: B006
+) -> None:
+    """Write a Hub-ready folder: captions as Parquet and a dataset card; never media."""
+    from pathlib import Path
+
+    from pipelines.publish import publish as publish_captions
+
+    print(publish_captions(load_config(config, overrides), Path(to)))
+
+
+@app.command()
+def submit(
+    config: ConfigPath,
+    address: Annotated[str, typer.Option(metavar="URL", help="the cluster's dashboard, like http://127.0.0.1:8265")],
+    until: Annotated[str | None, typer.Option(metavar="STAGE", help="stop after this stage")] = None,
+    wait: Annotated[bool, typer.Option(help="follow the job's log to its end")] = True,
+    overrides: Overrides = [],  # noqa: B006
+    retry_failed: RetryFailed = False,
+) -> None:
+    """Submit the run to a Ray cluster as a job; the same run under way there is not doubled."""
+    from pipelines.submit import submit as submit_job
+
+    loaded = load_config(config, overrides)
+    _check_until(until)
+    print(submit_job(loaded, address=address, wait=wait, say=_say, until=until, retry_failed=retry_failed))
+
+
+@app.command()
+def generate(
+    videos: Annotated[list[str], typer.Argument(metavar="VIDEO...")],
+    out: Annotated[str, typer.Option("-o", "--out", metavar="OUT", help="an .mp4 file, or a folder")],
+    config: Annotated[str, typer.Option(metavar="CONFIG", help="whose trained models to use")] = "configs/demo.yaml",
+    caption: Annotated[str | None, typer.Option(metavar="TEXT", help="instead of the captioner's words")] = None,
+    overrides: Overrides = [],  # noqa: B006
+) -> None:
+    """Caption a silent video with the trained captioner, then make its sound."""
+    from pathlib import Path
+
+    from pipelines.generate import generate as generate_sound
+
+    paths = [Path(video) for video in videos]
+    generate_sound(load_config(config, overrides), paths, Path(out), caption=caption, say=_say)
+
+
+@app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Check this machine: Python, ffmpeg, GPU, Ray, engines; each fault with its remedy."""
     from pipelines.doctor import examine
@@ -131,6 +187,14 @@ def doctor(as_json: AsJson = False) -> None:
         _console().print(table)
     if any(finding.state == "missing" for finding in findings):
         raise typer.Exit(1)
+
+
+def _check_until(until: str | None) -> None:
+    from pipelines.stages import all_stages
+
+    names = [stage.name for stage in all_stages()]
+    if until is not None and until not in names:
+        raise UserError(f"--until {until}: no such stage; wanted one of {', '.join(names)}")
 
 
 def _say(message: str) -> None:

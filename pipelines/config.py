@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from flowley.config import preset
+from flowley.settings import TrainExecution, TrainSettings
 from pipelines.errors import UserError
 from soundcap.curate import Rules
 from soundcap.engines import EngineName, EngineOptions
@@ -23,7 +25,7 @@ from soundcap.finetune import ExecutionSettings, FinetuneSettings
 Split = Literal["train", "test"]
 
 
-for _settings in (Rules, EngineOptions, FinetuneSettings, ExecutionSettings):
+for _settings in (Rules, EngineOptions, FinetuneSettings, ExecutionSettings, TrainSettings, TrainExecution):
     setattr(_settings, "__pydantic_config__", ConfigDict(extra="forbid"))  # noqa: B010 (mypy knows no such field)
 
 
@@ -142,6 +144,59 @@ class SilentCaptionsConfig(Section):
     execution: EngineExecution = EngineExecution()
 
 
+class FeaturesExecution(Workers):
+    device: str = "cuda"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+class FeaturesConfig(Section):
+    """What Flowley learns from. `captions` says whose text: a row of the paper's ablation."""
+
+    captions: Literal["none", "label", "captions", "silent_captions"] = "silent_captions"
+    visual: ModelRef
+    text: ModelRef
+    codec: str = "log_mel"
+    execution: FeaturesExecution = FeaturesExecution()
+
+
+class FlowleyExecution(TrainingExecution):
+    settings: TrainExecution = TrainExecution()
+
+
+class FlowleyConfig(Section):
+    """Training of the video-to-audio model. `overrides` change fields of the preset's network."""
+
+    preset: str = "flowley_169m"
+    overrides: dict[str, Any] = Field(default_factory=dict)
+    training: TrainSettings
+    execution: FlowleyExecution = FlowleyExecution()
+
+    @field_validator("overrides")
+    @classmethod
+    def _known_network(cls, overrides: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        preset(info.data.get("preset", ""), **overrides)
+        return overrides
+
+
+class SamplesExecution(Workers):
+    device: str = "cuda"
+
+
+class SamplesConfig(Section):
+    """Sound for the test split."""
+
+    steps: int = Field(default=25, ge=1)
+    guidance: float = Field(default=7.5, ge=0)
+    seed: int = Field(default=0, ge=0)
+    execution: SamplesExecution = SamplesExecution()
+
+
+class ScoresConfig(Section):
+    """Metrics of the samples against the clips' own sound, both at `audio_hz`."""
+
+    audio_hz: int = Field(default=16_000, ge=8_000)
+
+
 class Config(Section):
     """A whole run."""
 
@@ -152,6 +207,10 @@ class Config(Section):
     curation: CurationConfig = CurationConfig()
     captioner: CaptionerConfig
     silent_captions: SilentCaptionsConfig = SilentCaptionsConfig()
+    features: FeaturesConfig
+    flowley: FlowleyConfig
+    samples: SamplesConfig = SamplesConfig()
+    scores: ScoresConfig = ScoresConfig()
 
     @model_validator(mode="after")
     def _fps_fit(self) -> Config:

@@ -22,13 +22,18 @@ def main() -> None:
     from pipelines.config import load_config
     from pipelines.demo.checkpoints import build_checkpoints
     from pipelines.demo.corpus import generate_corpus
+    from pipelines.report.build import REPORT, build_report
+    from pipelines.storage import Storage
 
     started = time.monotonic()
     config = load_config(CONFIG)
     corpus = Path(config.source.folder).parent
     generate_corpus(corpus, clips=CLIPS, seed=SEED, workers=os.cpu_count() or 1)
     build_checkpoints(Path(config.captions.model.path).parent, SEED, print)
-    execute(config)
+    computed = execute(config)
+    if computed or not Storage(config.root).exists(REPORT):
+        build_report(config)
+    print(f"report: {Storage(config.root).address(REPORT)}")
     print(f"demo: {human_time(time.monotonic() - started)}")
 
 

@@ -9,9 +9,16 @@ from pathlib import Path
 
 def build_checkpoints(folder: Path, seed: int, say: Callable[[str], None]) -> None:
     """Builds what is not there yet. A folder appears whole or not at all."""
+    from flowley.tiny import build_tiny_clip, build_tiny_t5
     from soundcap.tiny import build_tiny_omni, build_tiny_vl
 
-    for name, build in (("omni", build_tiny_omni), ("vl", build_tiny_vl)):
+    builders: dict[str, Callable[[Path, int], None]] = {
+        "omni": build_tiny_omni,
+        "vl": build_tiny_vl,
+        "clip": build_tiny_clip,
+        "t5": build_tiny_t5,
+    }
+    for name, build in builders.items():
         target = folder / name
         if target.is_dir():
             continue

@@ -3,7 +3,6 @@
 The names say what is wrong with the source, so they do without "Error".
 """
 
-# ruff: noqa: N818
 
 
 class MediaError(Exception):

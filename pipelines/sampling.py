@@ -1,0 +1,101 @@
+"""Worker of the stage `samples`: Flowley inside an actor, sound onto the silent clip."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.config import SamplesConfig
+from pipelines.errors import one_line
+from pipelines.stage import Failed
+from pipelines.storage import Storage
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from flowley.dataset import Clip
+
+SAMPLER_VERSION = 1
+
+
+@dataclass(frozen=True)
+class SampleWorker:
+    """`model` is the storage name of a Flowley checkpoint folder."""
+
+    storage: Storage
+    model: str
+    codec: str
+    duration_s: float
+    config: SamplesConfig
+
+    def __post_init__(self) -> None:
+        from flowley.codec import load_codec
+        from flowley.model import Flowley
+
+        with self.storage.local(self.model) as folder:
+            network = Flowley.from_pretrained(folder).eval().to(self.config.execution.device)
+        object.__setattr__(self, "network", network)
+        object.__setattr__(self, "audio_codec", load_codec(self.codec))
+
+    def process(self, tasks: list[dict[str, Any]]) -> list[dict[str, Any] | Failed]:
+        with ExitStack() as stack:
+            clips = [self._read(task, stack) for task in tasks]
+            waves = self._sample(clips)
+        return [self._keep(task, wave) for task, wave in zip(tasks, waves, strict=True)]
+
+    def _read(self, task: dict[str, Any], stack: ExitStack) -> Clip:
+        from flowley.dataset import Entry, FeatureDataset, Row
+
+        av = stack.enter_context(self.storage.local(task["av_file"]))
+        text = stack.enter_context(self.storage.local(task["text_file"]))
+        entry = Entry(task["clip_id"], Row(str(av), task["av_row"]), Row(str(text), task["text_row"]))
+        return FeatureDataset([entry])[0]
+
+    def _sample(self, clips: list[Clip]) -> np.ndarray:
+        import torch
+
+        from flowley.dataset import collate
+        from flowley.sample import SampleSettings, sample
+
+        network = self.network  # type: ignore[attr-defined]
+        L_aud, L_vis = network.config.lengths(self.duration_s)
+        batch = collate(clips, L_aud=L_aud, L_vis=L_vis, L_txt=None).to(torch.device(self.config.execution.device))
+        latent = sample(
+            network,
+            batch.conditions,
+            L_aud=L_aud,
+            seeds=[seed_of(clip.clip_id, self.config.seed) for clip in clips],
+            settings=SampleSettings(steps=self.config.steps, guidance=self.config.guidance),
+        )
+        wave: np.ndarray = self.audio_codec.decode(latent.cpu()).numpy()  # type: ignore[attr-defined]
+        return wave
+
+    def _keep(self, task: dict[str, Any], wave: np.ndarray) -> dict[str, Any] | Failed:
+        import soundfile
+
+        from pipelines.media.errors import MediaError
+        from pipelines.media.mux import mux
+
+        hz = self.audio_codec.audio_hz  # type: ignore[attr-defined]
+        stem = f"samples/media/{task['sample_id']}"
+        try:
+            with tempfile.TemporaryDirectory(prefix="soundcap-sample-") as folder:
+                film, sound = Path(folder) / "sample.mp4", Path(folder) / "sample.flac"
+                wave = wave[: round(self.duration_s * hz)].clip(-1, 1)
+                soundfile.write(sound, wave, hz)
+                with self.storage.local(task["video"]) as video:
+                    mux(video, wave, hz, film)
+                self.storage.upload(film, f"{stem}.mp4")
+                self.storage.upload(sound, f"{stem}.flac")
+        except (MediaError, OSError, ValueError) as error:
+            return Failed(type(error).__name__, one_line(error))
+        return {"video": f"{stem}.mp4", "audio": f"{stem}.flac"}
+
+
+def seed_of(clip_id: str, seed: int) -> int:
+    """A clip's own seed, so that its sound does not depend on what it is batched with."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{clip_id}".encode()).digest()[:7], "big")

@@ -1,0 +1,93 @@
+"""Stage `flowley`: training of the video-to-audio model on the features of the train split."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pipelines.config import Config
+from pipelines.fingerprint import digest, file_sha256
+from pipelines.stage import Context, Counts, Spec, Stage
+from pipelines.stages.captioner import RUNS_FOLDER
+from pipelines.stages.features import NULL_TEXT
+from pipelines.storage import Storage
+from pipelines.store import Manifest
+
+MODEL_FOLDER = "model"
+MODEL_FILES = ("config.json", "model.safetensors", "README.md")
+
+
+class FlowleyStage(Stage):
+    """The test split is never trained on; its loss on fixed noise is the validation loss of the curve."""
+
+    name = "flowley"
+
+    def inputs(self, config: Config) -> tuple[str, ...]:
+        return ("features",)
+
+    def spec(self, config: Config, storage: Storage) -> Spec:
+        from flowley.config import preset
+
+        network = preset(config.flowley.preset, **config.flowley.overrides)
+        training = asdict(config.flowley.training)
+        return Spec({"network": network.to_dict(), "training": training})
+
+    def counts(self, context: Context) -> Counts:
+        count = sum(row["split"] == "train" for row in context.inputs["features"].rows())
+        return Counts(count, count)
+
+    def run(self, context: Context) -> Manifest:
+        from flowley.config import preset
+        from pipelines.training.captioner_worker import TrainingRun
+        from pipelines.training.flowley_worker import train_flowley
+
+        started = time.monotonic()
+        section = context.config.flowley
+        rows = context.inputs["features"].rows()
+        train = [row for row in rows if row["split"] == "train"]
+        with tempfile.TemporaryDirectory(prefix="soundcap-flowley-") as folder:
+            history = train_flowley(
+                config=preset(section.preset, **section.overrides),
+                settings=section.training,
+                execution=section.execution.settings,
+                storage=context.storage,
+                train=train,
+                validation=[row for row in rows if row["split"] == "test"],
+                null_text=context.storage.read_json(context.inputs["features"].name(NULL_TEXT)),
+                run=TrainingRun(
+                    name=context.output.fingerprint,
+                    storage_path=context.storage.address(f"{RUNS_FOLDER}/{self.name}"),
+                    num_workers=section.execution.workers,
+                    cpus_per_worker=int(section.execution.cpus_per_worker),
+                    max_failures=section.execution.max_failures,
+                ),
+                use_gpu=section.execution.use_gpu,
+                output_dir=Path(folder),
+                say=context.say,
+            )
+            weights = file_sha256(Path(folder) / "model.safetensors")
+            for name in MODEL_FILES:
+                context.storage.upload(Path(folder) / name, context.output.name(f"{MODEL_FOLDER}/{name}"))
+        curve: list[dict[str, Any]] = [asdict(report) for report in history]
+        context.storage.write_json(context.output.name("loss.json"), curve)
+        context.output.write_quarantine([])
+        validated = [report["validation_loss"] for report in curve if report["validation_loss"] is not None]
+        return Manifest(
+            stage=self.name,
+            fingerprint=context.output.fingerprint,
+            digest=digest([context.output.fingerprint, weights]),
+            rows_in=len(train),
+            rows_out=len(train),
+            rows_quarantined=0,
+            rows_computed=len(train),
+            seconds=round(time.monotonic() - started, 3),
+            figures={
+                "steps": curve[-1]["step"],
+                "first_loss": round(curve[0]["loss"], 4),
+                "last_loss": round(curve[-1]["loss"], 4),
+                **({"validation_loss": round(validated[-1], 4)} if validated else {}),
+            },
+        )
