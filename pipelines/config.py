@@ -132,6 +132,7 @@ class CaptionerConfig(Section):
     """LoRA fine-tuning of a vision-language model on silent video."""
 
     model: ModelRef
+    adapter: str | None = Field(default=None, description="folder of a trained adapter to use; nothing is trained")
     instruction: str = "prompts/silent_caption.yaml"
     training: FinetuneSettings = FinetuneSettings()
     execution: CaptionerExecution = CaptionerExecution()
@@ -168,6 +169,7 @@ class FlowleyConfig(Section):
 
     preset: str = "flowley_169m"
     overrides: dict[str, Any] = Field(default_factory=dict)
+    checkpoint: str | None = Field(default=None, description="folder of a trained Flowley to use; nothing is trained")
     training: TrainSettings
     execution: FlowleyExecution = FlowleyExecution()
 

@@ -31,7 +31,7 @@ from pipelines.storage import Storage
 
 CONFIG_NAME = "config.yaml"
 PACKAGES = ("pipelines", "soundcap", "flowley")
-PATH_KEYS = frozenset({"root", "folder", "csv"})
+PATH_KEYS = frozenset({"root", "folder", "csv", "adapter", "checkpoint"})
 PROMPT_KEYS = frozenset({"instruction", "warnings"})
 # What reaches a bucket. Profiles and credential files stay here: they would name nothing on another machine.
 S3_VARIABLES = (

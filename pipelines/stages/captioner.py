@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.checkpoints import model_identity, model_location
 from pipelines.config import Config
 from pipelines.fingerprint import digest, file_sha256
+from pipelines.given import given_files, take_over
 from pipelines.stage import Context, Counts, Spec, Stage
 from pipelines.stages.captions import read_prompts
 from pipelines.storage import Storage
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 ADAPTER_FOLDER = "adapter"
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 RUNS_FOLDER = "runs"
 
 
@@ -32,9 +34,11 @@ class CaptionerStage(Stage):
     name = "captioner"
 
     def inputs(self, config: Config) -> tuple[str, ...]:
-        return ("clips", "curation")
+        return ("clips", "curation") if config.captioner.adapter is None else ()
 
     def spec(self, config: Config, storage: Storage) -> Spec:
+        if config.captioner.adapter is not None:
+            return Spec({"adapter": given_files(config.captioner.adapter, ADAPTER_FILES, "captioner.adapter")})
         prompts = read_prompts(config.captioner.instruction, None)
         meaning = {
             "model": model_identity(config.captioner.model, "captioner.model"),
@@ -44,15 +48,18 @@ class CaptionerStage(Stage):
         return Spec(meaning, {f"prompts.{place}": origin for place, origin in prompts.origins.items()})
 
     def counts(self, context: Context) -> Counts:
-        count = len(training_rows(context))
+        count = len(training_rows(context)) if context.config.captioner.adapter is None else 1
         return Counts(count, count)
 
     def run(self, context: Context) -> Manifest:
         from pipelines.training.captioner_worker import TrainingRun, train_captioner
         from soundcap.finetune_data import TrainExample
 
-        started = time.monotonic()
         section = context.config.captioner
+        if section.adapter is not None:
+            meaning = _adapter_digest(Path(section.adapter))
+            return take_over(context, section.adapter, ADAPTER_FILES, ADAPTER_FOLDER, meaning)
+        started = time.monotonic()
         rows = training_rows(context)
         prompt = read_prompts(section.instruction, None).render("")
         examples = [TrainExample(r["clip_id"], prompt, r["caption"], r["video"]) for r in rows]

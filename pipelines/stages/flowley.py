@@ -10,6 +10,7 @@ from typing import Any
 
 from pipelines.config import Config
 from pipelines.fingerprint import digest, file_sha256
+from pipelines.given import given_files, take_over
 from pipelines.stage import Context, Counts, Spec, Stage
 from pipelines.stages.captioner import RUNS_FOLDER
 from pipelines.stages.features import NULL_TEXT
@@ -17,7 +18,8 @@ from pipelines.storage import Storage
 from pipelines.store import Manifest
 
 MODEL_FOLDER = "model"
-MODEL_FILES = ("config.json", "model.safetensors", "README.md")
+GIVEN_FILES = ("config.json", "model.safetensors")
+MODEL_FILES = (*GIVEN_FILES, "README.md")
 
 
 class FlowleyStage(Stage):
@@ -26,16 +28,20 @@ class FlowleyStage(Stage):
     name = "flowley"
 
     def inputs(self, config: Config) -> tuple[str, ...]:
-        return ("features",)
+        return ("features",) if config.flowley.checkpoint is None else ()
 
     def spec(self, config: Config, storage: Storage) -> Spec:
         from flowley.config import preset
 
+        if config.flowley.checkpoint is not None:
+            return Spec({"checkpoint": given_files(config.flowley.checkpoint, GIVEN_FILES, "flowley.checkpoint")})
         network = preset(config.flowley.preset, **config.flowley.overrides)
         training = asdict(config.flowley.training)
         return Spec({"network": network.to_dict(), "training": training})
 
     def counts(self, context: Context) -> Counts:
+        if context.config.flowley.checkpoint is not None:
+            return Counts(1, 1)
         count = sum(row["split"] == "train" for row in context.inputs["features"].rows())
         return Counts(count, count)
 
@@ -44,8 +50,11 @@ class FlowleyStage(Stage):
         from pipelines.training.captioner_worker import TrainingRun
         from pipelines.training.flowley_worker import train_flowley
 
-        started = time.monotonic()
         section = context.config.flowley
+        if section.checkpoint is not None:
+            meaning = digest(given_files(section.checkpoint, GIVEN_FILES, "flowley.checkpoint"))
+            return take_over(context, section.checkpoint, GIVEN_FILES, MODEL_FOLDER, meaning)
+        started = time.monotonic()
         rows = context.inputs["features"].rows()
         train = [row for row in rows if row["split"] == "train"]
         with tempfile.TemporaryDirectory(prefix="soundcap-flowley-") as folder:
