@@ -106,7 +106,11 @@ def _plan_one(stage: Stage, resolved: Resolved, storage: Storage) -> StagePlan:
 def _begun(resolved: Resolved) -> bool:
     """Whether an interrupted run left working files of this very output."""
     context = resolved.context
-    return bool(context.storage.files(context.output.folder, recursive=True))
+    checkpoints = f"runs/{context.output.stage}/{context.output.fingerprint}"
+    return bool(context.storage.files(context.output.folder, recursive=True)) or any(
+        info.name.startswith(checkpoints)
+        for info in context.storage.files(f"runs/{context.output.stage}", recursive=True)
+    )
 
 
 def explain(before: dict[str, Any] | None, now: dict[str, Any]) -> str:
