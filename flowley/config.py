@@ -166,7 +166,7 @@ PRESETS: dict[str, FlowleyConfig] = {
     "tiny": FlowleyConfig(**{
         **_PAPER_RATES, "latent_dim": 64, "visual_dim": 64, "text_dim": 64, "max_text_tokens": 128,
         **_PAPER_PSCA, **_COMMON, "dropout": 0.0,
-    }, D=96, N1=2, N2=3, heads=3, mlp_multiple=32, timestep_dim=64, timestep_scale=1000.0),
+    }, D=64, N1=2, N2=3, heads=2, mlp_multiple=32, timestep_dim=64, timestep_scale=1000.0),
 }  # fmt: skip
 
 

@@ -41,8 +41,8 @@ def train_flowley(
 
     `null_text` is the file and row of the encoded empty caption. `say` gets lines of progress, in this process.
 
-    Returns every report of the loss. Raises UserError for features and settings that do not fit together,
-    RunError when training failed more often than `run.max_failures`.
+    Returns every report of the loss. Raises UserError for features and settings that do not fit together and
+    for a loss that is not finite, RunError when training failed more often than `run.max_failures`.
     """
     from ray.train import TrainingFailedError
 
@@ -122,7 +122,7 @@ def _work(
     import ray.train.torch
     import torch
 
-    from flowley.train import train
+    from flowley.train import NonFiniteLossError, train
 
     context = ray.train.get_context()
     rank = context.get_world_rank()
@@ -148,7 +148,9 @@ def _work(
                 world_size=context.get_world_size(),
                 device=ray.train.torch.get_device(),
             )
-        except ValueError as error:
+        except (ValueError, NonFiniteLossError) as error:
+            if context.get_world_size() > 1:
+                raise  # the others may wait for this one: only a failure ends them too
             return str(error)
     return None
 

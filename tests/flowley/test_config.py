@@ -30,7 +30,7 @@ def test_dict_round_trip(name: str) -> None:
     [
         ({"N2": 1}, "N2 - 1"),
         ({"delta": -1}, "delta = -1"),
-        ({"D": 100}, "D = 100 with 3 heads"),
+        ({"D": 98}, "D = 98 with 2 heads"),
         ({"epsilon": 0.0}, "epsilon"),
         ({"depth": 3}, "depth"),
         ({"N1": "two"}, "N1"),

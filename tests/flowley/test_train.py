@@ -84,8 +84,9 @@ def test_resuming_repeats_the_uninterrupted_run_bit_for_bit(make_dataset: Make, 
     half = Kept(tmp_path / "half").run(dataset, replace(SETTINGS, steps=3), validation=validation)
     torch.manual_seed(456)
     rest = Kept(tmp_path / "rest").run(dataset, validation=validation, checkpoint_in=half.folder / "3")
+    resumed = rest.weights(6)
     for name, weight in whole.weights(6).items():
-        assert torch.equal(weight, rest.weights(6)[name]), f"{name} differs after resuming"
+        assert torch.equal(weight, resumed[name]), f"{name} differs after resuming"
     assert comparable(whole.reports[-1]) == comparable(rest.reports[-1])
     assert [r.step for r in rest.result.history] == [2, 3, 4, 6], "3 ends the first half and so is reported"
     assert read_history(rest.folder / "6") == rest.result.history
