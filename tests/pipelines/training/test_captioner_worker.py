@@ -73,6 +73,7 @@ def train(model: str, local_ray: None, tmp_path: Path) -> Train:
         examples: list[TrainExample] = EXAMPLES,
         name: str = "run",
         said: list[str] | None = None,
+        storage: str = str(tmp_path / "storage"),
     ) -> FinetuneResult:
         return train_captioner(
             model=model,
@@ -81,7 +82,7 @@ def train(model: str, local_ray: None, tmp_path: Path) -> Train:
             read_frames=read_frames,
             settings=SETTINGS,
             execution=EXECUTION,
-            run=TrainingRun(name, str(tmp_path / "storage"), num_workers=num_workers),
+            run=TrainingRun(name, storage, num_workers=num_workers),
             output_dir=tmp_path / name,
             say=[].append if said is None else said.append,
         )
@@ -179,6 +180,14 @@ train_captioner(
     execution=EXECUTION, run=TrainingRun("cut", str(tmp_path / "storage")), output_dir=tmp_path / "cut", say=print
 )
 """
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_checkpoints_in_a_bucket_bring_the_adapter_back(s3_url: str, train: Train, tmp_path: Path) -> None:
+    result = train(num_workers=1, read_frames=frame_reader(), name="bucket", storage=f"{s3_url}/runs/captioner")
+    assert losses(result)[-1] < 0.9 * losses(result)[0]
+    assert (tmp_path / "bucket" / "adapter_model.safetensors").exists()
 
 
 @pytest.mark.slow
