@@ -130,9 +130,7 @@ def _not_text(row: CaptionRow, rules: Rules) -> str | None:
     if rules.max_non_letter_share is None:
         return None
     for character in row.caption:
-        if character == "\N{REPLACEMENT CHARACTER}" or (
-            not character.isprintable() and not character.isspace()
-        ):
+        if character == "\N{REPLACEMENT CHARACTER}" or (not character.isprintable() and not character.isspace()):
             return f"character U+{ord(character):04X}"
     characters = "".join(row.caption.split())
     share = sum(not character.isalpha() for character in characters) / max(1, len(characters))

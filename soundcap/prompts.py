@@ -125,9 +125,7 @@ def _patterns(fields: "_Mapping", key: str) -> tuple[str, ...] | None:
     node = fields.values[key]
     items = node.value if isinstance(node, yaml.SequenceNode) else []
     if not items or any(item.tag != "tag:yaml.org,2002:str" or not item.value.strip() for item in items):
-        raise fields.error(
-            f"`{key}` must be a list of labels with at least one; remove the key otherwise", node
-        )
+        raise fields.error(f"`{key}` must be a list of labels with at least one; remove the key otherwise", node)
     return tuple(sorted({_fold_label(item.value) for item in items}))
 
 
@@ -180,9 +178,7 @@ class _Reader:
         try:
             node = yaml.compose(self.path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
         except UnicodeDecodeError as error:
-            raise PromptError(
-                f"{self.path}: byte {error.start} is not UTF-8: save the file as UTF-8"
-            ) from error
+            raise PromptError(f"{self.path}: byte {error.start} is not UTF-8: save the file as UTF-8") from error
         except OSError as error:
             raise PromptError(f"{self.path}: {error.strerror}: a prompt file was wanted here") from error
         except yaml.MarkedYAMLError as error:

@@ -105,9 +105,7 @@ def test_each_rule_drops_what_it_is_for_and_says_what_failed(rule: str, caption:
 
 
 def test_the_detail_quotes_the_mention() -> None:
-    (verdict,) = curate(
-        [row("A dog barks sharply three times while Gentle Music plays throughout.")], Rules()
-    )
+    (verdict,) = curate([row("A dog barks sharply three times while Gentle Music plays throughout.")], Rules())
     assert verdict.detail == "`music`"
 
 
@@ -149,9 +147,7 @@ def test_music_and_speech_are_noise_only_where_the_label_says_neither(
 def test_a_caption_that_too_many_clips_share_is_dropped_from_all_of_them() -> None:
     same = "A dog barks sharply three times, then whines."
     rows = [row(same if i % 2 else same.upper().replace(",", ""), clip_id=f"same{i}") for i in range(4)]
-    rows += [
-        row(f"A dog barks {word} three times, then whines.", clip_id=word) for word in ("softly", "loudly")
-    ]
+    rows += [row(f"A dog barks {word} three times, then whines.", clip_id=word) for word in ("softly", "loudly")]
     rules = Rules(always_allowed_duplicates=3)
     dropped = {v.clip_id: v.detail for v in curate(rows, rules) if v.rule == "duplicate"}
     assert dropped == {f"same{i}": "4 of 6 clips" for i in range(4)}
@@ -184,9 +180,7 @@ def test_order_of_captions_changes_no_verdict() -> None:
     rows += [row(caption, label, f"good{i}") for i, (label, caption) in enumerate(GOOD)]
     shuffled = random.Random(0).sample(rows, len(rows))
     verdicts = curate(shuffled, Rules())
-    assert [v.clip_id for v in verdicts] == [r.clip_id for r in shuffled], (
-        "verdicts must keep the rows' order"
-    )
+    assert [v.clip_id for v in verdicts] == [r.clip_id for r in shuffled], "verdicts must keep the rows' order"
     assert sorted(verdicts, key=lambda v: v.clip_id) == sorted(curate(rows, Rules()), key=lambda v: v.clip_id)
 
 

@@ -48,9 +48,7 @@ def test_a_prompt_is_the_instruction_and_the_warnings_that_reach_the_label(files
         ('["playing *", "Singing choir"]', "[singing choir, 'PLAYING *']"),
     ],
 )
-def test_an_edit_outside_the_prompt_text_changes_no_meaning(
-    files: tuple[Path, Path], before: str, after: str
-) -> None:
+def test_an_edit_outside_the_prompt_text_changes_no_meaning(files: tuple[Path, Path], before: str, after: str) -> None:
     meaning = load_prompts(*files).meaning()
     assert before in WARNINGS
     files[1].write_text(WARNINGS.replace(before, after))
@@ -99,9 +97,7 @@ def test_origins_name_the_file_of_each_element_of_the_meaning(files: tuple[Path,
         ("\n\ntext: 'open\n", r":\d+: not valid YAML"),
     ],
 )
-def test_a_bad_instruction_is_one_line_that_names_file_and_line(
-    tmp_path: Path, content: str, message: str
-) -> None:
+def test_a_bad_instruction_is_one_line_that_names_file_and_line(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "instruction.yaml"
     path.write_text(content)
     with pytest.raises(PromptError, match=message) as caught:
