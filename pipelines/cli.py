@@ -225,6 +225,9 @@ def main() -> None:
     except RunError as error:
         print(f"soundcap: {one_line(error, 2000)}", file=sys.stderr)
         sys.exit(1)
+    except OSError as error:  # the disk, the bucket or the cluster: nothing that a traceback would explain
+        print(f"soundcap: {type(error).__name__}: {one_line(error, 2000)}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("soundcap: interrupted; the same command goes on where it stopped", file=sys.stderr)
         sys.exit(130)

@@ -9,6 +9,10 @@ class RunError(Exception):
     """A run that could not finish through no fault of the configuration. Exit code 1."""
 
 
+class MachineFault(Exception):
+    """A worker's machine is at fault, not the row: no ffmpeg, a full disk. Ends the run; nothing is quarantined."""
+
+
 def one_line(error: BaseException, limit: int = 400) -> str:
     """The error's message on one line, without the noise of line breaks, cut at `limit` characters."""
     text = " ".join(str(error).split()) or type(error).__name__

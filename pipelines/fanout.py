@@ -16,7 +16,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError, WorkerCrashedError
 
 from pipelines.config import Workers
-from pipelines.errors import RunError, one_line
+from pipelines.errors import MachineFault, RunError, one_line
 from pipelines.ledger import Entry, Ledger
 from pipelines.progress import Progress
 from pipelines.stage import Failed, Worker
@@ -122,6 +122,8 @@ class _FanOut:
         except RayTaskError as error:
             if not batch.items:
                 raise RunError(f"{self.progress.label}: the worker could not start: {_cause(error)}") from error
+            if isinstance(error.cause, MachineFault):
+                raise RunError(f"{self.progress.label}: {one_line(error.cause)}") from error
             self.actors[actor].popleft()
             self._retry(batch, type(error.cause).__name__, _cause(error))
         except (RayActorError, WorkerCrashedError) as error:

@@ -35,12 +35,17 @@ def generate(
     `out` is an .mp4 file for one video, a folder for several. `caption` replaces the captioner's words.
     Raises UserError before a captioner and a Flowley are trained, RunError if any video failed (after the rest).
     """
+    from pipelines.media.errors import FfmpegMissing
+    from soundcap.engines import EngineError
+
     targets = _targets(videos, out)
     maker = _Maker(config, _trained(config))
     written, failed = [], []
     for video, target in zip(videos, targets, strict=True):
         try:
             text = maker.make(video, target, caption)
+        except (FfmpegMissing, EngineError) as error:  # the same for every video
+            raise RunError(one_line(error)) from error
         except (OSError, ValueError, maker.media_error) as error:
             failed.append(video.name)
             say(f"{video}: {type(error).__name__}: {one_line(error)}")

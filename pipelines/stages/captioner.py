@@ -52,7 +52,8 @@ class CaptionerStage(Stage):
         return Counts(count, count)
 
     def run(self, context: Context) -> Manifest:
-        from pipelines.training.captioner_worker import TrainingRun, train_captioner
+        from pipelines.training.captioner_worker import train_captioner
+        from pipelines.training.run import TrainingRun
         from soundcap.finetune_data import TrainExample
 
         section = context.config.captioner

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from pipelines.config import ClipsConfig, Config, Workers
-from pipelines.errors import one_line
+from pipelines.errors import MachineFault, one_line
 from pipelines.fingerprint import digest
 from pipelines.source import (
     SourceClip,
@@ -161,6 +162,7 @@ class ClipWorker:
         return [self._normalise(task["name"], task["clip_id"]) for task in tasks]
 
     def _normalise(self, name: str, clip_id: str) -> dict[str, Any] | Failed:
+        from pipelines.media.errors import FfmpegMissing
         from pipelines.media.normalise import MediaError, normalise
 
         with tempfile.TemporaryDirectory(prefix="soundcap-clip-") as folder:
@@ -176,7 +178,11 @@ class ClipWorker:
                     )
             except MediaError as error:
                 return Failed(type(error).__name__, one_line(error))
+            except FfmpegMissing as error:
+                raise MachineFault(one_line(error)) from error
             except OSError as error:
+                if error.errno == errno.ENOSPC:
+                    raise MachineFault(one_line(error)) from error
                 return Failed("UnreadableSource", f"{name}: {one_line(error)}")
             stem = f"media/{clip_id[:2]}/{clip_id}"
             self.storage.upload(video, f"{stem}.mp4")

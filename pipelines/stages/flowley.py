@@ -47,8 +47,8 @@ class FlowleyStage(Stage):
 
     def run(self, context: Context) -> Manifest:
         from flowley.config import preset
-        from pipelines.training.captioner_worker import TrainingRun
         from pipelines.training.flowley_worker import train_flowley
+        from pipelines.training.run import TrainingRun
 
         section = context.config.flowley
         if section.checkpoint is not None:

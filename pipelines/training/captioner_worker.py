@@ -5,12 +5,12 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.errors import RunError, UserError, one_line
+from pipelines.errors import RunError, UserError
+from pipelines.training.run import TrainingRun, cause_of, torch_trainer
 from pipelines.training.worker_lines import lines_from_workers
 from soundcap.finetune import (
     RESULT_FILE,
@@ -24,27 +24,8 @@ from soundcap.finetune import (
 
 if TYPE_CHECKING:
     import numpy as np
-    import pyarrow.fs
 
     from soundcap.finetune_data import TrainExample
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingRun:
-    """Where and on how many processes to train. None of it changes what is learnt."""
-
-    name: str
-    """The same name and storage go on with an earlier run; use the stage's fingerprint."""
-    storage_path: str
-    """Folder on a disk that all nodes share, or an address such as s3://bucket/prefix; for checkpoints."""
-    storage_filesystem: "pyarrow.fs.FileSystem | None" = None
-    """Reaches `storage_path` (then without its scheme) where its address alone does not suffice."""
-    num_workers: int = 1
-    """Processes; with `use_gpu`, one GPU each."""
-    cpus_per_worker: int = 1
-    """Cores that Ray reserves per process, and threads that torch uses."""
-    max_failures: int = 2
-    """Restarts after a crash, each from the latest checkpoint."""
 
 
 def train_captioner(
@@ -86,35 +67,14 @@ def train_captioner(
     try:
         with lines_from_workers(say) as say_from_worker:
             work = partial(_work, train, shared, work_dir, say_from_worker)
-            result = _torch_trainer(work, name, run, execution.use_gpu).fit()
+            result = torch_trainer(work, name, run, execution.use_gpu).fit()
     except TrainingFailedError as error:
-        raise RunError(f"captioner: {_cause(error)}") from error
+        raise RunError(f"captioner: {cause_of(error)}") from error
     if result.return_value is not None:
         raise UserError(f"captioner: {result.return_value}")
     assert result.checkpoint is not None, "a worker that returns no message has reported the adapter"
     result.checkpoint.to_directory(str(output_dir))
     return load_result(output_dir)
-
-
-def _torch_trainer(work: Callable[[], str | None], name: str, run: TrainingRun, use_gpu: bool) -> Any:
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-
-    return TorchTrainer(
-        work,
-        scaling_config=ScalingConfig(
-            num_workers=run.num_workers,
-            use_gpu=use_gpu,
-            resources_per_worker={"CPU": run.cpus_per_worker} | ({"GPU": 1} if use_gpu else {}),
-        ),
-        run_config=RunConfig(
-            name=name,
-            storage_path=run.storage_path,
-            storage_filesystem=run.storage_filesystem,
-            failure_config=FailureConfig(max_failures=run.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=1),
-        ),
-    )
 
 
 def _work(
@@ -171,10 +131,3 @@ def _work_dir(storage_path: str, name: str) -> Path:
     """Folder on a node's own disk, the same for all processes of this run there and for its restarts."""
     run = hashlib.sha256(f"{storage_path}\0{name}".encode()).hexdigest()[:16]
     return Path(tempfile.gettempdir()) / f"soundcap-captioner-{run}"
-
-
-def _cause(error: Exception) -> str:
-    """What went wrong in the first worker that failed, on one line."""
-    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
-    cause = failures[min(failures)] if failures else error
-    return f"{type(cause).__name__}: {one_line(cause)}"

@@ -12,7 +12,7 @@ from flowley.settings import StepReport, TrainExecution, TrainSettings
 from pipelines.errors import RunError, UserError
 from pipelines.progress import human_time
 from pipelines.storage import Storage
-from pipelines.training.captioner_worker import TrainingRun, _cause, _torch_trainer
+from pipelines.training.run import TrainingRun, cause_of, torch_trainer
 from pipelines.training.worker_lines import lines_from_workers
 
 if TYPE_CHECKING:
@@ -53,9 +53,9 @@ def train_flowley(
         with lines_from_workers(say) as say_from_worker:
             data = _Data(storage, list(train), list(validation), null_text)
             work = partial(_work, config, settings, execution, data, use_gpu, run.cpus_per_worker, say_from_worker)
-            result = _torch_trainer(work, name, run, use_gpu).fit()
+            result = torch_trainer(work, name, run, use_gpu).fit()
     except TrainingFailedError as error:
-        raise RunError(f"flowley: {_cause(error)}") from error
+        raise RunError(f"flowley: {cause_of(error)}") from error
     if result.return_value is not None:
         raise UserError(f"flowley: {result.return_value}")
     assert result.checkpoint is not None, "the last step always makes a checkpoint"

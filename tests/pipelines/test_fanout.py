@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pipelines.config import Workers
-from pipelines.errors import RunError
+from pipelines.errors import MachineFault, RunError
 from pipelines.fanout import fan_out
 from pipelines.ledger import Ledger
 from pipelines.stage import Failed
@@ -38,6 +38,8 @@ class FaultyWorker:
             raise RuntimeError(f"{n} blew up")
         if harm == "die":
             os.kill(os.getpid(), signal.SIGKILL)
+        if harm == "machine":
+            raise MachineFault("ffmpeg is not installed")
         if harm == "hang":
             time.sleep(3600)
         return {"square": n * n}
@@ -76,3 +78,10 @@ def test_a_row_that_hangs_is_found_and_quarantined(tmp_path: Path) -> None:
 def test_a_worker_that_cannot_start_ends_the_run_with_its_reason(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="the worker could not start: ValueError: no such checkpoint"):
         _run(tmp_path, {-1: "cannot start"})
+
+
+def test_a_fault_of_the_machine_ends_the_run_and_quarantines_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="test: ffmpeg is not installed"):
+        _run(tmp_path, {1: "machine"}, rows=4)
+    entries = Ledger(Storage(str(tmp_path)), "squares").read()
+    assert all(entry.status == "ok" for entry in entries.values())

@@ -13,7 +13,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from pipelines.errors import UserError
-from pipelines.training.captioner_worker import TrainingRun, train_captioner
+from pipelines.training.captioner_worker import train_captioner
+from pipelines.training.run import TrainingRun
 from soundcap.finetune import ExecutionSettings, FinetuneResult, FinetuneSettings
 from soundcap.finetune_data import TrainExample
 from soundcap.tiny import build_tiny_vl
@@ -166,7 +167,8 @@ from pathlib import Path
 import ray
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_captioner_worker import EXAMPLES, EXECUTION, SETTINGS, frame_reader
-from pipelines.training.captioner_worker import TrainingRun, train_captioner
+from pipelines.training.captioner_worker import train_captioner
+from pipelines.training.run import TrainingRun
 
 model, tmp_path = sys.argv[1], Path(sys.argv[2])
 ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)

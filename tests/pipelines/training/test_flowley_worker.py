@@ -16,8 +16,8 @@ from flowley.model import Flowley
 from flowley.settings import StepReport, TrainExecution, TrainSettings
 from pipelines.errors import UserError
 from pipelines.storage import Storage
-from pipelines.training.captioner_worker import TrainingRun
 from pipelines.training.flowley_worker import train_flowley
+from pipelines.training.run import TrainingRun
 
 CONFIG = preset("tiny", D=32, N1=1, N2=2, latent_dim=6, visual_dim=8, text_dim=8)
 SETTINGS = TrainSettings(steps=8, batch_size=4, duration_s=1.0, warmup_steps=2, learning_rate=1e-3)
