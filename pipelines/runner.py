@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Callable
 
 from pipelines.config import Config
-from pipelines.errors import RunError
+from pipelines.errors import RunError, UserError
 from pipelines.plan import Resolved, is_done, resolve
 from pipelines.progress import human_time
 from pipelines.stage import Stage
@@ -70,9 +71,24 @@ def ensure_ray() -> None:
     import ray
 
     if not ray.is_initialized():
+        address = os.environ.get("RAY_ADDRESS", "local")
+        _check_answers(address)
         ray.init(
-            address=os.environ.get("RAY_ADDRESS", "local"),
+            address=address,
             include_dashboard=False,
             log_to_driver=False,
             logging_level="ERROR",
         )
+
+
+def _check_answers(address: str) -> None:
+    """Ray itself gives a cluster that is not there minutes. Raises UserError within seconds."""
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdigit()) or "/" in host:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"RAY_ADDRESS: no answer from {address} ({error}); start the cluster, or unset it to run on this machine"
+        ) from error

@@ -32,6 +32,16 @@ def test_user_errors_are_one_line_with_exit_code_2(arguments: list[str], message
     assert "Traceback" not in done.stderr
 
 
+def test_a_cluster_that_is_not_there_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    (tmp_path / "a.mp4").write_bytes(b"never read")
+    done = _soundcap(
+        "run", "configs/demo.yaml", "--until", "clips", "--set", f"root={tmp_path}/store",
+        "--set", f"source.folder={tmp_path}", "--set", "source.csv=null",
+    )  # fmt: skip
+    assert done.returncode == 2 and "RAY_ADDRESS: no answer from 127.0.0.1:1" in done.stderr, done.stderr
+
+
 def test_plan_json_before_anything_ran(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(b"not looked at before the run")
     done = _soundcap(
