@@ -68,6 +68,8 @@ def ensure_ray() -> None:
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     # Each GPU is given out by Ray; CPU workers must not lose sight of devices they share.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Every failure is looked at here; Ray would also print those of batches that a failed run abandons.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     import ray
 
     if not ray.is_initialized():
