@@ -13,6 +13,7 @@ import json
 import os
 import shlex
 import shutil
+import sys
 import tempfile
 import time
 import urllib.error
@@ -137,12 +138,21 @@ def _absolute(path: str) -> str:
 
 
 def _entrypoint(until: str | None, retry_failed: bool) -> str:
-    words = ["python", "-m", "pipelines.cli", "run", CONFIG_NAME]
+    words = ["-m", "pipelines.cli", "run", CONFIG_NAME]
     if until is not None:
         words += ["--until", until]
     if retry_failed:
         words.append("--retry-failed")
     return shlex.join(words)
+
+
+def _with_interpreter(arguments: str) -> str:
+    """A shell line: this very Python where the head node has it too, else the one on the cluster's PATH.
+
+    A cluster started as `.venv/bin/ray start` has another `python` on its PATH, without our packages.
+    """
+    own = shlex.quote(sys.executable)
+    return f'PYTHON={own}; [ -x "$PYTHON" ] || PYTHON=python; exec "$PYTHON" {arguments}'
 
 
 def _environment(config: Config) -> dict[str, str]:
@@ -242,7 +252,7 @@ def _submit_once(client: Any, config: Config, staging: Path, command: str) -> tu
     attempt = 1 + sum(job.submission_id.rpartition("-")[0] == base for job in jobs)
     try:
         job_id = client.submit_job(
-            entrypoint=command,
+            entrypoint=_with_interpreter(command),
             submission_id=f"{base}-{attempt}",
             runtime_env={"working_dir": str(staging), "env_vars": _environment(config)},
             metadata={ROOT_METADATA: config.root},
