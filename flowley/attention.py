@@ -12,6 +12,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from flowley.derivatives import EPSILON, normalised_heads
+
 
 class QKV(NamedTuple):
     """Queries, keys and values, each (B, h, L, d)."""
@@ -33,14 +35,6 @@ def rope(length: int, d: int, *, theta: float, stretch: float = 1.0, device: tor
     return torch.stack([angle.cos(), angle.sin()], dim=-1)
 
 
-def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """Turns each pair of neighbouring channels of x (B, h, L, d) by its rotation (L, d / 2, 2)."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    a, b = rearrange(x.to(dtype), "... (k two) -> two ... k", two=2)
-    cos, sin = rotation.to(dtype).unbind(-1)
-    return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2).to(x.dtype)
-
-
 class SelfAttention(nn.Module):
     """Projections of self-attention; joint blocks attend over several streams' QKV at once."""
 
@@ -48,16 +42,13 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(D, 3 * D)
-        self.q_norm = nn.RMSNorm(D // heads, eps=1e-6)
-        self.k_norm = nn.RMSNorm(D // heads, eps=1e-6)
+        self.q_norm = nn.RMSNorm(D // heads, eps=EPSILON)
+        self.k_norm = nn.RMSNorm(D // heads, eps=EPSILON)
 
     def project(self, x: Tensor, rotation: Tensor | None) -> QKV:
         """x (B, L, D) -> QKV, queries and keys normalised and, where the stream has positions, rotated."""
-        q, k, v = rearrange(self.qkv(x), "b l (three h d) -> three b h l d", three=3, h=self.heads)
-        q, k = self.q_norm(q), self.k_norm(k)
-        if rotation is not None:
-            q, k = rotate(q, rotation), rotate(k, rotation)
-        return QKV(q, k, v)
+        qkv = rearrange(self.qkv(x), "b l (three h d) -> b l three h d", three=3, h=self.heads)
+        return QKV(*normalised_heads(qkv, torch.stack([self.q_norm.weight, self.k_norm.weight]), rotation))
 
     def forward(self, x: Tensor, rotation: Tensor | None) -> Tensor:
         """(B, L, D) -> (B, L, D), before the block's output projection."""
@@ -72,14 +63,16 @@ class CrossAttention(nn.Module):
         self.heads = heads
         self.q = nn.Linear(D, D)
         self.kv = nn.Linear(D, 2 * D)
-        self.q_norm = nn.RMSNorm(D // heads, eps=1e-6)
-        self.k_norm = nn.RMSNorm(D // heads, eps=1e-6)
+        self.q_norm = nn.RMSNorm(D // heads, eps=EPSILON)
+        self.k_norm = nn.RMSNorm(D // heads, eps=EPSILON)
 
     def project(self, x: Tensor, y: Tensor) -> QKV:
         """x (B, L_x, D), y (B, L_y, D) -> queries of x, keys and values of y."""
-        q = rearrange(self.q(x), "b l (h d) -> b h l d", h=self.heads)
-        k, v = rearrange(self.kv(y), "b l (two h d) -> two b h l d", two=2, h=self.heads)
-        return QKV(self.q_norm(q), self.k_norm(k), v)
+        q = rearrange(self.q(x), "b l (one h d) -> b l one h d", one=1, h=self.heads)
+        kv = rearrange(self.kv(y), "b l (two h d) -> b l two h d", two=2, h=self.heads)
+        return QKV(
+            *normalised_heads(q, self.q_norm.weight[None], None), *normalised_heads(kv, self.k_norm.weight[None], None)
+        )
 
     def merge(self, x: Tensor) -> Tensor:
         """(B, h, L, d) -> (B, L, D)."""

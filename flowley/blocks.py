@@ -1,17 +1,19 @@
 """The blocks of Figure 1: multi-stream (1b), single-stream with text attention and PSCA (1c), output layer.
 
-Shapes: B batch, L tokens, D width. c is the condition (B, 1, D) that adaLN turns into shift, scale and gate.
+Shapes: B batch, L tokens, D width. c is the condition that adaLN turns into shift, scale and gate: (B, 1, D), or
+(B, L, D) where each token has its own.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import layer_norm, silu
+from torch.nn.functional import layer_norm, scaled_dot_product_attention, silu
 
-from flowley.attention import QKV, CrossAttention, SelfAttention, joint_attention
-from flowley.config import FlowleyConfig
-from flowley.psca import PSCA
+from flowley.attention import QKV, CrossAttention, SelfAttention, joint_attention, merge_heads
+from flowley.config import FlowleyConfig, NetworkConfig
+from flowley.derivatives import swiglu, token_conv
+from flowley.psca import PSCA, Mask
 
 
 class TokenConv1d(nn.Conv1d):
@@ -21,7 +23,7 @@ class TokenConv1d(nn.Conv1d):
         super().__init__(in_dim, out_dim, kernel, padding=kernel // 2, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.transpose(1, 2)).transpose(1, 2)
+        return token_conv(x, self.weight, self.bias)
 
 
 def token_layer(in_dim: int, out_dim: int, kernel: int, *, bias: bool = True) -> nn.Module:
@@ -38,16 +40,32 @@ class ConvMLP(nn.Module):
         super().__init__()
         self.up = token_layer(D, 2 * hidden, kernel, bias=False)  # gate and value in one product
         self.down = token_layer(hidden, D, kernel, bias=False)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, value = self.up(x).chunk(2, dim=-1)
-        out: Tensor = self.down(self.dropout(silu(gate) * value))
+        out: Tensor = self.down(swiglu(self.up(x), dropout=self.dropout if self.training else 0.0))
+        return out
+
+
+class TimestepEmbedding(nn.Module):
+    """MLP of cos and sin of scale * t * 10000^(-k / (n / 2)): (B,) -> (B, D)."""
+
+    def __init__(self, D: int, n: int, scale: float) -> None:
+        super().__init__()
+        self.n, self.scale = n, scale
+        self.first, self.second = nn.Linear(n, D), nn.Linear(D, D)
+
+    def forward(self, t: Tensor) -> Tensor:
+        dtype = torch.promote_types(t.dtype, torch.float32)
+        k = torch.arange(self.n // 2, dtype=dtype, device=t.device) / (self.n // 2)
+        angle = t.to(dtype)[:, None] * (self.scale * 10_000.0**-k)
+        features = torch.cat([angle.cos(), angle.sin()], dim=-1).to(t.dtype)
+        out: Tensor = self.second(silu(self.first(features)))
         return out
 
 
 class AdaLN(nn.Module):
-    """`n` modulations of width D from the condition: Linear(silu(c)), each (B, 1, D)."""
+    """`n` modulations of width D from the condition: Linear(silu(c)), each of c's shape."""
 
     def __init__(self, D: int, n: int) -> None:
         super().__init__()
@@ -61,16 +79,21 @@ class AdaLN(nn.Module):
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """LayerNorm(x) (1 + scale) + shift."""
-    return layer_norm(x, x.shape[-1:]) * (1 + scale) + shift
+    return torch.addcmul(shift, layer_norm(x, x.shape[-1:]), 1 + scale)
 
 
 class Stream(nn.Module):
-    """One modality's half of a DiT block: adaLN, QKV before the attention; projection, ConvMLP after it."""
+    """One modality's DiT block: adaLN, QKV before the attention; projection, ConvMLP after it.
 
-    def __init__(self, config: FlowleyConfig, *, kernel: int) -> None:
+    A stream that is `pre_only` is attended to and then at its end: it has nothing after the attention.
+    """
+
+    def __init__(self, config: NetworkConfig, *, kernel: int, pre_only: bool = False) -> None:
         super().__init__()
-        self.adaln = AdaLN(config.D, 6)
+        self.adaln = AdaLN(config.D, 2 if pre_only else 6)
         self.attention = SelfAttention(config.D, config.heads)
+        if pre_only:
+            return
         self.out = token_layer(config.D, config.D, kernel)
         self.mlp = ConvMLP(config.D, config.mlp_dim, kernel=kernel, dropout=config.dropout)
 
@@ -79,37 +102,44 @@ class Stream(nn.Module):
         shift, scale, *rest = self.adaln(c)
         return self.attention.project(modulate(x, shift, scale), rotation), tuple(rest)
 
+    def forward(self, x: Tensor, c: Tensor, rotation: Tensor | None) -> Tensor:
+        """The stream attends to itself: (B, L, D) -> (B, L, D)."""
+        qkv, modulations = self.before(x, c, rotation)
+        return self.after(x, merge_heads(scaled_dot_product_attention(*qkv)), modulations)
+
     def after(self, x: Tensor, attended: Tensor, modulations: tuple[Tensor, ...]) -> Tensor:
         """x + gate out(attended), then x + gate mlp(modulate(x))."""
         gate_attention, shift, scale, gate_mlp = modulations
-        x = x + gate_attention * self.out(attended)
-        x = x + gate_mlp * self.mlp(modulate(x, shift, scale))
-        return x
+        x = torch.addcmul(x, gate_attention, self.out(attended))
+        return torch.addcmul(x, gate_mlp, self.mlp(modulate(x, shift, scale)))
 
 
 class MultiStreamBlock(nn.Module):
     """Figure 1b: audio, visual and text streams, each with its own weights, in one joint attention."""
 
-    def __init__(self, config: FlowleyConfig) -> None:
+    def __init__(self, config: NetworkConfig, *, pre_only: bool = False) -> None:
         super().__init__()
+        self.pre_only = pre_only
         self.audio = Stream(config, kernel=3)
-        self.visual = Stream(config, kernel=3)
-        self.text = Stream(config, kernel=1)
+        self.visual = Stream(config, kernel=3, pre_only=pre_only)
+        self.text = Stream(config, kernel=1, pre_only=pre_only)
 
     def forward(
         self, x_aud: Tensor, x_vis: Tensor, x_txt: Tensor, c: Tensor,
-        *, rope_aud: Tensor, rope_vis: Tensor, key_mask: Tensor | None,
+        *, c_aud: Tensor, rope_aud: Tensor, rope_vis: Tensor, key_mask: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        """Three streams (B, L_aud, D), (B, L_vis, D), (B, L_txt, D), updated; key_mask (B, all tokens)."""
-        qkv_aud, mod_aud = self.audio.before(x_aud, c, rope_aud)
+        """Three streams (B, L_aud, D), (B, L_vis, D), (B, L_txt, D), updated (`pre_only`: audio alone).
+
+        c_aud is the audio stream's condition, c the others'; key_mask (B, all tokens).
+        """
+        qkv_aud, mod_aud = self.audio.before(x_aud, c_aud, rope_aud)
         qkv_vis, mod_vis = self.visual.before(x_vis, c, rope_vis)
         qkv_txt, mod_txt = self.text.before(x_txt, c, None)
         a_aud, a_vis, a_txt = joint_attention([qkv_aud, qkv_vis, qkv_txt], key_mask)
-        return (
-            self.audio.after(x_aud, a_aud, mod_aud),
-            self.visual.after(x_vis, a_vis, mod_vis),
-            self.text.after(x_txt, a_txt, mod_txt),
-        )
+        x_aud = self.audio.after(x_aud, a_aud, mod_aud)
+        if self.pre_only:
+            return x_aud, x_vis, x_txt
+        return x_aud, self.visual.after(x_vis, a_vis, mod_vis), self.text.after(x_txt, a_txt, mod_txt)
 
 
 class SingleStreamBlock(nn.Module):
@@ -128,7 +158,8 @@ class SingleStreamBlock(nn.Module):
         self.psca = PSCA(D, config.heads, epsilon=config.epsilon)
         self.mlp = ConvMLP(D, config.mlp_dim, kernel=3, dropout=config.dropout)
         self.alpha_in_unit_range = config.alpha == "sigmoid"
-        self.alpha_parameter = nn.Parameter(torch.tensor(0.0 if self.alpha_in_unit_range else 0.5))
+        start = 0.0 if self.alpha_in_unit_range else 0.5
+        self.alpha_parameter = nn.Parameter(torch.full((1,), start))  # FSDP shards no scalar without an axis
 
     @property
     def alpha(self) -> Tensor:
@@ -137,15 +168,14 @@ class SingleStreamBlock(nn.Module):
 
     def forward(
         self, x: Tensor, x_vis: Tensor, x_txt: Tensor, c: Tensor,
-        *, rope_aud: Tensor, M: Tensor | None, text_mask: Tensor | None,
+        *, rope_aud: Tensor, M: Mask, text_mask: Tensor | None,
     ) -> Tensor:  # fmt: skip
-        """x (B, L_aud, D), x_vis (B, L_vis, D), x_txt (B, L_txt, D), M (L_aud, L_vis) -> (B, L_aud, D)."""
+        """x (B, L_aud, D), x_vis (B, L_vis, D), x_txt (B, L_txt, D), M of `visual_masks` -> (B, L_aud, D)."""
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.adaln(c)
-        x = x + gate_1 * self.out(self.attention(modulate(x, shift_1, scale_1), rope_aud))
+        x = torch.addcmul(x, gate_1, self.out(self.attention(modulate(x, shift_1, scale_1), rope_aud)))
         text, video = self.text_attention(x, x_txt, text_mask), self.psca(x, x_vis, M)
-        x = x + self.alpha * text + (1 - self.alpha) * video
-        x = x + gate_2 * self.mlp(modulate(x, shift_2, scale_2))
-        return x
+        x = x + video + self.alpha * (text - video)
+        return torch.addcmul(x, gate_2, self.mlp(modulate(x, shift_2, scale_2)))
 
 
 class OutputLayer(nn.Module):
@@ -160,3 +190,15 @@ class OutputLayer(nn.Module):
         shift, scale = self.adaln(c)
         out: Tensor = self.conv(modulate(x, shift, scale))
         return out
+
+
+def normal(weight: Tensor, std: float) -> None:
+    """N(0, std), but nothing on the meta device, where torch takes seconds to do nothing."""
+    if not weight.is_meta:
+        nn.init.normal_(weight, std=std)
+
+
+def xavier_parts(weight: Tensor, parts: int) -> None:
+    """Xavier for each of the maps that a fused weight holds."""
+    for part in weight.data.chunk(parts):
+        nn.init.xavier_uniform_(part)

@@ -1,7 +1,7 @@
-"""Checkpoints of a training: a folder that `Flowley.from_pretrained` loads, and what resuming needs beside it.
+"""Checkpoints of a training: a folder that `load_network` loads, and what resuming needs beside it.
 
-config.json, model.safetensors, README.md   the averaged weights
-training.pt                                 weights, optimiser, step, settings
+config.json, model.safetensors, README.md   the averaged weights (`TrainSettings.ema_sigma_rel`)
+training.pt                                 weights, averages, optimiser, step, settings
 history.jsonl                               every report so far
 """
 
@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel
 
-from flowley.config import FlowleyConfig
+from flowley.config import NetworkConfig
+from flowley.ema import Averages
 from flowley.hub import load
-from flowley.model import Flowley
+from flowley.network import VelocityNetwork
+from flowley.parallel import load_whole_optimizer, load_whole_weights, whole_optimizer, whole_weights
 from flowley.settings import StepReport, TrainSettings
 
 TRAINING, HISTORY = "training.pt", "history.jsonl"
@@ -29,27 +29,30 @@ TRAINING, HISTORY = "training.pt", "history.jsonl"
 class TrainState:
     """All that changes while training; random draws do not belong to it, being functions of (seed, step)."""
 
-    config: FlowleyConfig
+    config: NetworkConfig
     settings: TrainSettings
-    model: Flowley
-    ema: AveragedModel
+    network: VelocityNetwork
+    averages: Averages
     optimizer: Optimizer
     step: int
     history: list[StepReport]
     unreported: list[tuple[float, ...]]
     """Losses and gradient norms of the steps since the last report."""
 
-    def save(self, folder: Path) -> None:
-        """Writes the checkpoint's files into `folder`."""
-        _flowley(self.ema.module).save_pretrained(folder)
+    def save(self, folder: Path | None) -> None:
+        """Writes the checkpoint's files into `folder`; to be called on every process, of which rank 0 gives one."""
         training = {
-            "weights": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "n_averaged": self.ema.n_averaged,
+            "weights": whole_weights(self.network),
+            "averages": self.averages.whole_state(),
+            "optimizer": whole_optimizer(self.network, self.optimizer),
             "step": self.step,
             "unreported": self.unreported,
             "settings": asdict(self.settings),
         }
+        averaged = self.averages.whole_network()
+        if folder is None or averaged is None:
+            return
+        averaged.save_pretrained(folder)
         torch.save(training, folder / TRAINING)
         lines = [json.dumps(asdict(report)) for report in self.history]
         (folder / HISTORY).write_text("".join(line + "\n" for line in lines))
@@ -58,19 +61,34 @@ class TrainState:
         """Takes up the checkpoint in `folder`.
 
         Raises:
-            ValueError: it was made for another network or with other settings; more steps are welcome.
+            ValueError: it was made for another network or with other settings or features; more steps are welcome.
         """
         if not (folder / TRAINING).is_file():
             raise ValueError(f"{folder} has no {TRAINING}: wanted a checkpoint that training wrote")
-        training = torch.load(folder / TRAINING, weights_only=True, map_location="cpu")
-        config, averaged = load(folder, revision=None)
+        config, _ = load(folder, revision=None)
+        if type(config) is not type(self.config):
+            raise ValueError(
+                f"{folder} is a checkpoint of model_type {config.model_type!r}, wanted {self.config.model_type!r}: "
+                "resume with the preset it was trained as, or start anew"
+            )
         self._require_same("network", self.config, config)
+        training = torch.load(folder / TRAINING, weights_only=True, map_location="cpu")
         settings = TrainSettings(**_tuples(training["settings"]))
         self._require_same("settings", replace(self.settings, steps=1), replace(settings, steps=1))
-        self.model.load_weights(training["weights"])
-        _flowley(self.ema.module).load_weights(averaged)
-        self.ema.n_averaged.copy_(training["n_averaged"])
-        self.optimizer.load_state_dict(training["optimizer"])
+        if training["step"] > self.settings.steps:
+            raise ValueError(
+                f"{folder} has {training['step']} steps behind it, settings.steps = {self.settings.steps}: "
+                "wanted as many or more"
+            )
+        null_text = training["weights"]["null_text"]
+        if null_text.shape != self.network.null_text.shape:
+            raise ValueError(
+                f"the checkpoint's null text is {tuple(null_text.shape)}, the features' "
+                f"{tuple(self.network.null_text.shape)}: resume with the features it was trained on"
+            )
+        load_whole_weights(self.network, training["weights"])
+        self.averages.load(training["averages"])
+        load_whole_optimizer(self.network, self.optimizer, training["optimizer"])
         self.step, self.unreported = training["step"], training["unreported"]
         self.history = read_history(folder)
 
@@ -86,11 +104,6 @@ class TrainState:
 def read_history(folder: Path) -> list[StepReport]:
     """The reports kept in a checkpoint."""
     return [StepReport(**json.loads(line)) for line in (folder / HISTORY).read_text().splitlines()]
-
-
-def _flowley(module: nn.Module | Tensor) -> Flowley:
-    assert isinstance(module, Flowley)
-    return module
 
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:

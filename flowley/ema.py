@@ -1,32 +1,138 @@
-"""Average of past weights with the power-function profile of Karras et al. (EDM2, section 3.1).
+"""Averages of past weights with the power-function profile of Karras et al. (EDM2, arXiv:2312.02696, section 3).
 
-    theta_bar(t) = beta(t) theta_bar(t - 1) + (1 - beta(t)) theta(t),    beta(t) = (1 - 1 / t)^(gamma + 1)
+    theta_bar(t) = beta(t) theta_bar(t - 1) + (1 - beta(t)) theta(t),    beta(t) = (1 - 1 / (t + 1))^(gamma + 1)
 
-Its width is a fraction sigma_rel of the training so far, so a run of 100 steps and one of 300,000 need no
-decay of their own, and the initial weights are forgotten.
+The width of such an average is a fraction sigma_rel of the training so far, so a run of 100 steps and one of
+300,000 need no decay of their own. Two of them, kept as snapshots over the training, give any other width
+afterwards by least squares over the profiles (section 3.3). Both parts are ema-pytorch's.
 """
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from ema_pytorch import KarrasEMA, PostHocEMA
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
-from flowley.model import Flowley
+from flowley.network import VelocityNetwork
+from flowley.parallel import load_whole_weights, whole_weights
+from flowley.registry import build_network, load_network
+from flowley.settings import MAX_SIGMA_REL
+
+SIGMA_RELS = (0.05, 0.1)
+"""Widths whose snapshots are kept."""
+SNAPSHOTS = "ema"
+"""Folder beside a checkpoint's files with its snapshots, `{index in SIGMA_RELS}.{step}.pt`, as PostHocEMA reads."""
 
 
-def gamma_of(sigma_rel: float) -> float:
-    """gamma with sigma_rel = sqrt((gamma + 1) / ((gamma + 2)^2 (gamma + 3))): 6.94 for 0.1, 16.97 for 0.05."""
-    roots = np.roots([1, 7, 16 - sigma_rel**-2, 12 - sigma_rel**-2])
-    return float(roots.real.max())
+class Averages:
+    """The averages of one training: those of `SIGMA_RELS`, and that of `sigma_rel`, which checkpoints are made of.
+
+    Args:
+        network: what is trained; sharded or not, also later.
+        sigma_rel: of the checkpoints' average.
+        copy: a copy of the network to average in, sharded as the network is.
+        sharded: whether it is.
+    """
+
+    def __init__(
+        self, network: VelocityNetwork, *, sigma_rel: float, copy: Callable[[], VelocityNetwork], sharded: bool
+    ) -> None:
+        buffers = {name for name, _ in network.named_buffers()}  # constants of the corpus
+        self.sharded = sharded
+        self._by_sigma = {
+            sigma: KarrasEMA(network, sigma_rel=sigma, ema_model=copy, update_every=1, ignore_names=buffers)
+            for sigma in dict.fromkeys((*SIGMA_RELS, sigma_rel))
+        }
+        for average in self._by_sigma.values():
+            average.ema_model.eval()
+        self._own = self._by_sigma[sigma_rel]
+
+    @property
+    def network(self) -> VelocityNetwork:
+        """The checkpoints' average, sharded if training is; in eval mode."""
+        network: VelocityNetwork = self._own.ema_model
+        return network
+
+    def update(self) -> None:
+        """Takes in the network's weights after a step."""
+        for average in self._by_sigma.values():
+            average.update()
+
+    def whole_network(self) -> VelocityNetwork | None:
+        """The checkpoints' average as a network of its own, on the device of the training.
+
+        To be called on every process; only rank 0 gets one where it is sharded.
+        """
+        if not self.sharded:
+            return self.network
+        weights = whole_weights(self.network)
+        if not weights:
+            return None
+        network = build_network(self.network.config)
+        network.load_weights(weights)
+        network.features = self.network.features
+        return network.to(self.network.latent_mean.device).eval()
+
+    def whole_state(self) -> dict[str, Any]:
+        """All averages, whole, to be saved; on every process, rank 0's counts."""
+        weights = {str(sigma): whole_weights(average.ema_model) for sigma, average in self._by_sigma.items()}
+        return {"step": int(self._own.step), "weights": weights}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Inverse of `whole_state`."""
+        for sigma, average in self._by_sigma.items():
+            load_whole_weights(average.ema_model, state["weights"][str(sigma)])
+            average.step.fill_(state["step"])
+            average.initted.fill_(state["step"] > 0)
+
+    def snapshot(self, folder: Path | None) -> list[Path]:
+        """Writes the averages of `SIGMA_RELS` in float16 into the folder; to be called on every process.
+
+        Returns the files. A process that gives no folder only takes part.
+        """
+        files = []
+        for index, sigma in enumerate(SIGMA_RELS):
+            average = self._by_sigma[sigma]
+            weights = whole_weights(average.ema_model)
+            if folder is None:
+                continue
+            state: dict[str, Tensor] = {f"ema_model.{name}": weight.half() for name, weight in weights.items()}
+            state |= {"step": average.step, "initted": average.initted}
+            files.append(folder / f"{index}.{int(average.step)}.pt")
+            torch.save(state, files[-1])
+        return files
 
 
-def power_ema(model: Flowley, sigma_rel: float) -> AveragedModel:
-    """`update_parameters(model)` after every step; the averaged network is `.module`."""
-    gamma = gamma_of(sigma_rel)
+def synthesise(folder: str | Path, sigma_rel: float) -> VelocityNetwork:
+    """The average of another width at the end of a training that has run, in eval mode.
 
-    def average(averaged: Tensor, current: Tensor, n_averaged: Tensor | int) -> Tensor:
-        beta = (1 - 1 / (int(n_averaged) + 1)) ** (gamma + 1)
-        return averaged.lerp(current, 1 - beta)
+    Args:
+        folder: a checkpoint with its snapshots in `ema/`.
+        sigma_rel: width relative to the training time, within (0, 0.28); widths from 0.05 to 0.2 come out to the
+            precision of the snapshots (docs/decisions/flowley-training.md).
 
-    return AveragedModel(model, avg_fn=average)
+    Raises:
+        ValueError: not a checkpoint, no snapshots, snapshots of another network, or a width out of range.
+    """
+    if not 0 < sigma_rel < MAX_SIGMA_REL:
+        raise ValueError(f"sigma_rel = {sigma_rel}, wanted within (0, {MAX_SIGMA_REL})")
+    network, snapshots = load_network(folder), Path(folder) / SNAPSHOTS
+    steps = {name: {int(file.stem.split(".")[1]) for file in snapshots.glob(f"{name}.*.pt")} for name in (0, 1)}
+    if not steps[0] or steps[0] != steps[1]:
+        raise ValueError(
+            f"{snapshots} has {len(steps[0])} and {len(steps[1])} snapshots of the two averages, wanted as many of "
+            "each, at least one: give the folder that training wrote"
+        )
+    post_hoc = PostHocEMA(
+        network, sigma_rels=SIGMA_RELS, update_every=1, checkpoint_every_num_steps="manual",
+        checkpoint_folder=str(snapshots), ignore_names={name for name, _ in network.named_buffers()},
+    )  # fmt: skip
+    try:
+        synthesised: VelocityNetwork = post_hoc.synthesize_ema_model(sigma_rel=sigma_rel).ema_model
+    except RuntimeError as error:
+        raise ValueError(f"{snapshots}: snapshots that do not fit {folder} ({error})") from error
+    return synthesised.eval()

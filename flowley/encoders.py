@@ -80,7 +80,9 @@ class EncodedText:
     """A caption's features."""
 
     features: np.ndarray
-    """(L, D) float16, padding removed."""
+    """(L, D) float16; padding removed, or L = max_tokens where it is kept."""
+    n_tokens: int
+    """Tokens of the caption; features beyond are the encoder's outputs at padding."""
     tokens_cut: int
     """Tokens of the caption beyond the encoder's limit, which the features do not cover; 0 if none."""
 
@@ -93,21 +95,23 @@ class TextEncoder:
         max_tokens: longer captions are cut there, and say so in `EncodedText.tokens_cut`.
         normalisation: L2 over `channels`; over `time`, padding to max_tokens included (the released code's);
             or `none`.
+        keep_padding: keep the encoder's outputs at padding up to max_tokens, for networks that attend to them
+            (`NetworkConfig.mask_text` False).
 
     Raises:
         ValueError: not a T5 or CLIP checkpoint, or one that lacks weights of the text encoder.
     """
 
     def __init__(
-        self, model: str, *, max_tokens: int, normalisation: Normalisation = "channels",
+        self, model: str, *, max_tokens: int, normalisation: Normalisation = "channels", keep_padding: bool = False,
         revision: str | None = None, dtype: Dtype = "float32", device: str = "cpu",
     ) -> None:  # fmt: skip
         from transformers import AutoTokenizer
 
         self.model = _load(model, revision, TEXT_CLASSES, dtype).to(device)
-        self.tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
+        self.tokenizer = AutoTokenizer.from_pretrained(model, revision=revision, padding_side="right")
         self.device = torch.device(device)
-        self.max_tokens, self.normalisation = max_tokens, normalisation
+        self.max_tokens, self.normalisation, self.keep_padding = max_tokens, normalisation, keep_padding
         self.dim = int(self.model.config.hidden_size)
         limit = getattr(self.model.config, "max_position_embeddings", max_tokens)
         if max_tokens > limit:
@@ -117,16 +121,16 @@ class TextEncoder:
     def encode(self, captions: Sequence[str]) -> list[EncodedText]:
         """Captions, also empty ones, to their features; one per caption, in order."""
         lengths = [len(ids) for ids in self.tokenizer(list(captions)).input_ids]
-        padding = "max_length" if self.normalisation == "time" else "longest"
+        padding = "max_length" if self.keep_padding or self.normalisation == "time" else "longest"
         inputs = self.tokenizer(
             list(captions), padding=padding, truncation=True, max_length=self.max_tokens, return_tensors="pt"
         ).to(self.device)
         hidden = self.model(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask)
         x = self._normalise(hidden.last_hidden_state.float()).cpu().numpy().astype(np.float16)
-        kept = inputs.attention_mask.cpu().numpy().astype(bool)
+        n_tokens = inputs.attention_mask.sum(1).tolist()
         return [
-            EncodedText(features[mask], max(0, length - self.max_tokens))
-            for features, mask, length in zip(x, kept, lengths, strict=True)
+            EncodedText(features if self.keep_padding else features[:n], n, max(0, length - self.max_tokens))
+            for features, n, length in zip(x, n_tokens, lengths, strict=True)
         ]
 
     def _normalise(self, x: Tensor) -> Tensor:

@@ -1,83 +1,82 @@
-"""From noise to sound: the flow's ODE by Euler steps, with classifier-free guidance.
+"""From noise to sound: the flow's ODE, with classifier-free guidance, at once or in windows.
 
 Shapes: B clips, L_aud audio latent frames, C latent channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from flowley.flow import without
-from flowley.model import Conditions, Flowley
-
-Velocity = Callable[[Tensor, Tensor], Tensor]
-"""(x_t (B, L_aud, C), t (B,)) -> v (B, L_aud, C)."""
+from flowley.network import Conditions, VelocityNetwork
+from flowley.solvers import SOLVER_NAMES, SolverName, Velocity, solve
+from flowley.windows import Window, blending_weights, cut
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleSettings:
-    """How a sound is drawn."""
+    """How a sound is drawn.
+
+    Raises:
+        ValueError: a field is out of range.
+    """
 
     steps: int = 25
-    """Euler steps from t = 0 to t = 1."""
+    """Evaluations of the network from t = 0 to t = 1, a guided pair counting as one."""
     guidance: float = 7.5
     """w in v = w v(conditions) + (1 - w) v(null); 1 is no guidance."""
+    solver: SolverName = "euler"
+    """See `flowley.solvers`."""
+    window_s: float | None = None
+    """Clips longer than this are made in blended windows of it (`flowley.windows`); None makes any at once."""
+    windows_per_batch: int = 16
+    """Windows in one evaluation at most: less memory, the same sound."""
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps = {self.steps}, wanted at least 1")
-        if self.guidance < 0:
+        if not 0 <= self.guidance < float("inf"):
             raise ValueError(f"guidance = {self.guidance}, wanted >= 0 (1: none)")
+        if self.solver not in SOLVER_NAMES:
+            raise ValueError(f"solver {self.solver!r}, wanted one of {', '.join(SOLVER_NAMES)}")
+        if self.window_s is not None and not self.window_s > 0:
+            raise ValueError(f"window_s = {self.window_s}, wanted > 0 s, or None for no windows")
+        if self.windows_per_batch < 1:
+            raise ValueError(f"windows_per_batch = {self.windows_per_batch}, wanted at least 1")
 
 
-def euler(velocity: Velocity, x_0: Tensor, steps: int) -> Tensor:
-    """x_1 of dx/dt = v(x, t), x(0) = x_0, by `steps` equal Euler steps."""
-    x, dt = x_0, 1 / steps
-    for n in range(steps):
-        x = x + dt * velocity(x, torch.full((len(x),), n / steps, dtype=x.dtype, device=x.device))
-    return x
+@torch.inference_mode()
+def sample(
+    model: VelocityNetwork, conditions: Conditions, *, L_aud: int, seeds: Sequence[int], settings: SampleSettings,
+    negative: Conditions | None = None,
+) -> Tensor:  # fmt: skip
+    """Audio latents of B silent clips on the codec's own scale; (B, L_aud, C).
 
-
-def guided_velocity(model: Flowley, conditions: Conditions, guidance: float) -> Velocity:
-    """v = w v_theta(x_t, t | conditions) + (1 - w) v_theta(x_t, t | null), both in one batch of 2B."""
-    if guidance == 1:
-        embedded = model.embed(conditions)
-        return lambda x, t: model.velocity(x, t, embedded)
-    embedded = model.embed(_guided_pair(model, conditions))
-
-    def velocity(x: Tensor, t: Tensor) -> Tensor:
-        v, v_null = model.velocity(x.repeat(2, 1, 1), t.repeat(2), embedded).chunk(2)
-        return guidance * v + (1 - guidance) * v_null
-
-    return velocity
-
-
-def _guided_pair(model: Flowley, conditions: Conditions) -> Conditions:
-    """The conditions twice, the second time with both modalities null."""
-    B = len(conditions.visual)
-    twice = Conditions(*(torch.cat([x, x]) for x in conditions))
-    dropped = torch.arange(2 * B, device=conditions.visual.device) >= B
-    return without(twice, visual=dropped, text=dropped, null_text=null_text_of(model))
-
-
-def null_text_of(model: Flowley) -> Tensor | None:
-    """What `without` takes as null text for this network.
+    Args:
+        model: in eval mode.
+        conditions: of B clips, on the model's device.
+        L_aud: from `NetworkConfig.lengths`.
+        seeds: one per clip; a clip's noise is a function of its seed alone, whatever it is batched with.
+        settings: steps, guidance, solver, windows.
+        negative: conditions whose text (B or 1 rows) is what the sound should not be; it takes the place of the
+            null caption. The null video stays.
 
     Raises:
-        ValueError: the network wants the encoded empty caption and has none.
+        ValueError: seeds, conditions and latent do not fit together; a negative prompt without guidance;
+            synchronisation features with windows.
     """
-    if model.config.null_text == "zeros":
-        return None
-    if len(model.null_text) == 0:
-        raise ValueError(
-            "this network's null condition is the encoded empty caption, which it does not have: "
-            'give it with Flowley.set_null_text, or configure null_text = "zeros"'
-        )
-    return model.null_text
+    B = len(conditions.visual)
+    if len(seeds) != B:
+        raise ValueError(f"{len(seeds)} seeds for {B} clips, wanted one per clip")
+    if negative is not None and settings.guidance == 1:
+        raise ValueError("guidance = 1 uses no negative prompt: wanted guidance > 1, or no negative prompt")
+    x_0 = noise(seeds, L_aud, model.config.latent_dim).to(conditions.visual)
+    velocity = _velocity(model, conditions, L_aud, settings, negative)
+    return model.unstandardise(solve(velocity, x_0, steps=settings.steps, solver=settings.solver))
 
 
 def noise(seeds: Sequence[int], L_aud: int, C: int) -> Tensor:
@@ -86,21 +85,103 @@ def noise(seeds: Sequence[int], L_aud: int, C: int) -> Tensor:
     return torch.stack(list(draws))
 
 
-@torch.inference_mode()
-def sample(
-    model: Flowley, conditions: Conditions, *, L_aud: int, seeds: Sequence[int], settings: SampleSettings
-) -> Tensor:
-    """Audio latents of B silent clips on the codec's own scale; (B, L_aud, C).
+def guided_velocity(
+    model: VelocityNetwork, conditions: Conditions, guidance: float, negative: Conditions | None = None
+) -> Velocity:
+    """v = w v_theta(x_t, t | conditions) + (1 - w) v_theta(x_t, t | null), both in one batch of 2B.
+
+    The null has no video, and the network's null caption or that of `negative` (B or 1 rows).
+    """
+    if guidance == 1:
+        embedded = model.embed(conditions)
+        return lambda x, t: model.velocity(x, t, embedded)
+    embedded = model.embed(_guided_pair(model, conditions, negative))
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        v, v_null = model.velocity(x.repeat(2, 1, 1), t.repeat(2), embedded).chunk(2)
+        return guidance * v + (1 - guidance) * v_null
+
+    return velocity
+
+
+def _guided_pair(model: VelocityNetwork, conditions: Conditions, negative: Conditions | None) -> Conditions:
+    """The conditions twice, the second time with both modalities null."""
+    B = len(conditions.visual)
+    dropped = torch.arange(2 * B, device=conditions.visual.device) >= B
+    if negative is not None and len(negative.text) == B:
+        negative = negative.map(lambda x: torch.cat([x, x]))
+    twice = conditions.map(lambda x: torch.cat([x, x]))
+    return model.without(twice, visual=dropped, text=dropped, null_text=negative)
+
+
+def _velocity(
+    model: VelocityNetwork, conditions: Conditions, L_aud: int, settings: SampleSettings, negative: Conditions | None
+) -> Velocity:
+    """The guided velocity of whole clips: at once, or blended from windows where they are longer than one."""
+    windows = [Window(0, L_aud, 0, conditions.visual.shape[1])]
+    if settings.window_s is not None:
+        windows = cut(model.config, L_aud, conditions.visual.shape[1], settings.window_s)
+    if len(windows) == 1:
+        return guided_velocity(model, conditions, settings.guidance, negative)
+    if conditions.sync is not None:
+        raise ValueError(
+            "synchronisation features cannot be cut into windows, their segments overlap in time: set window_s to "
+            "None to make the clip at once, or leave sync out"
+        )
+    parts = []
+    for rows in _batches(windows, len(conditions.visual), settings.windows_per_batch):
+        seen = _windowed(conditions, rows)
+        unwanted = None if negative is None else _of_clips(negative, [row.clip for row in rows])
+        parts.append((rows, guided_velocity(model, seen, settings.guidance, unwanted)))
+    return blended(parts, blending_weights(windows, L_aud))
+
+
+class WindowOfClip(NamedTuple):
+    """Window k of a clip of the batch."""
+
+    clip: int
+    k: int
+    window: Window
+
+
+def blended(parts: Sequence[tuple[list[WindowOfClip], Velocity]], weights: Sequence[Tensor]) -> Velocity:
+    """Velocity of whole clips: the weighted sum of the velocities of their windows.
 
     Args:
-        model: in eval mode.
-        conditions: of B clips, on the model's device.
-        L_aud: from `FlowleyConfig.lengths`.
-        seeds: one per clip.
-        settings: steps and guidance.
+        parts: windows of one length each, with the velocity of such a batch of windows.
+        weights: of each window k, (its L_aud,), summing to 1 over the windows at every frame.
     """
-    if len(seeds) != len(conditions.visual):
-        raise ValueError(f"{len(seeds)} seeds for {len(conditions.visual)} clips, wanted one per clip")
-    x_0 = noise(seeds, L_aud, model.config.latent_dim).to(conditions.visual)
-    velocity = guided_velocity(model, conditions, settings.guidance)
-    return model.unstandardise(euler(velocity, x_0, settings.steps))
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        v = torch.zeros_like(x)
+        for rows, part in parts:
+            x_windows = torch.stack([x[row.clip, row.window.aud] for row in rows])
+            v_windows = part(x_windows, t[[row.clip for row in rows]])
+            for row, v_window in zip(rows, v_windows, strict=True):
+                v[row.clip, row.window.aud] += weights[row.k].to(v)[:, None] * v_window
+        return v
+
+    return velocity
+
+
+def _batches(windows: list[Window], B: int, most: int) -> Iterator[list[WindowOfClip]]:
+    """All windows of B clips, in batches of at most `most` windows of the same lengths."""
+    by_length: dict[tuple[int, int], list[WindowOfClip]] = {}
+    for k, window in enumerate(windows):
+        rows = by_length.setdefault((window.L_aud, window.L_vis), [])
+        rows.extend(WindowOfClip(clip, k, window) for clip in range(B))
+    for rows in by_length.values():
+        yield from (rows[start : start + most] for start in range(0, len(rows), most))
+
+
+def _windowed(conditions: Conditions, rows: list[WindowOfClip]) -> Conditions:
+    """Each window's own video beside its clip's caption."""
+    visual = torch.stack([conditions.visual[row.clip, row.window.vis] for row in rows])
+    return _of_clips(conditions, [row.clip for row in rows])._replace(visual=visual)
+
+
+def _of_clips(conditions: Conditions, clips: list[int]) -> Conditions:
+    """Captions of these clips, in this order; one caption that serves all stays as it is."""
+    if len(conditions.text) == 1:
+        clips = [0] * len(clips)
+    return conditions._replace(text=conditions.text[clips], text_mask=conditions.text_mask[clips])

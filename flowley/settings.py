@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Timesteps = Literal["tangent", "logit_normal"]
+MAX_SIGMA_REL = 0.28
+"""No power function is as wide."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainSettings:
-    """All that decides which weights come out. Defaults are the published recipe's.
+    """All that decides which weights come out. Defaults are Flowley's recipe; `flowley.recipes` has its peers'.
 
     Raises:
         ValueError: a field is out of range.
@@ -28,6 +35,8 @@ class TrainSettings:
     """AdamW's decay rates of the moments."""
     weight_decay: float = 1e-6
     """AdamW's, decoupled."""
+    adam_epsilon: float = 1e-8
+    """AdamW's, added to the root of the second moment."""
     warmup_steps: int = 1_000
     """Steps over which the learning rate rises linearly."""
     decay_steps: tuple[int, ...] = (180_000, 300_000)
@@ -36,25 +45,27 @@ class TrainSettings:
     """See `decay_steps`."""
     clip_norm: float = 1.0
     """Largest norm of the gradient."""
+    timesteps: Timesteps = "tangent"
+    """How t is drawn: see `flowley.flow.timesteps`."""
     cosine_weight: float = 0.5
     """Weight of 1 - cos(v, v*) beside the squared error."""
     assign_noise: bool = True
-    """Whether noise is matched to sounds within each worker's batch."""
+    """Whether noise is matched to sounds within each worker's batch (`flowley.flow.assign_noise`)."""
     drop_visual: float = 0.1
-    """Probability that a clip's video is dropped, for guidance."""
+    """Probability that a clip's video is dropped, all features of it together, for guidance."""
     drop_text: float = 0.1
     """Probability that a clip's caption is dropped, independently."""
     ema_sigma_rel: float = 0.05
-    """Width of the average over past weights, relative to the training time."""
+    """Width of the average over past weights that a checkpoint's network is, relative to the training time."""
 
     def __post_init__(self) -> None:
-        positive = ("steps", "batch_size", "duration_s", "learning_rate", "clip_norm")
+        positive = ("steps", "batch_size", "duration_s", "learning_rate", "adam_epsilon", "clip_norm")
         wrong = [f"{n} = {getattr(self, n)}, wanted > 0" for n in positive if not getattr(self, n) > 0]
         for name in ("drop_visual", "drop_text"):
             if not 0 <= getattr(self, name) < 1:
                 wrong.append(f"{name} = {getattr(self, name)}, wanted within [0, 1)")
-        if not 0 < self.ema_sigma_rel < 0.28:
-            wrong.append(f"ema_sigma_rel = {self.ema_sigma_rel}, wanted within (0, 0.28)")
+        if not 0 < self.ema_sigma_rel < MAX_SIGMA_REL:
+            wrong.append(f"ema_sigma_rel = {self.ema_sigma_rel}, wanted within (0, {MAX_SIGMA_REL})")
         if wrong:
             raise ValueError("TrainSettings: " + "; ".join(wrong))
 
@@ -66,30 +77,44 @@ class TrainSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainExecution:
-    """How training is carried out."""
+    """How training is carried out.
+
+    Raises:
+        ValueError: a field is out of range.
+    """
 
     workers: int = 0
     """Processes that load clips, per training process; 0 loads in the training process."""
+    sharding: Literal["none", "fsdp"] = "none"
+    """fsdp: weights, averages and optimiser are shared out among the processes, for networks too large for one."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: matrix products in bfloat16, weights and optimiser in float32."""
     compile: bool = False
-    """torch.compile the network."""
+    """torch.compile the network; captions are then padded to `max_text_tokens`, so that one shape is compiled."""
     log_every_steps: int = 10
     """Steps between reports."""
     validate_every_steps: int = 1_000
     """Steps between validations, where there are validation clips."""
     checkpoint_every_steps: int = 1_000
     """Steps between checkpoints; the last step always makes one."""
+    ema_snapshots: int = 32
+    """Snapshots of the averages, evenly over the training: what `flowley.ema.synthesise` works from."""
+    sample_every_steps: int = 0
+    """Steps between sounds drawn for a few validation clips, which the last step draws too; 0 draws none."""
+    sample_clips: int = 4
+    """Validation clips whose sound is drawn."""
 
     def __post_init__(self) -> None:
-        for name in ("log_every_steps", "validate_every_steps", "checkpoint_every_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"TrainExecution: {name} = {getattr(self, name)}, wanted >= 1")
+        least = {"workers": 0, "log_every_steps": 1, "validate_every_steps": 1, "checkpoint_every_steps": 1,
+                 "ema_snapshots": 1, "sample_every_steps": 0, "sample_clips": 1}  # fmt: skip
+        wrong = [f"{n} = {getattr(self, n)}, wanted >= {low}" for n, low in least.items() if getattr(self, n) < low]
+        if wrong:
+            raise ValueError("TrainExecution: " + "; ".join(wrong))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepReport:
-    """Training so far. Losses are means over the steps since the last report."""
+    """Training so far. Losses are means over all clips of the steps since the last report."""
 
     step: int
     """Steps done."""
@@ -106,6 +131,20 @@ class StepReport:
     clips_per_s: float
     """All workers together, since the last report."""
     seconds_left: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class DrawnSound:
+    """Sound drawn for a validation clip while training, from the averaged weights and always the same noise."""
+
+    step: int
+    """Steps done."""
+    number: int
+    """Of the clip among those drawn, from 0."""
+    clip_id: str
+    wave: np.ndarray
+    """(N,) float32 in [-1, 1]."""
+    audio_hz: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,66 +1,67 @@
-"""Training: feature files in, a Flowley checkpoint out.
+"""Training: feature files in, a checkpoint out.
 
 Every random draw is a function of (seed, step, rank), so a resumed run repeats the uninterrupted one exactly.
-
-Shapes: B batch, L_aud audio latent frames, C latent channels.
 """
 
 from __future__ import annotations
 
+import math
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 
-from flowley.checkpoint import TrainState
-from flowley.config import FlowleyConfig
-from flowley.dataset import Batch, FeatureDataset, StepSampler, collate, latent_statistics
-from flowley.ema import power_ema
-from flowley.flow import Losses, assign_noise, flow_loss, interpolate, tangent_timesteps, without
-from flowley.model import Flowley
-from flowley.sample import null_text_of
-from flowley.settings import StepReport, TrainExecution, TrainResult, TrainSettings
-from flowley.validate import validation_loss
+from flowley.config import NetworkConfig
+from flowley.dataset import FeatureDataset
+from flowley.feature_spec import FeatureSpec
+from flowley.monitor import Board, Decoder, draw_sounds
+from flowley.settings import DrawnSound, StepReport, TrainExecution, TrainResult, TrainSettings
+from flowley.trainer import NonFiniteLossError, Trainer, initial_network
 
-
-class NonFiniteLossError(RuntimeError):
-    """The loss became NaN or infinite; the message names the step and its clips."""
+__all__ = ["NonFiniteLossError", "train"]
 
 
 def train(
-    config: FlowleyConfig,
+    config: NetworkConfig,
     settings: TrainSettings,
     execution: TrainExecution,
     dataset: FeatureDataset,
     *,
     validation: FeatureDataset | None = None,
+    features: FeatureSpec | None = None,
+    codec: Decoder | None = None,
     checkpoint_in: Path | None = None,
+    log_dir: Path | None = None,
     on_step: Callable[[StepReport], None],
     on_checkpoint: Callable[[Path | None, int], None],
+    on_snapshot: Callable[[Path], None] | None = None,
+    on_sounds: Callable[[list[DrawnSound]], None] | None = None,
     rank: int = 0,
     world_size: int = 1,
     device: str | torch.device = "cpu",
 ) -> TrainResult:
-    """Trains, or goes on from `checkpoint_in`, to `settings.steps`.
+    """Trains, or goes on from `checkpoint_in`, to `settings.steps`. Every process gives the same arguments.
 
     Args:
         config: the network.
         settings: the recipe.
         execution: how to carry it out.
         dataset: training clips; with `null_text` where the network's null condition is the empty caption.
-        validation: clips whose loss is measured on fixed noise.
+        validation: clips whose loss is measured on fixed noise, and whose sounds are drawn.
+        features: what the features are made with, kept in the checkpoints.
+        codec: makes drawn sounds audible; needed on rank 0 where `execution.sample_every_steps` is not 0.
         checkpoint_in: folder of an earlier checkpoint of the same network and settings.
+        log_dir: folder that rank 0 writes TensorBoard files to.
         on_step: called on every rank with each report.
         on_checkpoint: called on every rank with the steps done; rank 0 gets the checkpoint's folder, which is
-            removed when the call returns, the others None.
+            removed when the call returns, the others None. TensorBoard's files are flushed by then.
+        on_snapshot: called on rank 0 with each file that belongs into `ema/` beside a checkpoint's files (see
+            `flowley.ema`), once each and before the checkpoint; it is removed when the call returns.
+            None: no snapshots are made.
+        on_sounds: called on rank 0 with the sounds drawn after a step.
         rank, world_size: of this process; with more than one, torch's process group is ready.
         device: of this process.
 
@@ -69,176 +70,133 @@ def train(
         NonFiniteLossError: see there.
     """
     device = torch.device(device)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        trainer = Trainer(config, settings, execution, dataset, rank, world_size, device)
+    _check(config, settings, execution, dataset, validation, features, world_size)
+    _check_sounds(config, execution, validation, codec, rank)
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+        network = initial_network(config, settings.seed, dataset).to(device)
+        network.features = features
+        trainer = Trainer(network, settings, execution, dataset, rank, world_size)
         if checkpoint_in is not None:
             trainer.state.restore(checkpoint_in)
-        state = trainer.state
+        board = None
+        if log_dir is not None and rank == 0:
+            board = stack.enter_context(Board(log_dir, first_step=trainer.state.step))
+        outlets = _Outlets(trainer, validation, codec, board, on_step, on_checkpoint, on_snapshot, on_sounds)
         for batch in trainer.batches():
             trainer.step(batch)
-            last = state.step == settings.steps
-            loss = None
-            if validation is not None and (last or state.step % execution.validate_every_steps == 0):
-                loss = trainer.validate(validation)
-            if last or loss is not None or state.step % execution.log_every_steps == 0:
-                on_step(trainer.report(loss))
-            if last or state.step % execution.checkpoint_every_steps == 0:
-                trainer.require_finite()
-                with tempfile.TemporaryDirectory() as folder:
-                    if rank == 0:
-                        state.save(Path(folder))
-                    on_checkpoint(Path(folder) if rank == 0 else None, state.step)
-        return TrainResult(step=state.step, history=state.history)
+            outlets.tell()
+            outlets.draw()
+            outlets.keep()
+        return TrainResult(step=trainer.state.step, history=trainer.state.history)
 
 
-class Trainer:
-    """One process's part of a training."""
+@dataclass
+class _Outlets:
+    """What comes out of a training after a step, where it is due; the last step has everything due."""
 
-    def __init__(
-        self, config: FlowleyConfig, settings: TrainSettings, execution: TrainExecution,
-        dataset: FeatureDataset, rank: int, world_size: int, device: torch.device,
-    ) -> None:  # fmt: skip
-        self.settings, self.execution, self.dataset, self.device = settings, execution, dataset, device
-        self.rank, self.world_size = rank, world_size
-        model = initial_model(config, settings.seed, dataset).to(device)
-        optimizer = torch.optim.AdamW(
-            model.parameters(), lr=settings.learning_rate, betas=settings.betas,
-            weight_decay=settings.weight_decay, fused=True,
-        )  # fmt: skip
-        ema = power_ema(model, settings.ema_sigma_rel)
-        ema.eval()
-        self.state = TrainState(config, settings, model, ema, optimizer, 0, [], [])
-        self.network: nn.Module = model
-        if world_size > 1:
-            self.network = DistributedDataParallel(model, broadcast_buffers=False)
-        if execution.compile:
-            self.network = torch.compile(self.network)  # type: ignore[assignment]
-        self._in_flight: tuple[list[str], Tensor] | None = None
-        self._reported_at = time.monotonic()
+    trainer: Trainer
+    validation: FeatureDataset | None
+    codec: Decoder | None
+    board: Board | None
+    on_step: Callable[[StepReport], None]
+    on_checkpoint: Callable[[Path | None, int], None]
+    on_snapshot: Callable[[Path], None] | None
+    on_sounds: Callable[[list[DrawnSound]], None] | None
 
-    def batches(self) -> Iterator[Batch]:
-        """This rank's clips of every step still to be done."""
-        config, settings = self.state.config, self.settings
-        L_aud, L_vis = config.lengths(settings.duration_s)
-        sampler = StepSampler(
-            len(self.dataset), batch_size=settings.batch_size, seed=settings.seed,
-            start_step=self.state.step, end_step=settings.steps, rank=self.rank, world_size=self.world_size,
-        )  # fmt: skip
-        L_txt = None if config.mask_text else config.max_text_tokens
-        loader: DataLoader[Batch] = DataLoader(
-            self.dataset,  # type: ignore[arg-type]
-            batch_sampler=sampler, num_workers=self.execution.workers,
-            collate_fn=partial(collate, L_aud=L_aud, L_vis=L_vis, L_txt=L_txt),
-            pin_memory=self.device.type == "cuda",
-        )  # fmt: skip
-        return (batch.to(self.device) for batch in loader)
+    def _due(self, every_steps: int) -> bool:
+        step, steps = self.trainer.state.step, self.trainer.settings.steps
+        return every_steps > 0 and (step == steps or step % every_steps == 0)
 
-    def step(self, batch: Batch) -> None:
-        """One optimiser step. A loss that is not finite is raised one step later, when it costs no wait."""
-        state, settings = self.state, self.settings
-        torch.manual_seed(seed_of(settings.seed, state.step, self.rank))
-        state.model.train()
-        for group in state.optimizer.param_groups:
-            group["lr"] = settings.learning_rate_at(state.step)
-        losses = self._losses(batch)
-        torch.autograd.backward(losses.total)
-        grad_norm = nn.utils.clip_grad_norm_(state.model.parameters(), settings.clip_norm)
-        state.optimizer.step()
-        state.optimizer.zero_grad(set_to_none=True)
-        state.ema.update_parameters(state.model)
-        self.require_finite()
-        self._in_flight = batch.clip_ids, torch.stack([*losses, grad_norm]).detach()
-        state.step += 1
-
-    def _losses(self, batch: Batch) -> Losses:
-        model, settings = self.state.model, self.settings
-        B, like = len(batch.clip_ids), batch.audio_mean
-        x_1 = model.standardise(like + batch.audio_std * torch.randn_like(like))
-        x_0 = torch.randn_like(x_1)
-        if settings.assign_noise:
-            x_0 = assign_noise(x_1, x_0)
-        t = tangent_timesteps(torch.rand(B, device=self.device))
-        u_visual, u_text = torch.rand(2, B, device=self.device)
-        conditions = without(
-            batch.conditions, visual=u_visual < settings.drop_visual, text=u_text < settings.drop_text,
-            null_text=null_text_of(model),
-        )  # fmt: skip
-        with autocast(self.device, self.execution):
-            v = self.network(interpolate(x_0, x_1, t), t, *conditions)
-        return flow_loss(v.float(), x_1 - x_0, cosine_weight=settings.cosine_weight)
-
-    def require_finite(self) -> None:
-        """Waits for the last step's losses and keeps them for the report.
-
-        Raises:
-            NonFiniteLossError: naming the step and its clips.
-        """
-        if self._in_flight is None:
+    def tell(self) -> None:
+        """Validation and report."""
+        execution, loss = self.trainer.execution, None
+        if self.validation is not None and self._due(execution.validate_every_steps):
+            loss = self.trainer.validate(self.validation)
+        if loss is None and not self._due(execution.log_every_steps):
             return
-        (clip_ids, values), self._in_flight = self._in_flight, None
-        kept = tuple(values.tolist())
-        if not np.isfinite(kept).all():
-            raise NonFiniteLossError(
-                f"loss {kept[0]} with gradient norm {kept[3]} in step {self.state.step} on clips "
-                f"{', '.join(clip_ids)}: look at their features, or lower learning_rate ({self.settings.learning_rate})"
-            )
-        self.state.unreported.append(kept)
+        report = self.trainer.report(loss)
+        self.on_step(report)
+        if self.board is not None:
+            self.board.report(report)
 
-    def report(self, validation: float | None) -> StepReport:
-        """Report of the steps since the last one; it joins the history."""
-        self.require_finite()
-        state, now = self.state, time.monotonic()
-        n, elapsed_s = len(state.unreported), max(now - self._reported_at, 1e-9)
-        means = np.mean(state.unreported, axis=0).tolist()
-        state.unreported, self._reported_at = [], now
-        report = StepReport(
-            step=state.step, steps=self.settings.steps, loss=means[0], mse=means[1], cosine=means[2],
-            grad_norm=means[3], learning_rate=self.settings.learning_rate_at(state.step - 1),
-            validation_loss=validation, clips_per_s=n * self.settings.batch_size / elapsed_s,
-            seconds_left=(self.settings.steps - state.step) * elapsed_s / n,
-        )  # fmt: skip
-        state.history.append(report)
-        return report
-
-    def validate(self, validation: FeatureDataset) -> float:
-        """Loss of the averaged weights on all validation clips, shared among the ranks."""
-        averaged = self.state.ema.module
-        assert isinstance(averaged, Flowley)
-        with autocast(self.device, self.execution):
-            return validation_loss(
-                averaged, validation, self.settings, rank=self.rank, world_size=self.world_size, device=self.device
-            )
-
-
-def initial_model(config: FlowleyConfig, seed: int, dataset: FeatureDataset) -> Flowley:
-    """The network before the first step: seeded weights, latent statistics and null text of the dataset."""
-    torch.manual_seed(seed)
-    model = Flowley(config)
-    mean, std = latent_statistics(dataset)
-    if mean.shape != model.latent_mean.shape:
-        raise ValueError(
-            f"the features' audio latents have {len(mean)} channels, the network's latent_dim is "
-            f"{config.latent_dim}: configure the network for the codec of the features"
+    def draw(self) -> None:
+        """Sounds of validation clips, on rank 0; the others only help to gather the weights."""
+        trainer = self.trainer
+        if self.validation is None or not self._due(trainer.execution.sample_every_steps):
+            return
+        trainer.require_finite()
+        averaged = trainer.state.averages.whole_network()
+        if averaged is None or self.codec is None or trainer.rank != 0:
+            return
+        sounds = draw_sounds(
+            averaged, self.validation, self.codec, trainer.settings, trainer.execution, step=trainer.state.step
         )
-    model.latent_mean.copy_(mean)
-    model.latent_std.copy_(std)
-    if config.null_text == "empty_caption":
-        if dataset.null_text is None:
-            raise ValueError(
-                "the network's null condition is the encoded empty caption, but the dataset has no null_text: "
-                'encode "" with the text encoder of the features, or configure null_text = "zeros"'
-            )
-        model.set_null_text(torch.from_numpy(np.array(dataset.null_text, dtype=np.float32)))
-    return model
+        if self.on_sounds is not None:
+            self.on_sounds(sounds)
+        if self.board is not None:
+            self.board.sounds(sounds)
+
+    def keep(self) -> None:
+        """Snapshots, then the checkpoint, which must not be there before what belongs to it."""
+        trainer = self.trainer
+        snapshot = self._due(math.ceil(trainer.settings.steps / trainer.execution.ema_snapshots))
+        checkpoint = self._due(trainer.execution.checkpoint_every_steps)
+        if not (snapshot or checkpoint):
+            return
+        trainer.require_finite()
+        with tempfile.TemporaryDirectory(prefix="flowley-checkpoint-") as name:
+            folder = Path(name) if trainer.rank == 0 else None
+            if snapshot and self.on_snapshot is not None:
+                for file in trainer.state.averages.snapshot(folder):
+                    self.on_snapshot(file)
+                    file.unlink(missing_ok=True)
+            if checkpoint:
+                trainer.state.save(folder)
+                if self.board is not None:
+                    self.board.flush()
+                self.on_checkpoint(folder, trainer.state.step)
 
 
-def seed_of(seed: int, step: int, rank: int) -> int:
-    """Seed of all draws of one step on one rank."""
-    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+def _check(
+    config: NetworkConfig, settings: TrainSettings, execution: TrainExecution,
+    dataset: FeatureDataset, validation: FeatureDataset | None, features: FeatureSpec | None, world_size: int,
+) -> None:  # fmt: skip
+    """Raises ValueError for what would only fail later, or on one process of several."""
+    if settings.batch_size % world_size:
+        raise ValueError(
+            f"batch_size = {settings.batch_size} over {world_size} workers, wanted a multiple of the workers"
+        )
+    if execution.sharding == "fsdp" and world_size == 1:
+        raise ValueError('sharding = "fsdp" with one process has no one to share with: wanted "none", or more workers')
+    if features is not None and features.duration_s != settings.duration_s:
+        raise ValueError(
+            f"features.duration_s = {features.duration_s}, settings.duration_s = {settings.duration_s}: "
+            "wanted the same, the duration that is trained on"
+        )
+    dataset.require_fit(config, settings.duration_s)
+    if validation is not None:
+        validation.require_fit(config, settings.duration_s)
 
 
-@contextmanager
-def autocast(device: torch.device, execution: TrainExecution) -> Iterator[None]:
-    """Matrix products in bfloat16 where asked for."""
-    with torch.autocast(device.type, torch.bfloat16, enabled=execution.precision == "bf16"):
-        yield
+def _check_sounds(
+    config: NetworkConfig,
+    execution: TrainExecution,
+    validation: FeatureDataset | None,
+    codec: Decoder | None,
+    rank: int,
+) -> None:
+    """Raises ValueError where sounds are asked for that cannot be drawn."""
+    if not execution.sample_every_steps:
+        return
+    if validation is None:
+        raise ValueError("sample_every_steps asks for sounds of validation clips, but there are none; set it to 0")
+    if rank != 0:
+        return
+    if codec is None:
+        raise ValueError("sample_every_steps asks for sounds, but there is no codec to decode them; give one")
+    if codec.latent_dim != config.latent_dim:
+        raise ValueError(
+            f"the codec's latents have {codec.latent_dim} channels, the network's latent_dim is {config.latent_dim}: "
+            "give the codec of the features"
+        )

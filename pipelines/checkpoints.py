@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pipelines.config import ModelRef
+from pipelines.config import CodecConfig, ModelRef
 from pipelines.errors import UserError
 from pipelines.fingerprint import folder_digest
+
+if TYPE_CHECKING:
+    from flowley.codecs import AudioCodec
 
 
 def model_identity(model: ModelRef, key: str) -> str:
@@ -30,6 +34,27 @@ def model_location(model: ModelRef) -> str:
     """What workers load it from: the folder's absolute path (their working directory is another), or the hub id."""
     folder = Path(model.path)
     return str(folder.resolve()) if folder.is_dir() else model.path
+
+
+def codec_identity(codec: CodecConfig) -> str:
+    """The codec's name and, where it has weights, theirs. Raises UserError as `model_identity`."""
+    if codec.path is None:
+        return codec.name
+    return f"{codec.name}:{model_identity(ModelRef(path=codec.path, revision=codec.revision), 'features.codec')}"
+
+
+def located(codec: CodecConfig) -> CodecConfig:
+    """The same codec for workers in other working directories: see `model_location`."""
+    if codec.path is None:
+        return codec
+    return codec.model_copy(update={"path": model_location(ModelRef(path=codec.path))})
+
+
+def open_codec(codec: CodecConfig, device: str) -> AudioCodec:
+    """The codec, loaded. Raises ValueError where its weights do not load."""
+    from flowley.codecs import load_codec
+
+    return load_codec(codec.name, path=codec.path, revision=codec.revision, device=device)
 
 
 def _listing(folder: Path) -> tuple[tuple[str, int, int], ...]:

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines.config import Config, load_config
-from pipelines.errors import RunError, UserError, one_line
+from pipelines.entry import run_command
+from pipelines.errors import UserError
 
 app = typer.Typer(
     help="From video clips to sound-aware captions, a captioner that hears what it only sees, and sound.",
@@ -216,21 +217,8 @@ def _console() -> Console:
 
 
 def main() -> None:
-    """Entry point: errors that are the user's to mend are one line on stderr, exit code 2; a run's are 1."""
-    try:
-        app()
-    except UserError as error:
-        print(f"soundcap: {one_line(error, 2000)}", file=sys.stderr)
-        sys.exit(2)
-    except RunError as error:
-        print(f"soundcap: {one_line(error, 2000)}", file=sys.stderr)
-        sys.exit(1)
-    except OSError as error:  # the disk, the bucket or the cluster: nothing that a traceback would explain
-        print(f"soundcap: {type(error).__name__}: {one_line(error, 2000)}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("soundcap: interrupted; the same command goes on where it stopped", file=sys.stderr)
-        sys.exit(130)
+    """Entry point."""
+    run_command("soundcap", app, interrupted="the same command goes on where it stopped")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from flowley.config import preset
+from flowley.presets import preset
+from flowley.recipes import RECIPES
 from flowley.settings import TrainExecution, TrainSettings
 from pipelines.errors import UserError
 from soundcap.curate import Rules
@@ -150,13 +151,34 @@ class FeaturesExecution(Workers):
     dtype: Literal["float32", "bfloat16"] = "float32"
 
 
+class CodecConfig(Section):
+    """Between sound and the latent frames Flowley generates. All but `log_mel` load weights: a folder or hub id."""
+
+    name: Literal["log_mel", "mmaudio_16k", "oobleck", "audioldm2"] = "log_mel"
+    path: str | None = None
+    revision: str | None = None
+
+    @model_validator(mode="after")
+    def _weights_or_none(self) -> CodecConfig:
+        if self.name == "log_mel" and self.path is not None:
+            raise ValueError(f"features.codec.path: got {self.path!r}, but log_mel has no weights; leave it out")
+        if self.name != "log_mel" and self.path is None:
+            raise ValueError(f"features.codec.path: missing; codec {self.name} loads its weights from there")
+        return self
+
+
 class FeaturesConfig(Section):
     """What Flowley learns from. `captions` says whose text: a row of the paper's ablation."""
 
     captions: Literal["none", "label", "captions", "silent_captions"] = "silent_captions"
     visual: ModelRef
     text: ModelRef
-    codec: str = "log_mel"
+    codec: CodecConfig = CodecConfig()
+    sync: str | None = Field(
+        default=None,
+        description="folder or s3:// address of given synchronisation features, {video file's stem}.npy (L, C) each, "
+        "for presets that take them",
+    )
     execution: FeaturesExecution = FeaturesExecution()
 
 
@@ -165,19 +187,49 @@ class FlowleyExecution(TrainingExecution):
 
 
 class FlowleyConfig(Section):
-    """Training of the video-to-audio model. `overrides` change fields of the preset's network."""
+    """Training of the video-to-audio model. `overrides` change fields of the preset's network, `training` fields of
+    its published recipe; `steps` and `batch_size` are always given."""
 
-    preset: str = "flowley_169m"
+    preset: str = Field(default="flowley_169m", validate_default=True)
     overrides: dict[str, Any] = Field(default_factory=dict)
     checkpoint: str | None = Field(default=None, description="folder of a trained Flowley to use; nothing is trained")
     training: TrainSettings
     execution: FlowleyExecution = FlowleyExecution()
 
+    @field_validator("preset")
+    @classmethod
+    def _known_preset(cls, name: str) -> str:
+        preset(name)
+        return name
+
     @field_validator("overrides")
     @classmethod
     def _known_network(cls, overrides: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-        preset(info.data.get("preset", ""), **overrides)
+        if "preset" in info.data:
+            preset(info.data["preset"], **overrides)
         return overrides
+
+    @field_validator("training", mode="before")
+    @classmethod
+    def _changed_recipe(cls, changes: Any, info: ValidationInfo) -> Any:
+        if isinstance(changes, dict) and "preset" in info.data:
+            return RECIPES[info.data["preset"]] | changes
+        return changes
+
+    @model_validator(mode="after")
+    def _workers_fit(self) -> FlowleyConfig:
+        workers = self.execution.workers
+        if self.training.batch_size % workers:
+            raise ValueError(
+                f"flowley.training.batch_size: got {self.training.batch_size}, wanted a multiple of "
+                f"flowley.execution.workers = {workers}"
+            )
+        if self.execution.settings.sharding == "fsdp" and workers == 1:
+            raise ValueError(
+                "flowley.execution.settings.sharding: got 'fsdp' with one worker, which has no one to share with; "
+                "wanted none, or more flowley.execution.workers"
+            )
+        return self
 
 
 class SamplesExecution(Workers):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import tempfile
 import uuid
 from collections.abc import Callable, Mapping
@@ -9,15 +10,38 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.config import FeaturesExecution
+from pipelines.checkpoints import open_codec
+from pipelines.config import CodecConfig, FeaturesExecution
 from pipelines.errors import one_line
 from pipelines.stage import Failed
 from pipelines.storage import Storage
 
-FEATURES_VERSION = 1
+FEATURES_VERSION = 2
 """Part of every feature row's key: raise it when the same inputs would give other features."""
 
 PARTS_FOLDER = "features/parts"
+
+
+@dataclass(frozen=True)
+class GivenSync:
+    """Synchronisation features that somebody else extracted: one array (frames or more, channels) for each clip."""
+
+    folder: str
+    channels: int
+    frames: int
+
+    def read(self, name: str) -> Any:
+        """(L, C) float array. Raises ValueError for a file that holds something else, OSError where it is absent."""
+        import numpy as np
+
+        array = np.load(io.BytesIO(Storage(self.folder).read_bytes(name)), allow_pickle=False)
+        fits = array.ndim == 2 and array.shape[0] >= self.frames and array.shape[1] == self.channels
+        if not fits or not np.issubdtype(array.dtype, np.floating) or not np.isfinite(array).all():
+            raise ValueError(
+                f"{name}: {array.dtype} of shape {array.shape}, wanted finite floats ({self.frames} or more, "
+                f"{self.channels}): extract its synchronisation features again"
+            )
+        return array
 
 
 @dataclass(frozen=True)
@@ -28,11 +52,11 @@ class AVWorker:
     visual: str
     visual_revision: str | None
     visual_fps: float
-    codec: str
+    codec: CodecConfig
+    sync: GivenSync | None
     execution: FeaturesExecution
 
     def __post_init__(self) -> None:
-        from flowley.codec import load_codec
         from flowley.encoders import VisualEncoder
 
         encoder = VisualEncoder(
@@ -42,7 +66,7 @@ class AVWorker:
             device=self.execution.device,
         )
         object.__setattr__(self, "encoder", encoder)
-        object.__setattr__(self, "audio_codec", load_codec(self.codec))
+        object.__setattr__(self, "audio_codec", open_codec(self.codec, self.execution.device))
 
     def process(self, tasks: list[dict[str, Any]]) -> list[dict[str, Any] | Failed]:
         from flowley.features import AVFeatures, write_av_features
@@ -65,8 +89,9 @@ class AVWorker:
             with self.storage.local(task["audio"]) as file:
                 wave = read_audio(file, codec.audio_hz)
             with torch.inference_mode():
-                mean, std = codec.encode(torch.from_numpy(wave)[None])
-            return AVFeatures(task["clip_id"], visual, mean[0].numpy(), std[0].numpy())
+                mean, std = codec.encode(torch.from_numpy(wave)[None].to(self.execution.device))
+            sync = None if self.sync is None else self.sync.read(task["sync"])
+            return AVFeatures(task["clip_id"], visual, mean[0].cpu().numpy(), std[0].cpu().numpy(), sync)
         except (MediaError, OSError, ValueError) as error:
             return Failed(type(error).__name__, one_line(error))
 
@@ -80,6 +105,7 @@ class TextWorker:
     text_revision: str | None
     max_tokens: int
     normalisation: str
+    keep_padding: bool
     execution: FeaturesExecution
 
     def __post_init__(self) -> None:
@@ -89,6 +115,7 @@ class TextWorker:
             self.text,
             max_tokens=self.max_tokens,
             normalisation=self.normalisation,  # type: ignore[arg-type]
+            keep_padding=self.keep_padding,
             revision=self.text_revision,
             dtype=self.execution.dtype,
             device=self.execution.device,
@@ -99,7 +126,9 @@ class TextWorker:
         from flowley.features import TextFeatures, write_text_features
 
         encoded = self.encoder.encode([task["caption"] for task in tasks])  # type: ignore[attr-defined]
-        made = [TextFeatures(task["clip_id"], one.features) for task, one in zip(tasks, encoded, strict=True)]
+        made = [
+            TextFeatures(task["clip_id"], one.features, one.n_tokens) for task, one in zip(tasks, encoded, strict=True)
+        ]
         file = _write(self.storage, "text", lambda path: write_text_features(path, made))
         placed = _placed(made, file)
         return [

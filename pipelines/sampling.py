@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.config import SamplesConfig
+from pipelines.checkpoints import open_codec
+from pipelines.config import CodecConfig, SamplesConfig
 from pipelines.errors import one_line
 from pipelines.stage import Failed
 from pipelines.storage import Storage
@@ -28,18 +29,17 @@ class SampleWorker:
 
     storage: Storage
     model: str
-    codec: str
+    codec: CodecConfig
     duration_s: float
     config: SamplesConfig
 
     def __post_init__(self) -> None:
-        from flowley.codec import load_codec
-        from flowley.model import Flowley
+        from flowley.registry import load_network
 
         with self.storage.local(self.model) as folder:
-            network = Flowley.from_pretrained(folder).eval().to(self.config.execution.device)
+            network = load_network(folder).to(self.config.execution.device)
         object.__setattr__(self, "network", network)
-        object.__setattr__(self, "audio_codec", load_codec(self.codec))
+        object.__setattr__(self, "audio_codec", open_codec(self.codec, self.config.execution.device))
 
     def process(self, tasks: list[dict[str, Any]]) -> list[dict[str, Any] | Failed]:
         with ExitStack() as stack:
@@ -56,23 +56,23 @@ class SampleWorker:
         return FeatureDataset([entry])[0]
 
     def _sample(self, clips: list[Clip]) -> np.ndarray:
-        import torch
-
         from flowley.dataset import collate
-        from flowley.sample import SampleSettings, sample
+        from flowley.generator import make_sounds
+        from flowley.sample import SampleSettings
 
         network = self.network  # type: ignore[attr-defined]
         L_aud, L_vis = network.config.lengths(self.duration_s)
-        batch = collate(clips, L_aud=L_aud, L_vis=L_vis, L_txt=None).to(torch.device(self.config.execution.device))
-        latent = sample(
+        L_sync = network.config.sync_length(self.duration_s)
+        batch = collate(clips, L_aud=L_aud, L_vis=L_vis, L_txt=None, L_sync=L_sync)
+        waves: np.ndarray = make_sounds(
             network,
+            self.audio_codec,  # type: ignore[attr-defined]
             batch.conditions,
             L_aud=L_aud,
             seeds=[seed_of(clip.clip_id, self.config.seed) for clip in clips],
             settings=SampleSettings(steps=self.config.steps, guidance=self.config.guidance),
-        )
-        wave: np.ndarray = self.audio_codec.decode(latent.cpu()).numpy()  # type: ignore[attr-defined]
-        return wave
+        ).numpy()
+        return waves
 
     def _keep(self, task: dict[str, Any], wave: np.ndarray) -> dict[str, Any] | Failed:
         import soundfile
@@ -85,7 +85,7 @@ class SampleWorker:
         try:
             with tempfile.TemporaryDirectory(prefix="soundcap-sample-") as folder:
                 film, sound = Path(folder) / "sample.mp4", Path(folder) / "sample.flac"
-                wave = wave[: round(self.duration_s * hz)].clip(-1, 1)
+                wave = wave[: round(self.duration_s * hz)]
                 soundfile.write(sound, wave, hz)
                 with self.storage.local(task["video"]) as video:
                     mux(video, wave, hz, film)

@@ -18,6 +18,7 @@ from pipelines.media.errors import MediaError
 from pipelines.media.read import read_audio
 from pipelines.progress import human_time
 from pipelines.report.charts import loss_curve, spectrograms
+from pipelines.report.drawn import drawn_sounds
 from pipelines.report.media import data_uri, player, video_sound
 from pipelines.stages import all_stages
 from pipelines.status import read_status
@@ -82,6 +83,7 @@ def build_report(config: Config) -> str:
         left_out=_left_out(outputs),
         max_listed=MAX_LISTED,
         curves=_curves(storage, outputs),
+        drawn=drawn_sounds(storage, outputs),
         samples=_samples(storage, outputs),
     )
     storage.write_bytes(REPORT, page.encode("utf-8", errors="replace"))
@@ -190,9 +192,8 @@ def _sample(storage: Storage, clip: Mapping[str, Any], row: Mapping[str, Any]) -
     problem = ""
     try:
         with storage.local(clip["audio"]) as sound, storage.local(row["video"]) as muxed:
-            pictures = spectrograms(
-                read_audio(sound, SPECTROGRAM_HZ), video_sound(muxed, SPECTROGRAM_HZ), SPECTROGRAM_HZ
-            )
+            waves = read_audio(sound, SPECTROGRAM_HZ), video_sound(muxed, SPECTROGRAM_HZ)
+            pictures = spectrograms(waves, SPECTROGRAM_HZ)
         original, generated = (Media(data_uri("image/png", picture)) for picture in pictures)
     except (MediaError, OSError) as error:
         problem = one_line(error)

@@ -61,16 +61,15 @@ def _ticks(low: float, high: float) -> list[float]:
     return [round(i * interval, 12) for i in range(first, last + 1)] or [low, high]
 
 
-def spectrograms(first: np.ndarray, second: np.ndarray, hz: int) -> tuple[bytes, bytes]:
-    """PNG spectrograms of two waveforms (N,) at hz on one scale of level, so that the two can be compared.
+def spectrograms(waves: Sequence[np.ndarray], hz: int) -> list[bytes]:
+    """PNG spectrograms of waveforms (N,) at hz on one scale of level, so that they can be compared.
 
-    Levels are shown over RANGE_DB below the louder one's peak.
+    Levels are shown over RANGE_DB below the loudest one's peak.
     """
-    levels = [_power(samples, hz) for samples in (first, second)]
+    levels = [_power(samples, hz) for samples in waves]
     peak = max(float(level.max()) for level in levels)
     peak_db = 10 * math.log10(peak) if peak > 0 else 0.0
-    pictures = [_draw(level, hz, peak_db) for level in levels]
-    return pictures[0], pictures[1]
+    return [_draw(level, hz, peak_db) for level in levels]
 
 
 def _power(samples: np.ndarray, hz: int) -> np.ndarray:

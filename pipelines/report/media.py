@@ -43,6 +43,15 @@ def player(video: Path, audio: Path | None) -> str:
         return data_uri("video/mp4", out.read_bytes())
 
 
+def sound_player(audio: Path) -> str:
+    """`data:` URI of a small M4A of a sound file. Raises as `player`."""
+    with tempfile.TemporaryDirectory(prefix="soundcap-player-") as folder:
+        out = Path(folder) / "player.m4a"
+        settings: dict[str, Any] = {"c:a": "aac", "b:a": PLAYER_SOUND, "movflags": "+faststart", "threads": 1}
+        _run(ffmpeg.output(_input(audio).audio, str(out), **settings), audio)
+        return data_uri("audio/mp4", out.read_bytes())
+
+
 def video_sound(video: Path, hz: int) -> np.ndarray:
     """The sound inside an MP4, mixed to mono at hz: (N,) float32. Raises UnreadableSource."""
     stdout = _run(_input(video).audio.output("pipe:", format="f32le", ac=1, ar=hz), video)

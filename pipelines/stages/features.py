@@ -9,19 +9,24 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from pipelines.checkpoints import model_identity, model_location
+from pipelines.checkpoints import codec_identity, located, model_identity, model_location
 from pipelines.config import Config
-from pipelines.featuring import FEATURES_VERSION, AVWorker, TextWorker
+from pipelines.errors import UserError
+from pipelines.featuring import FEATURES_VERSION, AVWorker, GivenSync, TextWorker
 from pipelines.fingerprint import digest
 from pipelines.ledger import Entry, Ledger, missing
 from pipelines.stage import Context, Counts, Refused, Row, Spec, Stage, Worker
 from pipelines.stages.clips import normaliser_meaning
 from pipelines.storage import Storage
 from pipelines.store import Manifest
+
+if TYPE_CHECKING:
+    from flowley.config import NetworkConfig
 
 SCHEMA = pa.schema(
     [
@@ -63,6 +68,7 @@ class FeaturesStage(Stage):
         return ("clips", source) if source in ("captions", "silent_captions") else ("clips",)
 
     def spec(self, config: Config, storage: Storage) -> Spec:
+        _given_sync(config)  # given where none are taken, or the reverse: said before anything runs
         return Spec({"captions": config.features.captions, "av": _av_meaning(config), "text": _text_meaning(config)})
 
     def counts(self, context: Context) -> Counts:
@@ -111,26 +117,29 @@ class FeaturesStage(Stage):
 _PLACE = ("file", "row")
 
 
-def _av_meaning(config: Config) -> dict[str, Any]:
-    from flowley.config import preset
+def _network(config: Config) -> NetworkConfig:
+    from flowley.presets import preset
 
+    return preset(config.flowley.preset, **config.flowley.overrides)
+
+
+def _av_meaning(config: Config) -> dict[str, Any]:
     return {
         "version": FEATURES_VERSION,
         "visual": model_identity(config.features.visual, "features.visual"),
-        "visual_fps": float(preset(config.flowley.preset, **config.flowley.overrides).r_v),
-        "codec": config.features.codec,
+        "visual_fps": float(_network(config).r_v),
+        "codec": codec_identity(config.features.codec),
     }
 
 
 def _text_meaning(config: Config) -> dict[str, Any]:
-    from flowley.config import preset
-
-    network = preset(config.flowley.preset, **config.flowley.overrides)
+    network = _network(config)
     return {
         "version": FEATURES_VERSION,
         "text": model_identity(config.features.text, "features.text"),
         "max_tokens": network.max_text_tokens,
         "normalisation": network.text_normalisation,
+        "keep_padding": not network.mask_text,
     }
 
 
@@ -139,6 +148,7 @@ def _work(context: Context) -> _Work:
     captions = _captions(context)
     av_meaning, text_meaning = _av_meaning(config), _text_meaning(config)
     normaliser = normaliser_meaning(config.clips)
+    sync = _sync_files(config)
     clips, refused = [], []
     av, text = [], [Row(NULL_ID, {**text_meaning, "caption": ""}, {"clip_id": NULL_ID, "caption": ""})]
     for clip in context.inputs["clips"].rows():
@@ -150,16 +160,50 @@ def _work(context: Context) -> _Work:
             message = f"{clip['source_name']}: stage {config.features.captions} has no caption of it"
             refused.append(Refused(clip_id, "NoCaption", message))
             continue
+        sync_name = f"{PurePosixPath(clip['source_name']).stem}.npy"
+        if sync is not None and sync_name not in sync:
+            message = f"{clip['source_name']}: no {sync_name} in features.sync ({config.features.sync})"
+            refused.append(Refused(clip_id, "NoSyncFeatures", message))
+            continue
         caption = captions[clip_id]
         identity = {"source_sha256": clip["source_sha256"], "normaliser": normaliser}
         task = {"clip_id": clip_id, "video": clip["video"], "audio": clip["audio"]}
-        av.append(Row(clip_id, {**av_meaning, **identity}, task))
+        given = {} if sync is None else {"sync": sync[sync_name]}
+        if sync is not None:
+            task["sync"] = sync_name
+        av.append(Row(clip_id, {**av_meaning, **identity, **given}, task))
         # The clip is part of the key: a feature file's row says whose it is.
         text.append(
             Row(clip_id, {**text_meaning, **identity, "caption": caption}, {"clip_id": clip_id, "caption": caption})
         )
         clips.append({k: clip[k] for k in ("clip_id", "label", "split", "video", "audio")} | {"caption": caption})
     return _Work(clips, av, text, refused)
+
+
+def _sync_files(config: Config) -> dict[str, list[Any]] | None:
+    """Size and version by name of the given synchronisation features; None where the network takes none."""
+    given = _given_sync(config)
+    if given is None:
+        return None
+    found = {i.name: [i.size, i.version] for i in Storage(given.folder).files() if i.name.endswith(".npy")}
+    if not found:
+        raise UserError(f"features.sync: no .npy file in {given.folder!r}; give a folder of (L, C) arrays")
+    return found
+
+
+def _given_sync(config: Config) -> GivenSync | None:
+    """Raises UserError where the preset takes synchronisation features and none are given, or the reverse."""
+    network, folder = _network(config), config.features.sync
+    if network.sync_dim == 0 and folder is None:
+        return None
+    if folder is None:
+        raise UserError(
+            f"features.sync: missing; preset {config.flowley.preset} takes synchronisation features "
+            f"(L, {network.sync_dim}): give the folder that holds them"
+        )
+    if network.sync_dim == 0:
+        raise UserError(f"features.sync: got {folder!r}, but preset {config.flowley.preset} takes none; leave it out")
+    return GivenSync(folder, network.sync_dim, network.sync_length(config.clips.duration_s))
 
 
 def _captions(context: Context) -> dict[str, str]:
@@ -198,7 +242,8 @@ def _av_worker(config: Config, storage: Storage) -> Callable[[], Worker]:
         model_location(section.visual),
         section.visual.revision,
         _av_meaning(config)["visual_fps"],
-        section.codec,
+        located(section.codec),
+        _given_sync(config),
         section.execution,
     )
 
@@ -212,6 +257,7 @@ def _text_worker(config: Config, storage: Storage) -> Callable[[], Worker]:
         section.text.revision,
         meaning["max_tokens"],
         meaning["normalisation"],
+        meaning["keep_padding"],
         section.execution,
     )
 

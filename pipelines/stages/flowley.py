@@ -8,7 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pipelines.checkpoints import located
 from pipelines.config import Config
+from pipelines.feature_spec import feature_spec
 from pipelines.fingerprint import digest, file_sha256
 from pipelines.given import given_files, take_over
 from pipelines.stage import Context, Counts, Spec, Stage
@@ -20,18 +22,21 @@ from pipelines.store import Manifest
 MODEL_FOLDER = "model"
 GIVEN_FILES = ("config.json", "model.safetensors")
 MODEL_FILES = (*GIVEN_FILES, "README.md")
+SOUNDS_FOLDER = "sounds"
+"""What the network drew for a few test clips over its training."""
 
 
 class FlowleyStage(Stage):
     """The test split is never trained on; its loss on fixed noise is the validation loss of the curve."""
 
     name = "flowley"
+    code_version = 2
 
     def inputs(self, config: Config) -> tuple[str, ...]:
         return ("features",) if config.flowley.checkpoint is None else ()
 
     def spec(self, config: Config, storage: Storage) -> Spec:
-        from flowley.config import preset
+        from flowley.presets import preset
 
         if config.flowley.checkpoint is not None:
             return Spec({"checkpoint": given_files(config.flowley.checkpoint, GIVEN_FILES, "flowley.checkpoint")})
@@ -46,8 +51,9 @@ class FlowleyStage(Stage):
         return Counts(count, count)
 
     def run(self, context: Context) -> Manifest:
-        from flowley.config import preset
-        from pipelines.training.flowley_worker import train_flowley
+        from flowley.ema import SNAPSHOTS
+        from flowley.presets import preset
+        from pipelines.training.flowley_worker import Places, Task, train_flowley
         from pipelines.training.run import TrainingRun
 
         section = context.config.flowley
@@ -59,10 +65,19 @@ class FlowleyStage(Stage):
         train = [row for row in rows if row["split"] == "train"]
         with tempfile.TemporaryDirectory(prefix="soundcap-flowley-") as folder:
             history = train_flowley(
-                config=preset(section.preset, **section.overrides),
-                settings=section.training,
-                execution=section.execution.settings,
+                task=Task(
+                    config=preset(section.preset, **section.overrides),
+                    settings=section.training,
+                    execution=section.execution.settings,
+                    features=feature_spec(context.config),
+                    codec=located(context.config.features.codec),
+                ),
                 storage=context.storage,
+                places=Places(
+                    snapshots=context.output.name(f"{MODEL_FOLDER}/{SNAPSHOTS}"),
+                    sounds=context.output.name(SOUNDS_FOLDER),
+                    tensorboard=f"{RUNS_FOLDER}/tensorboard/{context.output.fingerprint}",
+                ),
                 train=train,
                 validation=[row for row in rows if row["split"] == "test"],
                 null_text=context.storage.read_json(context.inputs["features"].name(NULL_TEXT)),

@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipelines.checkpoints import codec_identity, located
 from pipelines.config import Config, Workers
 from pipelines.sampling import SAMPLER_VERSION, SampleWorker
 from pipelines.stage import Context, Refused, Row, RowStage, Spec
@@ -62,7 +63,7 @@ class SamplesStage(RowStage):
             SampleWorker,
             context.storage,
             context.inputs["flowley"].name(MODEL_FOLDER),
-            config.features.codec,
+            located(config.features.codec),
             config.clips.duration_s,
             config.samples,
         )
@@ -80,6 +81,6 @@ def _meaning(config: Config) -> dict[str, Any]:
         "steps": config.samples.steps,
         "guidance": config.samples.guidance,
         "seed": config.samples.seed,
-        "codec": config.features.codec,
+        "codec": codec_identity(config.features.codec),
         "duration_s": config.clips.duration_s,
     }

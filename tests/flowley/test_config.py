@@ -1,28 +1,9 @@
+import json
 from fractions import Fraction
 
 import pytest
-import torch
 
-from flowley.config import PRESETS, FlowleyConfig, preset
-from flowley.model import Flowley
-
-
-@pytest.mark.parametrize(("name", "millions"), [("flowley_169m", 169.3), ("flowley_release", 170.9)])
-def test_parameter_counts_of_the_presets(name: str, millions: float) -> None:
-    """The paper says 169M; the released file is 683.6 MB of fp32, 170.9 M."""
-    with torch.device("meta"):
-        assert round(Flowley(preset(name)).n_parameters / 1e6, 1) == millions
-
-
-def test_untied_release_is_the_size_the_paper_cannot_mean() -> None:
-    with torch.device("meta"):
-        untied = Flowley(preset("flowley_release", tie_single_blocks=False))
-    assert round(untied.n_parameters / 1e6, 1) == 277.1
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_dict_round_trip(name: str) -> None:
-    assert FlowleyConfig.from_dict(PRESETS[name].to_dict()) == PRESETS[name]
+from flowley.presets import preset
 
 
 @pytest.mark.parametrize(
@@ -31,7 +12,11 @@ def test_dict_round_trip(name: str) -> None:
         ({"N2": 1}, "N2 - 1"),
         ({"delta": -1}, "delta = -1"),
         ({"D": 98}, "D = 98 with 2 heads"),
-        ({"epsilon": 0.0}, "epsilon"),
+        ({"epsilon": -1e-6}, "epsilon = -1e-06"),
+        ({"epsilon": 1.0}, "epsilon = 1.0"),
+        ({"delta": "-0.5", "window_unit": "seconds"}, "delta = -1/2, wanted >= 0 seconds"),
+        ({"omega": "wide"}, "omega"),
+        ({"window_unit": "minutes"}, "window_unit"),
         ({"depth": 3}, "depth"),
         ({"N1": "two"}, "N1"),
         ({"alignment": "floor"}, "alignment"),
@@ -42,15 +27,18 @@ def test_bad_fields_are_named_with_the_reason(changes: dict[str, object], words:
         preset("tiny", **changes)
 
 
-def test_unknown_preset_lists_the_choices() -> None:
-    with pytest.raises(ValueError, match="flowley_169m, flowley_release, tiny"):
-        preset("flowley_1b")
-
-
 def test_rates_stay_exact() -> None:
     assert preset("tiny", r_a=43.07).r_a == Fraction(4307, 100)
     assert preset("tiny", r_a="44100/1024").r_a == Fraction(44100, 1024)
     assert preset("tiny", r_a=31.25).r_a == Fraction(125, 4)
+
+
+def test_windows_stay_exact() -> None:
+    """0.1 s is a tenth, not its nearest double; frames stay as they are."""
+    config = preset("tiny", r_v=25, omega=0.1, delta="1/3", window_unit="seconds")
+    assert config.window_frames == (Fraction(5, 2), Fraction(25, 3))
+    assert type(config).from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert preset("tiny", r_v=25).window_frames == (0, 4)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def av(clip_id: str, *, L_vis: int = 8, L_aud: int = 32, C_vis: int = 6, C_aud: 
 
 
 def text(clip_id: str, tokens: int, C: int = 5) -> TextFeatures:
-    return TextFeatures(clip_id, rng.normal(size=(tokens, C)))
+    return TextFeatures(clip_id, rng.normal(size=(tokens, C)), tokens)
 
 
 def corpus(folder: Path, n: int = 7) -> tuple[list[AVFeatures], list[TextFeatures], FeatureDataset]:
@@ -128,7 +128,7 @@ def test_files_that_are_not_features(tmp_path: Path) -> None:
         FeatureFile(tmp_path / "x")
     with pa.ipc.new_file(str(tmp_path / "y"), pa.schema([("a", pa.int8())])):
         pass
-    with pytest.raises(ValueError, match="has feature format None, wanted 1"):
+    with pytest.raises(ValueError, match="has feature format None, wanted 2"):
         FeatureFile(tmp_path / "y")
 
 
@@ -157,6 +157,37 @@ def test_collate_pads_captions_and_cuts_clips(tmp_path: Path) -> None:
     assert collate([dataset[1]], L_aud=30, L_vis=7, L_txt=9).conditions.text.shape == (1, 9, 5)
     with pytest.raises(ValueError, match="clip 'c0' has 8 video and 32 audio"):
         collate([dataset[0]], L_aud=33, L_vis=8, L_txt=None)
+
+
+def test_captions_with_their_padding(tmp_path: Path) -> None:
+    """Features of padding travel along, for networks that attend to it; the mask still says what is padding."""
+    padded = TextFeatures("c0", rng.normal(size=(6, 5)), 2)
+    write_av_features(tmp_path / "av.arrow", [av("c0")])
+    write_text_features(tmp_path / "text.arrow", [padded])
+    dataset = FeatureDataset([Entry("c0", Row(str(tmp_path / "av.arrow"), 0), Row(str(tmp_path / "text.arrow"), 0))])
+    batch = collate([dataset[0]], L_aud=32, L_vis=8, L_txt=None)
+    np.testing.assert_array_equal(batch.conditions.text[0], padded.text.astype(np.float16))
+    assert batch.conditions.text_mask.tolist() == [[True, True, False, False, False, False]]
+    assert read_text_features(tmp_path / "text.arrow")[0].n_tokens == 2
+    for n in (0, 7):
+        with pytest.raises(ValueError, match=f"clip 'c0': n_tokens = {n} of 6"):
+            write_text_features(io.BytesIO(), [TextFeatures("c0", padded.text, n)])
+
+
+def test_synchronisation_features(tmp_path: Path) -> None:
+    """Kept beside picture and sound, of all clips or none; cut to whole segments in a batch."""
+    sync = rng.normal(size=(26, 3))
+    clips = [AVFeatures(c.clip_id, c.visual, c.audio_mean, c.audio_std, sync) for c in (av("c0"), av("c1"))]
+    write_av_features(tmp_path / "av.arrow", clips)
+    write_text_features(tmp_path / "text.arrow", [text("c0", 2)])
+    entry = Entry("c0", Row(str(tmp_path / "av.arrow"), 0), Row(str(tmp_path / "text.arrow"), 0))
+    batch = collate([FeatureDataset([entry])[0]], L_aud=32, L_vis=8, L_txt=None, L_sync=24)
+    assert batch.conditions.sync is not None
+    np.testing.assert_array_equal(batch.conditions.sync[0], sync[:24].astype(np.float16))
+    with pytest.raises(ValueError, match="clip 'c1' has no sync features, others of its file do"):
+        write_av_features(io.BytesIO(), [clips[0], av("c1")])
+    with pytest.raises(ValueError, match="clip 'c0' has 26 synchronisation features, wanted 27"):
+        collate([FeatureDataset([entry])[0]], L_aud=32, L_vis=8, L_txt=None, L_sync=27)
 
 
 def test_statistics_are_of_the_sampled_latent(tmp_path: Path) -> None:

@@ -10,9 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowley.attention import rope, rotate
-from flowley.config import FlowleyConfig, preset
-from flowley.model import Conditions, Flowley
+from flowley.attention import rope
+from flowley.config import FlowleyConfig
+from flowley.derivatives import rotate
+from flowley.model import Flowley
+from flowley.network import Conditions
+from flowley.presets import preset
 
 Build = Callable[..., Conditions]
 
@@ -28,9 +31,9 @@ def awake(config: FlowleyConfig, seed: int = 0) -> Flowley:
 
 
 def run(model: Flowley, conditions: Conditions, x_t: Tensor, t: float = 0.3) -> Tensor:
-    visual, text, mask = conditions
+    doubled = conditions._replace(visual=conditions.visual.double(), text=conditions.text.double())
     with torch.no_grad():
-        return model(x_t, torch.full((len(x_t),), t).double(), visual.double(), text.double(), mask)
+        return model(x_t, torch.full((len(x_t),), t).double(), doubled)
 
 
 @pytest.mark.parametrize(("r_a", "r_v"), [("125/4", 8), (25, 8), (8, 8), (4, 8)])
@@ -164,6 +167,6 @@ def test_wrong_features_say_got_wanted_remedy(
     visual: tuple[int, ...], text: tuple[int, ...], L_aud: int, words: str
 ) -> None:
     model = Flowley(preset("tiny"))
+    conditions = Conditions(torch.zeros(visual), torch.zeros(text), torch.ones(text[:2], dtype=torch.bool))
     with pytest.raises(ValueError, match=words):
-        model(torch.zeros(visual[0], L_aud, 64), torch.zeros(visual[0]), torch.zeros(visual),
-              torch.zeros(text), torch.ones(text[:2], dtype=torch.bool))  # fmt: skip
+        model(torch.zeros(visual[0], L_aud, 64), torch.zeros(visual[0]), conditions)

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import scipy.special
+import scipy.stats
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from flowley.checkpoint import read_history
-from flowley.config import preset
-from flowley.dataset import Entry, FeatureDataset, Row
-from flowley.ema import gamma_of, power_ema
+from flowley.checkpoint import TrainState, read_history
+from flowley.dataset import Entry, FeatureDataset, Row, collate
+from flowley.ema import synthesise
+from flowley.feature_spec import FeatureSpec
 from flowley.features import AVFeatures, TextFeatures, write_av_features, write_text_features
 from flowley.model import Flowley
+from flowley.presets import preset
 from flowley.sample import SampleSettings, sample
-from flowley.settings import StepReport, TrainExecution, TrainSettings
+from flowley.settings import DrawnSound, StepReport, TrainExecution, TrainSettings
 from flowley.train import NonFiniteLossError, train
+from flowley.trainer import initial_network
+from flowley.validate import validation_loss
 
 CONFIG = preset(
     "tiny", D=32, N1=1, N2=2, heads=2, latent_dim=6, visual_dim=8, text_dim=8, max_text_tokens=9, dropout=0.1
@@ -40,7 +47,7 @@ def make_dataset(tmp_path: Path) -> Make:
             for k in range(n)
         ]
         write_av_features(av, clips)
-        write_text_features(text, [TextFeatures(f"c{k}", rng.normal(size=(2 + k % 3, 8))) for k in range(n)])
+        write_text_features(text, [TextFeatures(f"c{k}", rng.normal(size=(2 + k % 3, 8)), 2 + k % 3) for k in range(n)])
         entries = [Entry(f"c{k}", Row(av, k), Row(text, k)) for k in range(n)]
         return FeatureDataset(entries, null_text=np.ones((1, 8), np.float16) if null_text else None)
 
@@ -58,18 +65,31 @@ class Kept:
         assert path is not None
         shutil.copytree(path, self.folder / str(step))
 
+    def on_snapshot(self, file: Path) -> None:
+        (self.folder / "ema").mkdir(exist_ok=True, parents=True)
+        shutil.copy(file, self.folder / "ema" / file.name)
+
     def run(self, dataset: FeatureDataset, settings: TrainSettings = SETTINGS, **options: Any) -> Kept:
         config, execution = options.pop("config", CONFIG), options.pop("execution", EXECUTION)
         self.result = train(
             config, settings, execution, dataset, on_step=self.reports.append,
-            on_checkpoint=self.on_checkpoint, **options,
+            on_checkpoint=self.on_checkpoint, on_snapshot=self.on_snapshot, **options,
         )  # fmt: skip
         return self
 
-    def weights(self, step: int) -> dict[str, torch.Tensor]:
+    def state(self, step: int) -> dict[str, torch.Tensor]:
+        """Every tensor of a checkpoint, by its path."""
         training = torch.load(self.folder / str(step) / "training.pt", weights_only=True)
         averaged = Flowley.from_pretrained(self.folder / str(step)).state_dict()
-        return training["weights"] | {f"ema.{name}": weight for name, weight in averaged.items()}
+        return dict(tensors(training, "training")) | dict(tensors(averaged, "averaged"))
+
+
+def tensors(value: Any, at: str) -> Iterator[tuple[str, torch.Tensor]]:
+    if isinstance(value, torch.Tensor):
+        yield at, value
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            yield from tensors(inner, f"{at}/{name}")
 
 
 def comparable(report: StepReport) -> StepReport:
@@ -84,8 +104,9 @@ def test_resuming_repeats_the_uninterrupted_run_bit_for_bit(make_dataset: Make, 
     half = Kept(tmp_path / "half").run(dataset, replace(SETTINGS, steps=3), validation=validation)
     torch.manual_seed(456)
     rest = Kept(tmp_path / "rest").run(dataset, validation=validation, checkpoint_in=half.folder / "3")
-    resumed = rest.weights(6)
-    for name, weight in whole.weights(6).items():
+    resumed, wanted = rest.state(6), whole.state(6)
+    assert resumed.keys() == wanted.keys() and any("optimizer/state" in name for name in wanted)
+    for name, weight in wanted.items():
         assert torch.equal(weight, resumed[name]), f"{name} differs after resuming"
     assert comparable(whole.reports[-1]) == comparable(rest.reports[-1])
     assert [r.step for r in rest.result.history] == [2, 3, 4, 6], "3 ends the first half and so is reported"
@@ -136,8 +157,6 @@ def test_one_clip_is_learnt(make_dataset: Make, tmp_path: Path) -> None:
     config = replace(CONFIG, dropout=0.0)
     run = Kept(tmp_path / "run").run(dataset, settings, config=config, execution=TrainExecution())
     assert run.reports[-1].loss < 0.5 * run.reports[0].loss
-    from flowley.dataset import collate
-
     clip = dataset[0]
     batch = collate([clip, clip], L_aud=32, L_vis=8, L_txt=None).to(torch.device("cpu"))
     drawn = sample(
@@ -149,45 +168,110 @@ def test_one_clip_is_learnt(make_dataset: Make, tmp_path: Path) -> None:
         assert correlation > 0.8, "150 steps no longer fit one clip"
 
 
-@pytest.mark.parametrize("changes", [{"precision": "bf16"}, {"compile": True}])
-def test_other_ways_to_carry_it_out_stay_close(make_dataset: Make, tmp_path: Path, changes: dict[str, Any]) -> None:
-    """The compiler itself takes minutes on a CPU: here it only has to find the network and its weights."""
+def test_bf16_stays_close(make_dataset: Make, tmp_path: Path) -> None:
     config, settings = replace(CONFIG, dropout=0.0), replace(SETTINGS, steps=2)
     plain = Kept(tmp_path / "a").run(make_dataset(), settings, config=config)
-    with torch.compiler.set_stance("force_eager"):
-        other = Kept(tmp_path / "b").run(
-            make_dataset(), settings, config=config, execution=replace(EXECUTION, **changes)
-        )
-    assert other.reports[-1].loss == pytest.approx(plain.reports[-1].loss, rel=2e-2)
+    bf16 = Kept(tmp_path / "b").run(
+        make_dataset(), settings, config=config, execution=replace(EXECUTION, precision="bf16")
+    )
+    assert bf16.reports[-1].loss == pytest.approx(plain.reports[-1].loss, rel=2e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_compiled_training_is_the_same_and_compiles_one_shape(make_dataset: Make, tmp_path: Path) -> None:
+    """Captions of 2 to 4 tokens in every order: padded to the longest there can be, they compile once."""
+    import torch._dynamo.utils
+
+    config = replace(CONFIG, dropout=0.0)
+    settings = replace(SETTINGS, steps=4, batch_size=2)
+    plain = Kept(tmp_path / "a").run(make_dataset(), settings, config=config)
+    torch._dynamo.utils.counters.clear()
+    compiled = Kept(tmp_path / "b").run(
+        make_dataset(), settings, config=config, execution=replace(EXECUTION, compile=True)
+    )
+    counters = torch._dynamo.utils.counters
+    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
+    for a, b in zip(plain.reports, compiled.reports, strict=True):
+        assert b.loss == pytest.approx(a.loss, rel=1e-4)
+    averaged = Flowley.from_pretrained(compiled.folder / "4").state_dict()
+    for name, weight in Flowley.from_pretrained(plain.folder / "4").state_dict().items():
+        torch.testing.assert_close(averaged[name], weight, atol=1e-4, rtol=1e-3)
+
+
+class Breaking(FeatureDataset):
+    """Clip c1 has video features that are not finite."""
+
+    def __getitem__(self, index: int) -> Any:
+        clip = super().__getitem__(index)
+        return replace(clip, visual=np.full_like(clip.visual, np.nan)) if index == 1 else clip
 
 
 def test_a_loss_that_is_not_finite_names_step_and_clips(make_dataset: Make, tmp_path: Path) -> None:
     dataset = make_dataset(3, std=0.0)
-    broken = dataset[1]
-    broken_visual = np.full_like(broken.visual, np.nan)
-    get = FeatureDataset.__getitem__
-
-    class Breaking(FeatureDataset):
-        def __getitem__(self, index: int) -> Any:
-            clip = get(self, index)
-            return replace(clip, visual=broken_visual) if index == 1 else clip
-
-    settings = replace(SETTINGS, batch_size=1, steps=3, drop_visual=0.0)
-    with pytest.raises(NonFiniteLossError, match=r"in step [123] on clips c1: look at their features"):
+    settings = replace(SETTINGS, batch_size=3, steps=3, drop_visual=0.0)
+    with pytest.raises(
+        NonFiniteLossError, match=r"in step 1 on clips c\d, c\d, c\d; the features of c1 are not finite"
+    ):
         Kept(tmp_path / "run").run(Breaking(dataset.entries, null_text=dataset.null_text), settings)
+    with pytest.raises(NonFiniteLossError, match=r"validation loss nan after step 1: look at the features"):
+        Kept(tmp_path / "run").run(dataset, settings, validation=Breaking(dataset.entries),
+                                   execution=replace(EXECUTION, validate_every_steps=1))  # fmt: skip
+
+
+def test_a_loss_that_diverges_is_not_the_features_fault(make_dataset: Make, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, learning_rate=1e30, warmup_steps=0)
+    with pytest.raises(NonFiniteLossError, match=r"their features are finite: lower learning_rate \(1e\+30\)"):
+        Kept(tmp_path / "run").run(make_dataset(3), settings)
+
+
+def test_latents_that_are_not_finite_name_the_clip(make_dataset: Make, tmp_path: Path) -> None:
+    class Silent(FeatureDataset):
+        def __getitem__(self, index: int) -> Any:
+            clip = super().__getitem__(index)
+            return replace(clip, audio_mean=np.full_like(clip.audio_mean, -np.inf)) if index == 2 else clip
+
+    dataset = make_dataset(3)
+    with pytest.raises(ValueError, match="clip 'c2' has audio latents that are not finite: extract"):
+        Kept(tmp_path / "run").run(Silent(dataset.entries, null_text=dataset.null_text))
 
 
 @pytest.mark.parametrize(
-    ("config", "null_text", "words"),
+    ("config", "options", "words"),
     [
-        (CONFIG, False, "the dataset has no null_text"),
-        (replace(CONFIG, latent_dim=5), True, "6 channels, the network's latent_dim is 5"),
-        (replace(CONFIG, visual_dim=9), True, "visual features of shape"),
+        (CONFIG, {"null_text": False}, "the dataset has no null_text"),
+        (replace(CONFIG, latent_dim=5), {}, "5 of 5 clips do not fit: clip 'c0' has audio_mean features of 6 channels"),
+        (replace(CONFIG, visual_dim=9), {}, "visual features of 8 channels, the network takes 9: extract"),
+        (replace(CONFIG, text_dim=9), {}, "text features of 8 channels, the network takes 9"),
+        (replace(CONFIG, r_v=Fraction(16)), {}, "8 video and 32 audio latent frames, at the network's 16 and 31.25 Hz"),
+        (replace(CONFIG, max_text_tokens=3), {}, "clip 'c2' has a caption of 4 features, the network takes at most 3"),
+        (CONFIG, {"settings": replace(SETTINGS, duration_s=1.5)}, "8 visual frames, wanted 12: shorten duration_s"),
+        (preset("mmaudio_small_16k", latent_dim=6, visual_dim=8, text_dim=8), {}, "sync features of 0 channels"),
     ],
 )
-def test_features_that_do_not_fit(make_dataset: Make, tmp_path: Path, config: Any, null_text: bool, words: str) -> None:
+def test_features_that_do_not_fit(
+    make_dataset: Make, tmp_path: Path, config: Any, options: dict[str, Any], words: str
+) -> None:
+    dataset = make_dataset(null_text=options.get("null_text", True))
     with pytest.raises(ValueError, match=words):
-        Kept(tmp_path / "run").run(make_dataset(null_text=null_text), config=config)
+        Kept(tmp_path / "run").run(dataset, options.get("settings", SETTINGS), config=config)
+    assert not (tmp_path / "run").exists(), "a fault of the features is found before the first step"
+
+
+@pytest.mark.parametrize(
+    ("execution", "options", "words"),
+    [
+        (EXECUTION, {"world_size": 3}, "batch_size = 4 over 3 workers, wanted a multiple"),
+        (replace(EXECUTION, sharding="fsdp"), {}, 'sharding = "fsdp" with one process'),
+        (replace(EXECUTION, sample_every_steps=1), {}, "sounds of validation clips, but there are none"),
+        (EXECUTION, {"features": FeatureSpec(visual="v", text="t", codec="log_mel", duration_s=8.0)}, "duration_s = 8"),
+    ],
+)
+def test_executions_that_cannot_be(
+    make_dataset: Make, tmp_path: Path, execution: TrainExecution, options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        Kept(tmp_path / "run").run(make_dataset(), execution=execution, **options)
 
 
 def test_resuming_with_other_settings_is_refused(make_dataset: Make, tmp_path: Path) -> None:
@@ -199,6 +283,16 @@ def test_resuming_with_other_settings_is_refused(make_dataset: Make, tmp_path: P
         run.run(make_dataset(), config=replace(CONFIG, omega=1), checkpoint_in=at)
     with pytest.raises(ValueError, match=r"has no training\.pt"):
         run.run(make_dataset(), checkpoint_in=tmp_path)
+    with pytest.raises(ValueError, match=r"is a checkpoint of model_type 'flowley', wanted 'mmaudio'"):
+        peer = preset("mmaudio_small_16k", D=16, N1=1, N2=1, heads=2)
+        TrainState(peer, SETTINGS, None, None, None, 0, [], []).restore(at)  # type: ignore[arg-type]
+    longer = make_dataset()
+    longer.null_text = np.ones((2, 8), np.float16)
+    with pytest.raises(ValueError, match=r"null text is \(1, 8\), the features' \(2, 8\)"):
+        run.run(longer, checkpoint_in=at)
+    two = Kept(tmp_path / "two").run(make_dataset(), replace(SETTINGS, steps=2))
+    with pytest.raises(ValueError, match="has 2 steps behind it, settings.steps = 1"):
+        run.run(make_dataset(), replace(SETTINGS, steps=1), checkpoint_in=two.folder / "2")
 
 
 def test_learning_rate_schedule() -> None:
@@ -212,20 +306,93 @@ def test_learning_rate_schedule() -> None:
 def test_settings_out_of_range() -> None:
     with pytest.raises(ValueError, match="drop_text = 1.5"):
         TrainSettings(steps=1, batch_size=1, drop_text=1.5)
-    with pytest.raises(ValueError, match="log_every_steps = 0"):
-        TrainExecution(log_every_steps=0)
+    with pytest.raises(ValueError, match="log_every_steps = 0, wanted >= 1; sample_every_steps = -1, wanted >= 0"):
+        TrainExecution(log_every_steps=0, sample_every_steps=-1)
 
 
-def test_power_ema_is_the_weighted_mean_it_promises() -> None:
-    """theta_bar(t) weighs theta(s) by prod of betas, which is about (s / t)^gamma."""
-    assert gamma_of(0.05) == pytest.approx(16.97, abs=0.01)
-    assert gamma_of(0.10) == pytest.approx(6.94, abs=0.01)
-    model = Flowley(CONFIG)
-    ema = power_ema(model, 0.1)
-    gamma, want = gamma_of(0.1), 0.0
-    for t in range(1, 30):
-        torch.nn.init.constant_(model.pooled_text.bias, float(t))
-        ema.update_parameters(model)
-        beta = (1 - 1 / t) ** (gamma + 1)
-        want = beta * want + (1 - beta) * t
-    assert float(ema.module.pooled_text.bias[0]) == pytest.approx(want, rel=1e-5)
+def test_every_width_can_be_synthesised_afterwards(make_dataset: Make, tmp_path: Path) -> None:
+    """Snapshots are spread over the training, handed out once each, and give back the checkpoint's average."""
+    spec = FeatureSpec(visual="v", text="t", codec="log_mel", duration_s=1.0)
+    run = Kept(tmp_path / "run").run(make_dataset(), execution=replace(EXECUTION, ema_snapshots=3), features=spec)
+    assert {file.name for file in (run.folder / "ema").iterdir()} == {f"{i}.{s}.pt" for i in (0, 1) for s in (2, 4, 6)}
+    shutil.copytree(run.folder / "ema", run.folder / "6" / "ema")
+    kept = Flowley.from_pretrained(run.folder / "6")
+    assert kept.features == spec
+    again, other = synthesise(run.folder / "6", SETTINGS.ema_sigma_rel), synthesise(run.folder / "6", 0.2)
+    assert again.features == spec
+    for name, weight in kept.named_parameters():
+        torch.testing.assert_close(again.get_parameter(name), weight, rtol=2e-3, atol=1e-6)
+    assert not torch.equal(other.output.conv.weight, kept.output.conv.weight)  # type: ignore[union-attr]
+
+
+def test_validation_measures_on_the_recipes_own_times(make_dataset: Make) -> None:
+    """By hand: clip k, noise of seed k, t at the quantile (k + 1/2) / n of the logit-normal, squared error alone."""
+    dataset = make_dataset(3, std=0.0)
+    network = initial_network(replace(CONFIG, dropout=0.0), 0, dataset).eval()
+    torch.nn.init.normal_(network.get_parameter("output.conv.weight"))
+    settings = replace(SETTINGS, timesteps="logit_normal", cosine_weight=0.0, batch_size=2)
+    errors = []
+    for k in range(3):
+        batch = collate([dataset[k]], L_aud=32, L_vis=8, L_txt=None).to(torch.device("cpu"))
+        x_1 = (batch.audio_mean - network.latent_mean) / network.latent_std
+        x_0 = torch.randn(32, 6, generator=torch.Generator().manual_seed(k))[None]
+        t = torch.tensor([scipy.special.expit(scipy.stats.norm.ppf((k + 0.5) / 3))]).float()
+        with torch.no_grad():
+            v = network(t[:, None, None] * x_1 + (1 - t[:, None, None]) * x_0, t, batch.conditions)
+        errors.append(float((v - (x_1 - x_0)).square().mean()))
+    got = validation_loss(network, dataset, settings, device=torch.device("cpu"))
+    assert got == pytest.approx(np.mean(errors), rel=1e-5)
+
+
+class Beep:
+    """Decodes every latent to a tone whose loudness is its standard deviation."""
+
+    audio_hz, latent_dim = 8_000, 6
+
+    def decode(self, latent: torch.Tensor) -> torch.Tensor:
+        tone = torch.sin(2 * np.pi * 440 * torch.arange(len(latent[0]) * 256) / self.audio_hz)
+        return latent.flatten(1).std(1)[:, None] / 10 * tone
+
+
+def test_sounds_and_curves_over_training(make_dataset: Make, tmp_path: Path) -> None:
+    """The same clips each time; all in TensorBoard's files, none of what a run that goes on does again."""
+    sounds: list[DrawnSound] = []
+    execution = replace(EXECUTION, sample_every_steps=2, sample_clips=2, validate_every_steps=3)
+    options: dict[str, Any] = {
+        "execution": execution, "validation": make_dataset(3, tag="v"), "codec": Beep(), "on_sounds": sounds.extend,
+    }  # fmt: skip
+    whole = Kept(tmp_path / "whole").run(make_dataset(), log_dir=tmp_path / "tb", **options)
+    assert [(s.step, s.number, s.clip_id) for s in sounds] == [
+        (step, k, clip_id) for step in (2, 4, 6) for k, clip_id in enumerate(("c0", "c2"))
+    ]
+    assert all(len(s.wave) == 8_000 and s.audio_hz == 8_000 and s.wave.dtype == np.float32 for s in sounds)
+    assert not np.array_equal(sounds[0].wave, sounds[4].wave), "two steps later another network drew it"
+
+    board = EventAccumulator(str(tmp_path / "tb"), size_guidance={"audio": 0, "images": 0}).Reload()
+    assert {event.step: event.value for event in board.Scalars("loss/train")} == pytest.approx(
+        {report.step: report.loss for report in whole.reports}
+    )
+    assert [e.step for e in board.Scalars("loss/validation")] == [3, 6]
+    for tag in ("gradient_norm", "learning_rate", "clips_per_s"):
+        assert [e.step for e in board.Scalars(tag)] == [r.step for r in whole.reports]
+    heard = board.Audio("sound/1/c2")
+    assert [(e.step, e.sample_rate) for e in heard] == [(2, 8_000), (4, 8_000), (6, 8_000)]
+    assert [e.step for e in board.Images("log_mel/0/c0")] == [2, 4, 6]
+
+    again: list[DrawnSound] = []
+    Kept(tmp_path / "rest").run(make_dataset(), **options | {"on_sounds": again.extend},
+                                checkpoint_in=whole.folder / "3", log_dir=tmp_path / "tb")  # fmt: skip
+    assert [s.step for s in again] == [4, 4, 6, 6]
+    assert all(np.array_equal(a.wave, b.wave) for a, b in zip(again, sounds[2:], strict=True))
+    board = EventAccumulator(str(tmp_path / "tb"), purge_orphaned_data=True).Reload()
+    assert [e.step for e in board.Scalars("loss/train")] == [2, 3, 4, 6]
+
+
+def test_a_codec_of_other_latents(make_dataset: Make, tmp_path: Path) -> None:
+    class Other(Beep):
+        latent_dim = 5
+
+    execution = replace(EXECUTION, sample_every_steps=2)
+    for codec, words in ((Other(), "the codec's latents have 5 channels"), (None, "no codec to decode them")):
+        with pytest.raises(ValueError, match=words):
+            Kept(tmp_path / "run").run(make_dataset(), execution=execution, validation=make_dataset(), codec=codec)

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowley.codec import LogMelCodec
+from flowley.codecs.log_mel import LogMelCodec
 from flowley.metrics.onsets import detect_onsets, onset_f1
 
 TIMES_S = np.array([0.2, 0.5, 1.03, 1.9, 2.1, 2.9])

@@ -128,7 +128,7 @@ def test_spectrogram_shows_a_tone_at_its_pitch_and_silence_dark() -> None:
 
     hz = 16_000
     tone = np.sin(2 * np.pi * 6_000 * np.arange(hz) / hz).astype(np.float32)
-    loud, silent = (imread(io.BytesIO(png))[..., :3].mean(axis=2) for png in spectrograms(tone, 0 * tone, hz))
+    loud, silent = (imread(io.BytesIO(png))[..., :3].mean(axis=2) for png in spectrograms([tone, 0 * tone], hz))
     column = slice(loud.shape[1] // 2, loud.shape[1] // 2 + 20)
     inside = loud[10:-40, column].mean(axis=1)
     assert 0.15 < inside.argmax() / len(inside) < 0.35, "6 of 8 kHz lies a quarter below the top"

@@ -1,7 +1,4 @@
-"""Between sound and the latent frames Flowley generates.
-
-A codec gives its latents on their own scale; the network standardises them per channel with the statistics of
-its training corpus (`Flowley.latent_mean`, `latent_std`), so no codec needs constants of its own.
+"""The weight-free codec.
 
 Shapes: B batch, N samples, L latent frames, C latent channels, F frequency bins.
 """
@@ -9,30 +6,12 @@ Shapes: B batch, N samples, L latent frames, C latent channels, F frequency bins
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-
-class AudioCodec(Protocol):
-    """Sound to latent frames and back. Frame i describes the sound around i / latent_hz seconds."""
-
-    audio_hz: int
-    """Samples per second in and out, mono."""
-    latent_hz: Fraction
-    """Latent frames per second: r_a of a Flowley that uses this codec."""
-    latent_dim: int
-    """Channels of a latent frame."""
-
-    def encode(self, wave: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, N) in [-1, 1] -> mean and std of the latent, each (B, ceil(N latent_hz / audio_hz), C)."""
-        ...
-
-    def decode(self, latent: Tensor) -> Tensor:
-        """(B, L, C) -> (B, L audio_hz / latent_hz)."""
-        ...
+from flowley.codecs.waves import check_latent, check_wave
 
 
 class LogMelCodec(nn.Module):
@@ -70,13 +49,12 @@ class LogMelCodec(nn.Module):
         """See `AudioCodec.encode`; std is 0.
 
         Raises:
-            ValueError: not a batch of mono waves with at least one sample.
+            ValueError: not a batch of mono waves with at least one sample, or not finite.
         """
-        if wave.ndim != 2 or wave.shape[1] < 1:
-            raise ValueError(f"wave of shape {tuple(wave.shape)}, wanted mono (B, N >= 1) at {self.audio_hz} Hz")
+        check_wave(wave, self.audio_hz)
         L = -(-wave.shape[1] // self.hop)
         half = self.n_fft // 2
-        wave = pad(wave, (half, half + L * self.hop - wave.shape[1]))
+        wave = pad(wave.to(self.window), (half, half + L * self.hop - wave.shape[1]))
         spectrum = torch.stft(wave, self.n_fft, self.hop, window=self.window, center=False, return_complex=True)
         mean = torch.log((self.mel @ spectrum.abs()).clamp(min=self.floor))[..., :L].transpose(1, 2)
         return mean, torch.zeros_like(mean)
@@ -86,15 +64,15 @@ class LogMelCodec(nn.Module):
         """See `AudioCodec.decode`.
 
         Raises:
-            ValueError: not (B, L >= 1, C).
+            ValueError: not (B, L >= 1, C), or not finite.
         """
         from torchaudio.functional import griffinlim
 
-        if latent.ndim != 3 or latent.shape[1] < 1 or latent.shape[2] != self.latent_dim:
-            raise ValueError(f"latent of shape {tuple(latent.shape)}, wanted (B, L >= 1, {self.latent_dim})")
+        check_latent(latent, self.latent_dim)
+        latent = latent.to(self.mel)
         L = latent.shape[1]
         after = latent[:, -1:].expand(-1, max(1, 4 - L), -1)  # L hops have L + 1 centred frames; reflection: 4
-        magnitude = self._magnitude(torch.cat([latent, after], dim=1).transpose(1, 2).float())
+        magnitude = self._magnitude(torch.cat([latent, after], dim=1).transpose(1, 2))
         wave: Tensor = griffinlim(
             magnitude, self.window, self.n_fft, self.hop, self.n_fft, power=1.0,
             n_iter=self.griffin_lim_steps, momentum=0.9, length=None, rand_init=False,
@@ -110,17 +88,3 @@ class LogMelCodec(nn.Module):
         for _ in range(self.nnls_steps):
             S = S * numerator / (self.mel.T @ (self.mel @ S) + 1e-8)
         return S
-
-
-CODECS = {"log_mel": LogMelCodec}
-
-
-def load_codec(name: str) -> AudioCodec:
-    """The codec of that name.
-
-    Raises:
-        ValueError: no such codec; the message lists the choices.
-    """
-    if name not in CODECS:
-        raise ValueError(f"codec {name!r}: wanted one of {', '.join(CODECS)}")
-    return CODECS[name]().eval()

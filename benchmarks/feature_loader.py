@@ -1,0 +1,212 @@
+"""How fast feature files become batches, against reading the same bytes and against what a GPU eats.
+
+    loader  the training's own: FeatureDataset, StepSampler, collate in a DataLoader; the paper's settings, captions
+            of 40 tokens, clips in random order, batches of 256
+    floor   the same files read from end to end into one buffer, nothing made of them
+    need    twice the clips a GPU trains on in a second at 45% of an H100's 989 TFLOP/s (bf16), `flowley_169m`
+
+From the local disk with the pages dropped first (cold) and read before (warm), and from an S3 server: there the
+files are downloaded once by `pipelines.storage`, as the training worker does, then mapped, so every epoch after
+the download is a warm one. The server is one Python process on this machine: its rate is a lower bound.
+
+`python -m benchmarks.feature_loader [--json] [--clips N] [--workers N] [--batch N] [--no-s3]`
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader
+
+from flowley.dataset import Batch, Entry, FeatureDataset, Row, StepSampler, collate
+from flowley.features import AVFeatures, TextFeatures, write_av_features, write_text_features
+from flowley.flops import flops_of
+from flowley.presets import preset
+from pipelines.storage import Storage
+
+CONFIG = preset("flowley_169m")
+DURATION_S, CAPTION_TOKENS = 8.0, 40
+CLIPS_PER_FILE = 512
+H100_FLOPS, MFU, HEADROOM = 989e12, 0.45, 2.0
+PASSES = 3
+
+
+def need_clips_per_s() -> float:
+    """Clips a loader must give in a second."""
+    clip = flops_of(CONFIG, duration_s=DURATION_S, L_txt=CAPTION_TOKENS).training
+    return HEADROOM * MFU * H100_FLOPS / clip
+
+
+def write_features(folder: Path, n_clips: int) -> list[Entry]:
+    """Feature files of random clips at the paper's settings."""
+    g = np.random.default_rng(0)
+    frames_aud, frames_vis = CONFIG.lengths(DURATION_S)
+    mean = g.standard_normal((frames_aud, CONFIG.latent_dim), np.float32)
+    visual = g.standard_normal((frames_vis, CONFIG.visual_dim), np.float32)
+    text = g.standard_normal((CAPTION_TOKENS, CONFIG.text_dim), np.float32)
+    entries: list[Entry] = []
+    for first in range(0, n_clips, CLIPS_PER_FILE):
+        ids = [f"clip_{n:06}" for n in range(first, min(first + CLIPS_PER_FILE, n_clips))]
+        av_path, text_path = folder / f"av-{first:06}.arrow", folder / f"text-{first:06}.arrow"
+        write_av_features(av_path, [AVFeatures(clip_id, visual, mean, abs(mean)) for clip_id in ids])
+        write_text_features(text_path, [TextFeatures(clip_id, text, len(text)) for clip_id in ids])
+        entries += [Entry(clip_id, Row(str(av_path), n), Row(str(text_path), n)) for n, clip_id in enumerate(ids)]
+    return entries
+
+
+def loader_clips_per_s(entries: list[Entry], *, workers: int, batch: int) -> float:
+    """Clips in a second over one epoch, starting up left out."""
+    frames_aud, frames_vis = CONFIG.lengths(DURATION_S)
+    steps = max(2, len(entries) // batch)
+    sampler = StepSampler(len(entries), batch_size=batch, seed=0, start_step=0, end_step=steps + 1)
+    loader: DataLoader[Batch] = DataLoader(
+        FeatureDataset(entries),  # type: ignore[arg-type]
+        batch_sampler=sampler, num_workers=workers,
+        collate_fn=partial(collate, L_aud=frames_aud, L_vis=frames_vis, L_txt=None),
+    )  # fmt: skip
+    batches = iter(loader)
+    next(batches)
+    started = time.perf_counter()
+    n = sum(len(b.clip_ids) for b in batches)
+    return n / (time.perf_counter() - started)
+
+
+def floor_clips_per_s(files: list[Path], n_clips: int) -> float:
+    """Clips in a second of reading the files and doing nothing else."""
+    buffer = bytearray(max(file.stat().st_size for file in files))
+    started = time.perf_counter()
+    for file in files:
+        with file.open("rb", buffering=0) as stream:
+            while stream.readinto(buffer):
+                pass
+    return n_clips / (time.perf_counter() - started)
+
+
+def forget(files: list[Path]) -> None:
+    """Drops the files' pages from the page cache, as far as the system obliges."""
+    for file in files:
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+@contextmanager
+def s3_server() -> Iterator[str]:
+    """`s3://bucket` on a moto server process; the environment points every client at it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    endpoint = f"http://127.0.0.1:{port}"
+    os.environ.update(
+        AWS_ENDPOINT_URL=endpoint, AWS_ACCESS_KEY_ID="test", AWS_SECRET_ACCESS_KEY="test",
+        AWS_DEFAULT_REGION="us-east-1",
+    )  # fmt: skip
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(300):
+            try:
+                urllib.request.urlopen(endpoint, timeout=1).read()
+                break
+            except OSError:
+                time.sleep(0.1)
+        import s3fs
+
+        s3fs.S3FileSystem(skip_instance_cache=True).mkdir("bucket")
+        yield "s3://bucket"
+    finally:
+        server.kill()
+        server.wait()
+
+
+def download_clips_per_s(files: list[Path], n_clips: int, target: Path) -> float:
+    """Clips in a second of bringing all files from the object store to a local folder."""
+    with s3_server() as url:
+        storage = Storage(f"{url}/features")
+        for file in files:
+            storage.write_bytes(file.name, file.read_bytes())
+        started = time.perf_counter()
+        for file in files:
+            storage.download(file.name, target / file.name)
+        return n_clips / (time.perf_counter() - started)
+
+
+def moved(entries: list[Entry], folder: Path) -> list[Entry]:
+    """The same clips in files of the same names elsewhere."""
+
+    def there(row: Row) -> Row:
+        return Row(str(folder / Path(row.path).name), row.row)
+
+    return [Entry(entry.clip_id, there(entry.av), there(entry.text)) for entry in entries]
+
+
+def measure(*, clips: int, workers: int, batch: int, s3: bool) -> list[dict[str, Any]]:
+    """A row per source, best of a few passes; the first says what a clip weighs and what is needed."""
+    with tempfile.TemporaryDirectory(prefix="feature-loader-") as name:
+        here, downloaded = Path(name) / "here", Path(name) / "downloaded"
+        here.mkdir(), downloaded.mkdir()
+        entries = write_features(here, clips)
+        files = sorted(here.iterdir())
+        bytes_per_clip = sum(file.stat().st_size for file in files) / clips
+        need = need_clips_per_s()
+        rows: list[dict[str, Any]] = [{
+            "clips": clips, "bytes_per_clip": round(bytes_per_clip), "workers": workers, "batch": batch,
+            "need_clips_per_s": round(need), "need_mb_per_s": round(need * bytes_per_clip / 1e6),
+        }]  # fmt: skip
+
+        def add(source: str, entries: list[Entry], files: list[Path], *, cold: bool, **more: Any) -> None:
+            floors, loads = [], []
+            for _ in range(PASSES):
+                if cold:
+                    forget(files)
+                floors.append(floor_clips_per_s(files, clips))
+                if cold:
+                    forget(files)
+                loads.append(loader_clips_per_s(entries, workers=workers, batch=batch))
+            rows.append({
+                "source": source, "clips_per_s": round(max(loads)), "floor_clips_per_s": round(max(floors)),
+                "ratio_to_floor": round(max(floors) / max(loads), 2), "times_need": round(max(loads) / need, 2), **more,
+            })  # fmt: skip
+
+        add("local_cold", entries, files, cold=True)
+        add("local_warm", entries, files, cold=False)
+        if s3:
+            rate = download_clips_per_s(files, clips, downloaded)
+            more = {"download_clips_per_s": round(rate), "download_mb_per_s": round(rate * bytes_per_clip / 1e6)}
+            local = [downloaded / file.name for file in files]
+            add("s3_downloaded", moved(entries, downloaded), local, cold=False, **more)
+        return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.feature_loader", description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--clips", type=int, default=4096, help="195 kB each on disk")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="loader processes; 0: none")
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--no-s3", action="store_true", help="local disk only")
+    given = parser.parse_args()
+    rows = measure(clips=given.clips, workers=given.workers, batch=given.batch, s3=not given.no_s3)
+    if given.json:
+        print(json.dumps(rows))
+        return
+    for row in rows:
+        print("   ".join(f"{name} {value}" for name, value in row.items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""clips -> features -> flowley -> samples -> scores on real films, tiny real encoders and the label as caption."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from flowley.tiny import build_tiny_clip, build_tiny_t5
+from pipelines.config import Config, load_config
+from pipelines.demo.corpus import generate_corpus
+from pipelines.errors import UserError
+from pipelines.media.probe import probe
+from pipelines.media.process import Deadline
+from pipelines.plan import make_plan
+from pipelines.runner import run_stages
+from pipelines.stage import Stage
+from pipelines.stages.clips import ClipsStage
+from pipelines.stages.features import FeaturesStage
+from pipelines.stages.flowley import FlowleyStage
+from pipelines.stages.samples import SamplesStage
+from pipelines.stages.scores import ScoresStage
+from pipelines.storage import Storage
+
+ROOT = Path(__file__).parents[2]
+STAGES: list[Stage] = [ClipsStage(), FeaturesStage(), FlowleyStage(), SamplesStage(), ScoresStage()]
+CLIPS = 6
+MMAUDIO = {
+    "preset": "mmaudio_small_16k",
+    "overrides": {
+        "D": 64, "N1": 2, "N2": 2, "heads": 2, "mlp_multiple": 32, "latent_dim": 64, "visual_dim": 64,
+        "text_dim": 64, "max_text_tokens": 32, "synchformer_dim": 12,
+    },
+}  # fmt: skip
+Load = Callable[..., Config]
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
+    folder = tmp_path_factory.mktemp("run")
+    generate_corpus(folder / "corpus", clips=CLIPS, seed=4, workers=2)
+    for name, build in (("clip", build_tiny_clip), ("t5", build_tiny_t5)):
+        (folder / name).mkdir()
+        build(folder / name, 0)
+
+    def load_run(*overrides: str) -> Config:
+        return load_config(
+            ROOT / "configs" / "demo.yaml",
+            [
+                f"root={folder}/store", f"source.folder={folder}/corpus/videos",
+                f"source.csv={folder}/corpus/vggsound.csv", "features.captions=label",
+                f"features.visual.path={folder}/clip", f"features.text.path={folder}/t5",
+                "flowley.training={steps: 4, batch_size: 2, duration_s: 8.0, warmup_steps: 1}",
+                "flowley.execution.cpus_per_worker=1", "samples.steps=2", *overrides,
+            ],
+        )  # fmt: skip
+
+    return load_run
+
+
+def run(config: Config) -> dict[str, Any]:
+    return {m.stage: m for m in run_stages(STAGES, config, say=lambda message: None)}
+
+
+def test_from_films_to_scores_and_nothing_twice(load: Load, local_ray: None) -> None:
+    config = load()
+    first = run(config)
+    for stage, manifest in first.items():
+        assert manifest.rows_in == manifest.rows_out + manifest.rows_quarantined, stage
+    storage = Storage(config.root)
+    samples = storage.read_table(f"samples/{first['samples'].fingerprint}/rows.parquet").to_pylist()
+    features = storage.read_table(f"features/{first['features'].fingerprint}/rows.parquet").to_pylist()
+    assert {row["clip_id"] for row in samples} == {row["clip_id"] for row in features if row["split"] == "test"}
+    assert all(row["caption"] == row["label"] != "" for row in features)
+    for row in samples:
+        wave, hz = soundfile.read(storage.path(row["audio"]))
+        assert (len(wave), hz) == (8 * 16_000, 16_000) and np.isfinite(wave).all()
+        film = probe(Path(storage.path(row["video"])), Deadline(60))
+        assert film.audio is not None and film.video is not None
+    scores = storage.read_json(f"scores/{first['scores'].fingerprint}/scores.json")
+    assert scores["n_clips"] == len(samples) and 0 <= scores["set_metrics"]["onset_f1"] <= 1
+
+    assert {plan.state for plan in make_plan(STAGES, config, storage)} == {"done"}
+    other = {p.name: p.state for p in make_plan(STAGES, load("samples.steps=3"), storage)}
+    assert other["flowley"] == "done" and other["samples"] == "to_run", "a sampler's setting trains nothing again"
+
+
+def test_the_peer_takes_given_synchronisation_features(load: Load, local_ray: None, tmp_path: Path) -> None:
+    """A clip without them, and one whose file holds something else, are quarantined with the reason."""
+    rng = np.random.default_rng(0)
+    config = load(f"flowley.preset={MMAUDIO['preset']}", f"flowley.overrides={MMAUDIO['overrides']}",
+                  f"features.sync={tmp_path}")  # fmt: skip
+    stems = sorted(Path(info.name).stem for info in Storage(config.source.folder).files())
+    for stem in stems[1:]:
+        np.save(tmp_path / f"{stem}.npy", rng.normal(size=(192, 12)).astype(np.float32))
+    np.save(tmp_path / f"{stems[1]}.npy", np.zeros((192, 11), np.float32))
+    manifests = run(config)
+    quarantine = Storage(config.root).read_table(f"features/{manifests['features'].fingerprint}/quarantine.parquet")
+    reasons = {row["error_class"]: row["message"] for row in quarantine.to_pylist()}
+    assert f"no {stems[0]}.npy in features.sync" in reasons["NoSyncFeatures"]
+    assert "shape (192, 11), wanted finite floats (192 or more, 12)" in reasons["ValueError"]
+    assert manifests["features"].rows_out == CLIPS - 2
+    assert manifests["samples"].rows_out == manifests["scores"].rows_out >= 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ([f"flowley.preset={MMAUDIO['preset']}"], "takes synchronisation features \\(L, 768\\)"),
+        (["features.sync=/nowhere"], "preset tiny takes none; leave it out"),
+        ([f"flowley.preset={MMAUDIO['preset']}", "features.sync=/nowhere"], "no .npy file in '/nowhere'"),
+    ],
+)
+def test_synchronisation_features_that_do_not_fit_the_preset(load: Load, overrides: list[str], words: str) -> None:
+    config = load(*overrides)
+    with pytest.raises(UserError, match=words):
+        run_stages(STAGES, config, say=lambda message: None)
+
+
+@pytest.mark.parametrize(
+    ("codec", "words"),
+    [
+        ("{name: mmaudio_16k}", "codec mmaudio_16k loads its weights from there"),
+        ("{name: log_mel, path: weights}", "log_mel has no weights"),
+        ("{name: encodec}", "features.codec.name: got 'encodec'"),
+    ],
+)
+def test_codecs_that_cannot_be(load: Load, codec: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        load(f"features.codec={codec}")
