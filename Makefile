@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Small models on few cores: more threads than work cost more than they give.
 export OMP_NUM_THREADS := 1
 
-.PHONY: demo test test-slow check setup clean
+.PHONY: demo test test-slow check gpu-check setup clean
 
 demo: setup  ## the whole pipeline on a small generated corpus
 	@$(PYTHON) -m pipelines.demo
@@ -21,6 +21,10 @@ check: setup  ## lint, types, and who may import whom
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/mypy
 	@$(VENV)/bin/lint-imports --no-cache
+
+gpu-check: PYTHON := python3
+gpu-check:  ## speed on a GPU, in 10 minutes at most; `PYTHON=...` chooses the Python that has torch
+	@$(PYTHON) -m benchmarks.gpu_check
 
 setup: $(STAMP)
 	@command -v ffmpeg >/dev/null && command -v ffprobe >/dev/null || bash scripts/install-ffmpeg.sh

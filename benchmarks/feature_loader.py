@@ -111,6 +111,7 @@ def s3_server() -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     endpoint = f"http://127.0.0.1:{port}"
+    before = dict(os.environ)
     os.environ.update(
         AWS_ENDPOINT_URL=endpoint, AWS_ACCESS_KEY_ID="test", AWS_SECRET_ACCESS_KEY="test",
         AWS_DEFAULT_REGION="us-east-1",
@@ -131,6 +132,9 @@ def s3_server() -> Iterator[str]:
     finally:
         server.kill()
         server.wait()
+        for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
+            os.environ.pop(name)
+        os.environ.update(before)
 
 
 def download_clips_per_s(files: list[Path], n_clips: int, target: Path) -> float:
@@ -158,7 +162,8 @@ def measure(*, clips: int, workers: int, batch: int, s3: bool) -> list[dict[str,
     """A row per source, best of a few passes; the first says what a clip weighs and what is needed."""
     with tempfile.TemporaryDirectory(prefix="feature-loader-") as name:
         here, downloaded = Path(name) / "here", Path(name) / "downloaded"
-        here.mkdir(), downloaded.mkdir()
+        here.mkdir()
+        downloaded.mkdir()
         entries = write_features(here, clips)
         files = sorted(here.iterdir())
         bytes_per_clip = sum(file.stat().st_size for file in files) / clips
@@ -196,7 +201,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.feature_loader", description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--clips", type=int, default=4096, help="195 kB each on disk")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="loader processes; 0: none")
+    parser.add_argument("--workers", type=int, default=0, help="loader processes; 0: the training's own")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--no-s3", action="store_true", help="local disk only")
     given = parser.parse_args()

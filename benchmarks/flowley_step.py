@@ -8,6 +8,8 @@
             dropout, copies, sums over a batch, the optimiser.
 
 Steps and floors of both networks take turns, and ratios are formed within a round, so that noise falls on all alike.
+As in a training on a CPU, the process keeps the memory that it frees (`flowley.memory`); on two cores or more,
+OMP_NUM_THREADS says how many threads both sides have.
 
 `python -m benchmarks.flowley_step [--json] [--rounds N] [--strict] [--presets A B] [--seconds S]`
 """
@@ -29,12 +31,15 @@ from torch.utils._pytree import tree_map
 
 from flowley.config import NetworkConfig
 from flowley.flow import flow_loss, interpolate
+from flowley.memory import keep_freed_memory
 from flowley.network import Conditions
 from flowley.presets import preset
 from flowley.registry import build_network
 
 CAPTION_TOKENS = (77, 20, 40, 60)
 """One clip each."""
+WARM_UP = 2
+"""Steps of each network before anything is timed: code paths, the optimiser's state, memory."""
 
 _aten = torch.ops.aten
 PRODUCTS = {
@@ -69,11 +74,11 @@ class Call:
     kwargs: dict[str, Any]
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records the products that run under it."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[Call] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -166,7 +171,8 @@ class Step:
         self.optimizer.zero_grad(set_to_none=True)
 
     def recorded(self) -> list[Call]:
-        with Recorder() as recorder:
+        recorder = Recorder()
+        with recorder:
             self()
         return recorder.calls
 
@@ -191,11 +197,13 @@ def measure(
     """A row per preset, and the ratio of the first to the second where there are two."""
     where = torch.device(device)
     wait = torch.cuda.synchronize if where.type == "cuda" else _nothing
+    keep_freed_memory()
     steps = {name: Step(preset(name), seconds=seconds, device=where) for name in names}
     memory = Memory(where, megabytes)
     calls = {}
-    for name, step in steps.items():  # warm: code paths, the optimiser's state
-        step()
+    for name, step in steps.items():
+        for _ in range(WARM_UP):
+            step()
         calls[name] = step.recorded()
     step_s: dict[str, list[float]] = {name: [] for name in names}
     floors: dict[str, list[float]] = {name: [] for name in names}

@@ -12,7 +12,9 @@ import inspect
 import math
 from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
-from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Self
+
+from flowley.plain import from_plain
 
 Alignment = Literal["ceil", "round"]
 
@@ -119,20 +121,7 @@ class NetworkConfig:
         Raises:
             ValueError: naming each unknown, missing or mistyped field.
         """
-        kinds = get_type_hints(cls)
-        kinds = {field.name: kinds[field.name] for field in fields(cls)}
-        wrong = [f"{name}: no such field" for name in values if name not in kinds]
-        known: dict[str, Any] = {}
-        for name, kind in kinds.items():
-            try:
-                known[name] = _converted(values[name], kind)
-            except KeyError:
-                wrong.append(f"{name}: missing")
-            except ValueError as error:
-                wrong.append(f"{name} = {values[name]!r}, wanted {error}")
-        if wrong:
-            raise ValueError(f"not a {cls.model_type} configuration: {'; '.join(wrong)}")
-        return cls(**known)
+        return from_plain(cls, values, what=f"a {cls.model_type} configuration")
 
     @classmethod
     def field_docs(cls) -> dict[str, str]:
@@ -221,24 +210,3 @@ class MMAudioConfig(NetworkConfig):
 
 
 CONFIGS: dict[str, type[NetworkConfig]] = {c.model_type: c for c in (FlowleyConfig, MMAudioConfig)}
-
-
-def _converted(value: Any, kind: Any) -> Any:
-    """`value` as a field of type `kind`. Raises ValueError with what was wanted."""
-    if get_origin(kind) is Literal:
-        choices = get_args(kind)
-        if value not in choices:
-            raise ValueError(f"one of {', '.join(choices)}")
-    elif kind is Fraction:
-        try:
-            return Fraction(str(value))  # through its decimal digits: 31.25 is 125/4, 43.07 is 4307/100
-        except (ValueError, ZeroDivisionError):
-            raise ValueError('a number, or a fraction like "125/4"') from None
-    elif kind is float and type(value) in (int, float, str):
-        try:
-            return float(value)  # YAML reads 1e-6 as text
-        except ValueError:
-            raise ValueError("a number") from None
-    elif type(value) is not kind:  # True is no number of layers
-        raise ValueError({int: "a whole number", float: "a number", bool: "true or false"}[kind])
-    return value

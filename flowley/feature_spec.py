@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from flowley.plain import from_plain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,11 +53,4 @@ class FeatureSpec:
         Raises:
             ValueError: naming each unknown, missing or mistyped field.
         """
-        try:
-            return TypeAdapter(cls).validate_python(values)
-        except ValidationError as error:
-            wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'features'}: {e['msg']}" for e in error.errors())
-            raise ValueError(f"not the features of a checkpoint: {wrong}") from error
-
-
-setattr(FeatureSpec, "__pydantic_config__", ConfigDict(extra="forbid"))  # noqa: B010 (mypy knows no such field)
+        return from_plain(cls, values, what="the features of a checkpoint")

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from flowley.presets import preset
 from flowley.recipes import RECIPES
 from flowley.settings import TrainExecution, TrainSettings
+from flowley.solvers import SolverName
 from pipelines.errors import UserError
 from soundcap.curate import Rules
 from soundcap.engines import EngineName, EngineOptions
@@ -241,6 +242,7 @@ class SamplesConfig(Section):
 
     steps: int = Field(default=25, ge=1)
     guidance: float = Field(default=7.5, ge=0)
+    solver: SolverName = "euler"
     seed: int = Field(default=0, ge=0)
     execution: SamplesExecution = SamplesExecution()
 

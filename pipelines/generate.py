@@ -49,7 +49,7 @@ def generate(
             generator.encode_text([caption])
     studio = Studio(
         generator,
-        SampleSettings(steps=config.samples.steps, guidance=config.samples.guidance),
+        SampleSettings(steps=config.samples.steps, guidance=config.samples.guidance, solver=config.samples.solver),
         seen=lambda video: _seen(config),
         caption=(lambda film: caption or "") if captioner is None else captioner.caption,
         negative=None,

@@ -70,7 +70,7 @@ class SampleWorker:
             batch.conditions,
             L_aud=L_aud,
             seeds=[seed_of(clip.clip_id, self.config.seed) for clip in clips],
-            settings=SampleSettings(steps=self.config.steps, guidance=self.config.guidance),
+            settings=SampleSettings(steps=self.config.steps, guidance=self.config.guidance, solver=self.config.solver),
         ).numpy()
         return waves
 

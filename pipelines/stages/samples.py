@@ -80,6 +80,7 @@ def _meaning(config: Config) -> dict[str, Any]:
         "version": SAMPLER_VERSION,
         "steps": config.samples.steps,
         "guidance": config.samples.guidance,
+        "solver": config.samples.solver,
         "seed": config.samples.seed,
         "codec": codec_identity(config.features.codec),
         "duration_s": config.clips.duration_s,

@@ -131,6 +131,21 @@ def train(
 
 
 @app.command()
+def average(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="a folder that training wrote, with `ema/`")],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="a folder for the network")],
+    sigma_rel: Annotated[float, typer.Option(help="width of the average, relative to the training time")],
+) -> None:
+    """Average a training's past weights over another width, without training again."""
+    from flowley.ema import synthesise
+
+    quiet_libraries()
+    with user_input():
+        synthesise(checkpoint, sigma_rel).save_pretrained(out)
+    _say(f"{out}: the average of width {sigma_rel:g}")
+
+
+@app.command()
 def evaluate(
     generated: Annotated[Path, typer.Argument(metavar="GENERATED", help="a video or sound file, or a folder")],
     original: Annotated[Path, typer.Argument(metavar="ORIGINAL", help="of the same names")],

@@ -145,7 +145,7 @@ def test_a_checkpoint_that_does_not_say(generator: Generator, tmp_path: Path) ->
         Generator.load(tmp_path)
     config = tmp_path / "config.json"
     config.write_text(config.read_text().replace('"about"', '"features": {"visual": 3}, "about"'))
-    with pytest.raises(ValueError, match=r"visual: Input should be a valid string; text: Field required"):
+    with pytest.raises(ValueError, match=r"visual = 3, wanted text; text: missing"):
         load_network(tmp_path)
     config.write_text("{")
     with pytest.raises(ValueError, match=r"config.json is not JSON"):

@@ -102,6 +102,11 @@ def test_from_films_to_scores(flowley: Flowley, folder: Path, parts: list[object
     trained = load_network(run)
     assert trained.features is not None and trained.features.duration_s == DURATION_S
 
+    code, out, _ = flowley("average", run, "-o", tmp_path / "wide", "--sigma-rel", 0.2)
+    assert code == 0 and load_network(tmp_path / "wide").features == trained.features
+    code, _, err = flowley("average", folder / "checkpoint", "-o", tmp_path / "none", "--sigma-rel", 0.2)
+    assert code == 2 and "wanted as many of each, at least one" in err
+
     code, out, err = flowley("generate", films, "--checkpoint", run, "-o", made, "--steps", 2, "--caption", "a bell")
     assert (code, err) == (0, "")
     assert sorted(path.name for path in made.iterdir()) == ["film0.mp4", "film1.mp4", "film2.mp4"]
