@@ -17,6 +17,7 @@ import torch
 from flowley.config import NetworkConfig
 from flowley.dataset import FeatureDataset
 from flowley.feature_spec import FeatureSpec
+from flowley.memory import keep_freed_memory
 from flowley.monitor import Board, Decoder, draw_sounds
 from flowley.settings import DrawnSound, StepReport, TrainExecution, TrainResult, TrainSettings
 from flowley.trainer import NonFiniteLossError, Trainer, initial_network
@@ -70,6 +71,8 @@ def train(
         NonFiniteLossError: see there.
     """
     device = torch.device(device)
+    if device.type == "cpu":
+        keep_freed_memory()
     _check(config, settings, execution, dataset, validation, features, world_size)
     _check_sounds(config, execution, validation, codec, rank)
     with ExitStack() as stack:

@@ -89,6 +89,7 @@ def test_from_films_to_scores_and_nothing_twice(load: Load, local_ray: None) -> 
     assert other["flowley"] == "done" and other["samples"] == "to_run", "a sampler's setting trains nothing again"
 
 
+@pytest.mark.slow
 def test_the_peer_takes_given_synchronisation_features(load: Load, local_ray: None, tmp_path: Path) -> None:
     """A clip without them, and one whose file holds something else, are quarantined with the reason."""
     rng = np.random.default_rng(0)
