@@ -83,11 +83,12 @@ class _NormalisedHeads(Function):
                 continue
             if turn is not None:
                 g = torch.view_as_real(_complex(g) * turn[:, 0].conj()).flatten(-2)
-            x_hat, weight = x[:, :, part] * r[:, :, part], weights[part]
-            share = g * x_hat
-            torch.sum(share, dim=(0, 1, 2), out=g_weights[part])
+            x_part, r_part, weight = x[:, :, part], r[:, :, part], weights[part]
+            share = torch.mul(g, x_part, out=x.new_empty(x_part.shape))
+            torch.mv(share.view(-1, d).T, r_part.reshape(-1), out=g_weights[part])
             along = (share @ weight)[..., None]  # the part of the gradient that only changes the length
-            torch.mul(torch.addcmul(g * weight, x_hat, along, value=-1 / d), r[:, :, part], out=into)
+            torch.mul(g * weight, r_part, out=into)
+            into.addcmul_(x_part, along * r_part**3, value=-1 / d)
         return g_x, g_weights, None
 
 
@@ -110,18 +111,19 @@ class _SwiGLU(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, dropout: float) -> Tensor:
         gate, value = x.chunk(2, dim=-1)
-        out = silu(gate).mul_(value)
+        activated = silu(gate)
+        out = activated * value
         kept = dropout_mask(out, dropout) if dropout > 0 else None
-        ctx.save_for_backward(x, kept)
+        ctx.save_for_backward(x, activated, kept)
         return out if kept is None else out.mul_(kept)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
-        x, kept = ctx.saved_tensors
+        x, activated, kept = ctx.saved_tensors
         (gate, value), g_x = x.chunk(2, dim=-1), torch.empty_like(x)
         g_gate, g_value = g_x.chunk(2, dim=-1)
         g = g if kept is None else g * kept
-        torch.mul(g, silu(gate), out=g_value)
+        torch.mul(g, activated, out=g_value)
         torch.ops.aten.silu_backward.grad_input(g * value, gate, grad_input=g_gate)
         return g_x, None
 
@@ -212,9 +214,13 @@ def _spread(x: Tensor, kernel: int, *, sign: int, tap_last: bool) -> Tensor:
 def _gather(y: Tensor, *, sign: int) -> Tensor:
     """Sum over taps of y (B, L, C, taps) at t + sign * (tap - reach): what `_spread` with -sign is the adjoint of."""
     L, kernel = y.shape[1], y.shape[-1]
-    out = y[..., kernel // 2].clone(memory_format=torch.contiguous_format)
+    reach = kernel // 2
+    out, middle = y.new_empty(y.shape[:3]), y[..., reach]
+    t, there = _places(L, -sign)
+    out[:, : t.start], out[:, t.stop :] = middle[:, : t.start], middle[:, t.stop :]
+    torch.add(middle[:, t], y[:, there, :, reach - 1], out=out[:, t])
     for tap in range(kernel):
-        t, there = _places(L, sign * (tap - kernel // 2))
-        if tap != kernel // 2:
+        if tap not in (reach - 1, reach):
+            t, there = _places(L, sign * (tap - reach))
             out[:, t] += y[:, there, :, tap]
     return out

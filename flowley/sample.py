@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from flowley.network import Conditions, VelocityNetwork
-from flowley.solvers import SOLVER_NAMES, SolverName, Velocity, solve
+from flowley.settings import SOLVER_NAMES, SolverName
+from flowley.solvers import Velocity, solve
 from flowley.windows import Window, blending_weights, cut
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 if TYPE_CHECKING:
     import numpy as np
@@ -11,6 +11,11 @@ if TYPE_CHECKING:
 Timesteps = Literal["tangent", "logit_normal"]
 MAX_SIGMA_REL = 0.28
 """No power function is as wide."""
+
+
+SolverName = Literal["euler", "midpoint"]
+"""See `flowley.solvers`."""
+SOLVER_NAMES: tuple[SolverName, ...] = get_args(SolverName)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,16 +7,14 @@ see. Why the midpoint rule and not Heun's: docs/decisions/sampling.md.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from flowley.settings import SolverName
+
 Velocity = Callable[[Tensor, Tensor], Tensor]
 """(x_t (B, L_aud, C), t (B,)) -> v (B, L_aud, C)."""
-
-SolverName = Literal["euler", "midpoint"]
-SOLVER_NAMES: tuple[SolverName, ...] = get_args(SolverName)
 
 
 def solve(velocity: Velocity, x_0: Tensor, *, steps: int, solver: SolverName) -> Tensor:

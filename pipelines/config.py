@@ -17,8 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from flowley.presets import preset
 from flowley.recipes import RECIPES
-from flowley.settings import TrainExecution, TrainSettings
-from flowley.solvers import SolverName
+from flowley.settings import SolverName, TrainExecution, TrainSettings
 from pipelines.errors import UserError
 from soundcap.curate import Rules
 from soundcap.engines import EngineName, EngineOptions

@@ -15,7 +15,8 @@ from flowley.network import Conditions
 from flowley.presets import preset
 from flowley.registry import build_network
 from flowley.sample import SampleSettings, WindowOfClip, blended, guided_velocity, noise, sample
-from flowley.solvers import SOLVER_NAMES, Velocity, solve
+from flowley.settings import SOLVER_NAMES
+from flowley.solvers import Velocity, solve
 from flowley.windows import blending_weights, cut
 
 Random = Callable[..., Conditions]

@@ -8,7 +8,8 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
-from flowley.solvers import SOLVER_NAMES, SolverName, solve
+from flowley.settings import SOLVER_NAMES, SolverName
+from flowley.solvers import solve
 
 
 @pytest.mark.parametrize("solver", SOLVER_NAMES)
