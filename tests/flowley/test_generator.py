@@ -76,7 +76,7 @@ class Transparent:
     audio_hz, latent_hz, latent_dim = 2_000, Fraction(125, 4), 64
 
     def encode(self, wave: Tensor) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError
+        raise AssertionError("a generator only decodes")
 
     def decode(self, latent: Tensor) -> Tensor:
         return latent.flatten(1) / 100
