@@ -1,6 +1,7 @@
 """A training step of Flowley against its peer's, and each against its own matrix products.
 
-    step    forward, loss, backward, AdamW; float32, the same 4 clips of 8 s with captions of up to 77 tokens
+    step    forward, loss, backward, AdamW; float32, the same clips of 8 s with captions of up to 77 tokens;
+            --compile: as `TrainExecution.compile` has it
     floor   every matrix product, convolution and attention call of that step, forward and backward, replayed in
             order with nothing between them: the same shapes, strides and types, operands fresh from memory as they
             are in a step. An attention call is replayed whole, so its softmax is in the floor; with --strict only
@@ -11,7 +12,8 @@ Steps and floors of both networks take turns, and ratios are formed within a rou
 As in a training on a CPU, the process keeps the memory that it frees (`flowley.memory`); on two cores or more,
 OMP_NUM_THREADS says how many threads both sides have.
 
-`python -m benchmarks.flowley_step [--json] [--rounds N] [--strict] [--presets A B] [--seconds S]`
+`python -m benchmarks.flowley_step [--json] [--rounds N] [--strict] [--presets A B] [--seconds S] [--clips N]
+[--compile]`
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import cycle, islice
 from typing import Any
 
 import torch
@@ -29,6 +32,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+from flowley.compilation import compile_parts
 from flowley.config import NetworkConfig
 from flowley.flow import flow_loss, interpolate
 from flowley.memory import keep_freed_memory
@@ -37,7 +41,7 @@ from flowley.presets import preset
 from flowley.registry import build_network
 
 CAPTION_TOKENS = (77, 20, 40, 60)
-"""One clip each."""
+"""Of the clips in turn."""
 WARM_UP = 2
 """Steps of each network before anything is timed: code paths, the optimiser's state, memory."""
 
@@ -152,14 +156,15 @@ def _unfused(calls: list[Call]) -> Iterator[Call]:
 class Step:
     """A network with its optimiser and its features of the common clips."""
 
-    def __init__(self, config: NetworkConfig, *, seconds: float, device: torch.device) -> None:
+    def __init__(self, config: NetworkConfig, *, seconds: float, clips: int, device: torch.device) -> None:
         torch.manual_seed(0)
         self.network = build_network(config).to(device).train()
         if config.null_text == "empty_caption":
             self.network.set_null_text(torch.randn(config.max_text_tokens, config.text_dim))
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-4, betas=(0.9, 0.95), fused=True)
-        self.conditions = random_conditions(config, seconds, CAPTION_TOKENS, device)
-        B, L_aud = len(CAPTION_TOKENS), config.lengths(seconds)[0]
+        caption_tokens = tuple(islice(cycle(CAPTION_TOKENS), clips))
+        self.conditions = random_conditions(config, seconds, caption_tokens, device)
+        B, L_aud = clips, config.lengths(seconds)[0]
         self.x_0, self.x_1 = torch.randn(2, B, L_aud, config.latent_dim, device=device)
         self.t = torch.rand(B, device=device)
         self.dropped = torch.arange(B, device=device) == 1, torch.arange(B, device=device) == 2
@@ -192,19 +197,22 @@ def random_conditions(
 
 
 def measure(
-    names: list[str], *, rounds: int, seconds: float, strict: bool, megabytes: int = 1024, device: str = "cpu"
-) -> list[dict[str, Any]]:
+    names: list[str], *, rounds: int, seconds: float, clips: int, strict: bool, compiled: bool,
+    megabytes: int = 1024, device: str = "cpu",
+) -> list[dict[str, Any]]:  # fmt: skip
     """A row per preset, and the ratio of the first to the second where there are two."""
     where = torch.device(device)
     wait = torch.cuda.synchronize if where.type == "cuda" else _nothing
     keep_freed_memory()
-    steps = {name: Step(preset(name), seconds=seconds, device=where) for name in names}
+    steps = {name: Step(preset(name), seconds=seconds, clips=clips, device=where) for name in names}
     memory = Memory(where, megabytes)
     calls = {}
     for name, step in steps.items():
+        calls[name] = step.recorded()
+        if compiled:
+            compile_parts(step.network)
         for _ in range(WARM_UP):
             step()
-        calls[name] = step.recorded()
     step_s: dict[str, list[float]] = {name: [] for name in names}
     floors: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(rounds):
@@ -246,8 +254,13 @@ def main() -> None:
     parser.add_argument("--strict", action="store_true", help="leave attention's softmax out of the floor")
     parser.add_argument("--presets", nargs="+", default=["flowley_169m", "mmaudio_small_16k"])
     parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument("--clips", type=int, default=len(CAPTION_TOKENS), help="per step")
+    parser.add_argument("--compile", action="store_true", help="torch.compile both networks")
     given = parser.parse_args()
-    rows = measure(given.presets, rounds=given.rounds, seconds=given.seconds, strict=given.strict)
+    rows = measure(
+        given.presets, rounds=given.rounds, seconds=given.seconds, clips=given.clips, strict=given.strict,
+        compiled=given.compile,
+    )  # fmt: skip
     if given.json:
         print(json.dumps(rows))
         return

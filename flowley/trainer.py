@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from flowley.checkpoint import TrainState
+from flowley.compilation import compile_parts
 from flowley.config import NetworkConfig
 from flowley.dataset import Batch, FeatureDataset, StepSampler, collate, latent_statistics
 from flowley.ema import Averages
@@ -54,9 +55,9 @@ class Trainer:
             weight_decay=settings.weight_decay, fused=True,
         )  # fmt: skip
         self.state = TrainState(network.config, settings, network, averages, optimizer, 0, [], [])
-        self.model = data_parallel(network, sharded=sharded, world_size=world_size)
         if execution.compile:
-            self.model = torch.compile(self.model)  # type: ignore[assignment]
+            compile_parts(network)
+        self.model = data_parallel(network, sharded=sharded, world_size=world_size)
         self._in_flight: tuple[Batch, Tensor, Tensor] | None = None
         self._reported_at = time.monotonic()
 

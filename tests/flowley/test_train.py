@@ -185,13 +185,23 @@ def test_compiled_training_is_the_same_and_compiles_one_shape(make_dataset: Make
 
     config = replace(CONFIG, dropout=0.0)
     settings = replace(SETTINGS, steps=4, batch_size=2)
-    plain = Kept(tmp_path / "a").run(make_dataset(), settings, config=config)
-    torch._dynamo.utils.counters.clear()
-    compiled = Kept(tmp_path / "b").run(
-        make_dataset(), settings, config=config, execution=replace(EXECUTION, compile=True)
+    plain = Kept(tmp_path / "a").run(
+        make_dataset(), settings, config=config, execution=replace(EXECUTION, log_every_steps=1)
     )
     counters = torch._dynamo.utils.counters
-    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
+    counters.clear()
+    graphs: list[int] = []
+
+    class Counted(list[StepReport]):
+        def append(self, report: StepReport) -> None:
+            super().append(report)
+            graphs.append(counters["stats"]["unique_graphs"])
+
+    compiled = Kept(tmp_path / "b")
+    compiled.reports = Counted()
+    compiled.run(make_dataset(), settings, config=config, execution=replace(EXECUTION, compile=True, log_every_steps=1))
+    assert len(graphs) == 4 and 0 < graphs[0] == graphs[-1], f"graphs after each step: {graphs}"
+    assert not counters["graph_break"]
     for a, b in zip(plain.reports, compiled.reports, strict=True):
         assert b.loss == pytest.approx(a.loss, rel=1e-4)
     averaged = Flowley.from_pretrained(compiled.folder / "4").state_dict()
