@@ -95,7 +95,7 @@ class TrainExecution:
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: matrix products in bfloat16, weights and optimiser in float32."""
     compile: bool = False
-    """torch.compile each part of the network; captions are padded to `max_text_tokens`, so that one shape is compiled."""
+    """torch.compile the network, part by part; captions are padded to `max_text_tokens`, for one shape to compile."""
     log_every_steps: int = 10
     """Steps between reports."""
     validate_every_steps: int = 1_000
