@@ -257,6 +257,8 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=16, help="per step")
     parser.add_argument("--compile", action="store_true", help="torch.compile both networks")
     given = parser.parse_args()
+    if min(given.rounds, given.clips) < 1:
+        parser.error(f"got --rounds {given.rounds} and --clips {given.clips}, wanted at least 1 of each")
     rows = measure(
         given.presets, rounds=given.rounds, seconds=given.seconds, clips=given.clips, strict=given.strict,
         compiled=given.compile,
