@@ -42,7 +42,7 @@ from flowley.registry import build_network
 
 CAPTION_TOKENS = (77, 20, 40, 60)
 """Of the clips in turn."""
-WARM_UP = 2
+WARM_UP = 3
 """Steps of each network before anything is timed: code paths, the optimiser's state, memory."""
 
 _aten = torch.ops.aten

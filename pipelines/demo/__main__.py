@@ -21,7 +21,7 @@ def main() -> None:
     from pipelines.cli import execute
     from pipelines.config import load_config
     from pipelines.demo.checkpoints import build_checkpoints
-    from pipelines.demo.corpus import generate_corpus
+    from pipelines.miniature.world.corpus import generate_corpus
     from pipelines.report.build import REPORT, build_report
     from pipelines.storage import Storage
 

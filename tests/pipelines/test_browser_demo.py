@@ -20,7 +20,7 @@ from flowley.presets import preset
 from flowley.registry import build_network
 from flowley.tiny import build_tiny_clip, build_tiny_t5
 from pipelines.browser_demo import require_gradio
-from pipelines.demo.corpus import generate_corpus
+from pipelines.miniature.world.corpus import generate_corpus
 from pipelines.errors import UserError
 from pipelines.media.probe import probe
 from pipelines.media.process import Deadline

@@ -19,7 +19,7 @@ from flowley.feature_spec import FeatureSpec
 from flowley.presets import preset
 from flowley.registry import build_network, load_network
 from flowley.tiny import build_tiny_clip, build_tiny_t5
-from pipelines.demo.corpus import generate_corpus
+from pipelines.miniature.world.corpus import generate_corpus
 from pipelines.media.probe import probe
 from pipelines.media.process import Deadline
 from pipelines.standalone.cli import main

@@ -13,7 +13,7 @@ from flowley.presets import preset
 from flowley.registry import build_network
 from flowley.tiny import build_tiny_clip, build_tiny_t5
 from pipelines.config import Config, load_config
-from pipelines.demo.corpus import generate_corpus
+from pipelines.miniature.world.corpus import generate_corpus
 from pipelines.errors import RunError, UserError
 from pipelines.generate import generate
 from pipelines.media.probe import probe

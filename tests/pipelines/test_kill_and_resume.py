@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.demo.corpus import generate_corpus
+from pipelines.miniature.world.corpus import generate_corpus
 from pipelines.ledger import Ledger
 from pipelines.storage import Storage
 from soundcap.tiny import build_tiny_omni

@@ -17,7 +17,7 @@ from flowley.metrics.spectral import log_mel_correlation
 from flowley.registry import load_network
 from flowley.sample import SampleSettings
 from flowley.tiny import build_tiny_clip, build_tiny_t5
-from pipelines.demo.corpus import generate_corpus
+from pipelines.miniature.world.corpus import generate_corpus
 from pipelines.standalone.extract import extract, read_captions
 from pipelines.standalone.features import open_dataset
 from pipelines.standalone.train import make_recipe, train

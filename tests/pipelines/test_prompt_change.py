@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.config import Config, load_config
-from pipelines.demo.corpus import generate_corpus
+from pipelines.miniature.world.corpus import generate_corpus
 from pipelines.plan import StagePlan, make_plan
 from pipelines.runner import run_stages
 from pipelines.stages.captions import CaptionsStage

@@ -12,7 +12,7 @@ import soundfile
 
 from flowley.tiny import build_tiny_clip, build_tiny_t5
 from pipelines.config import Config, load_config
-from pipelines.demo.corpus import generate_corpus
+from pipelines.miniature.world.corpus import generate_corpus
 from pipelines.errors import UserError
 from pipelines.media.probe import probe
 from pipelines.media.process import Deadline

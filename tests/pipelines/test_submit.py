@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from pipelines.config import Config, load_config
-from pipelines.demo.corpus import generate_corpus
+from pipelines.miniature.world.corpus import generate_corpus
 from pipelines.errors import RunError, UserError
 from pipelines.submit import CONFIG_NAME, S3_VARIABLES, stage_job, submit
 

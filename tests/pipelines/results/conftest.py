@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from pipelines.config import Config, load_config
-from pipelines.demo.corpus import generate_corpus
+from pipelines.miniature.world.corpus import generate_corpus
 from pipelines.ledger import Entry, Ledger
 from pipelines.media.mux import mux
 from pipelines.plan import resolve

@@ -14,15 +14,21 @@ class Canvas:
     def __init__(self, background: np.ndarray) -> None:
         self.image = background.copy()
         self.height_px, self.width_px = background.shape[:2]
+        self.scale, self.left, self.top = 1.0, 0.0, 0.0
+
+    def placed(self, scale: float, left: float, top: float) -> "Canvas":
+        """The same picture in other coordinates: what is drawn at (x, y) appears at (left, top) + scale (x, y)."""
+        view = Canvas.__new__(Canvas)
+        view.image, view.height_px, view.width_px = self.image, self.height_px, self.width_px
+        view.scale, view.left, view.top = scale, left, top
+        return view
 
     def disc(self, x: float, y: float, radius: float, colour: Colour, alpha: float = 1.0) -> None:
         """A filled circle."""
         reach = radius + 1
         self._blend(x - reach, y - reach, x + reach, y + reach, colour, alpha, _disc(x, y, radius))
 
-    def ellipse(
-        self, x: float, y: float, half_w: float, half_h: float, colour: Colour, alpha: float = 1.0
-    ) -> None:
+    def ellipse(self, x: float, y: float, half_w: float, half_h: float, colour: Colour, alpha: float = 1.0) -> None:
         """A filled ellipse with level axes."""
 
         def distance(px: np.ndarray, py: np.ndarray) -> np.ndarray:
@@ -102,15 +108,20 @@ class Canvas:
         alpha: float,
         distance: Callable[[np.ndarray, np.ndarray], np.ndarray],
     ) -> None:
-        x0, x1 = max(0, int(left)), min(self.width_px, int(right) + 1)
-        y0, y1 = max(0, int(top)), min(self.height_px, int(bottom) + 1)
+        reach = 1 / self.scale  # the blended border is a pixel wide in whatever coordinates
+        x0, x1 = self._span(self.left, left - reach, right + reach, self.width_px)
+        y0, y1 = self._span(self.top, top - reach, bottom + reach, self.height_px)
         if x0 >= x1 or y0 >= y1 or alpha <= 0:
             return
-        px = np.arange(x0, x1, dtype=np.float32)[None, :] + 0.5
-        py = np.arange(y0, y1, dtype=np.float32)[:, None] + 0.5
-        cover = (np.clip(0.5 - distance(px, py), 0, 1) * min(alpha, 1.0))[..., None]
+        px = ((np.arange(x0, x1, dtype=np.float32) + 0.5 - self.left) / self.scale)[None, :]
+        py = ((np.arange(y0, y1, dtype=np.float32) + 0.5 - self.top) / self.scale)[:, None]
+        cover = (np.clip(0.5 - self.scale * distance(px, py), 0, 1) * min(alpha, 1.0))[..., None]
         patch = self.image[y0:y1, x0:x1]
         patch += cover * (np.asarray(colour, np.float32) - patch)
+
+    def _span(self, origin: float, low: float, high: float, limit: int) -> tuple[int, int]:
+        """First and last + 1 of the pixels from low to high."""
+        return max(0, int(origin + self.scale * low)), min(limit, int(origin + self.scale * high) + 1)
 
 
 def _disc(x: float, y: float, radius: float) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:

@@ -79,14 +79,14 @@ def engine(rate_hz: np.ndarray, hz: int, rng: np.random.Generator) -> np.ndarray
     return np.asarray(loudness * (hum + 0.12 * rumble * (1 + np.sin(phase))))
 
 
-def two_tone(
-    changes_s: Sequence[float], low_hz: float, high_hz: float, duration_s: float, hz: int
-) -> np.ndarray:
-    """A siren that swaps between two tones at each change, beginning with the low one."""
+def two_tone(changes_s: Sequence[float], low_hz: float, high_hz: float, duration_s: float, hz: int) -> np.ndarray:
+    """A siren that is silent until the first change, and swaps between two tones at each, the high one first."""
     t = np.arange(round(duration_s * hz)) / hz
+    if not changes_s:
+        return np.zeros(len(t))
     high = np.searchsorted(np.asarray(changes_s), t, side="right") % 2 == 1
     phase = 2 * np.pi * np.cumsum(np.where(high, high_hz, low_hz)) / hz
-    return overtones(phase, [0.5 / k for k in range(1, 6)])
+    return np.asarray(overtones(phase, [0.5 / k for k in range(1, 6)]) * np.clip((t - changes_s[0]) / 0.005, 0, 1))
 
 
 def music(duration_s: float, hz: int, rng: np.random.Generator) -> np.ndarray:
@@ -117,3 +117,45 @@ def narration(duration_s: float, hz: int, rng: np.random.Generator) -> np.ndarra
         syllables.append((now_s, voice * np.sin(np.pi * t / length_s) ** 0.5))
         now_s += length_s + (rng.uniform(0.3, 0.7) if rng.random() < 0.15 else 0.02)
     return place(syllables, duration_s, hz)
+
+
+def birds(duration_s: float, hz: int, rng: np.random.Generator) -> np.ndarray:
+    """Chirps in short phrases: quick sweeps around 3 kHz."""
+    chirps, now_s = [], rng.uniform(0.0, 0.4)
+    while now_s < duration_s:
+        low_hz, high_hz = rng.uniform(2200, 3000), rng.uniform(3200, 4500)
+        for _ in range(rng.integers(2, 6)):
+            t = np.arange(round(rng.uniform(0.05, 0.1) * hz)) / hz
+            glide = low_hz + (high_hz - low_hz) * t / t[-1]
+            chirps.append((now_s, np.sin(2 * np.pi * np.cumsum(glide) / hz) * np.sin(np.pi * t / t[-1])))
+            now_s += 0.13
+        now_s += rng.uniform(0.2, 0.7)
+    return place(chirps, duration_s, hz)
+
+
+def waves(duration_s: float, hz: int, rng: np.random.Generator) -> np.ndarray:
+    """Surf: bright noise that swells and ebbs slowly."""
+    t = np.arange(round(duration_s * hz)) / hz
+    swell = 0.25 + 0.75 * np.sin(np.pi * (t / rng.uniform(2.0, 3.0) + rng.random())) ** 2
+    noise = rng.normal(0, 1, len(t))
+    return np.asarray(swell * (noise + np.roll(noise, 1)) / 2)
+
+
+def traffic(duration_s: float, hz: int, rng: np.random.Generator) -> np.ndarray:
+    """Cars that pass at a distance: a dull rumble that comes and goes."""
+    t = np.arange(round(duration_s * hz)) / hz
+    blur = np.hanning(max(3, hz // 200))
+    rumble = np.convolve(rng.normal(0, 1, len(t)), blur / np.linalg.norm(blur), mode="same")
+    passing = sum(np.exp(-(((t - at) / 0.7) ** 2)) for at in np.arange(rng.uniform(0, 1.5), duration_s + 1, 1.7))
+    return np.asarray(rumble * (0.3 + passing))
+
+
+def clock(duration_s: float, hz: int, rng: np.random.Generator) -> np.ndarray:
+    """A wall clock: dry ticks twice a second, the tock a little lower."""
+    t = np.arange(round(0.03 * hz)) / hz
+    first_s = rng.uniform(0, 0.5)
+    ticks = [
+        (float(at), np.sin(2 * np.pi * (2600, 2000)[k % 2] * t) * np.exp(-t / 0.004))
+        for k, at in enumerate(np.arange(first_s, duration_s, 0.5))
+    ]
+    return place(ticks, duration_s, hz)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipelines.demo.canvas import Canvas
-from pipelines.demo.corpus import generate_corpus
+from pipelines.miniature.world.corpus import generate_corpus
 from pipelines.demo.scenes import SCENES
 from pipelines.demo.sounds import overtones
 from pipelines.media.normalise import NormaliserSettings, normalise

@@ -1,65 +1,130 @@
-"""The films of the corpus: each draws what is heard and sounds what is seen, at the same exact times."""
+"""What sounds in the films: each object draws what is heard and sounds what is seen, at the same exact times.
+
+An object draws itself in a field of 160 x 120 whose floor is at y = 112; a film places that field in its picture.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Protocol
 
 import numpy as np
 
-from pipelines.demo import sounds
-from pipelines.demo.canvas import Canvas, Colour
-from pipelines.demo.setting import HEIGHT_PX, WIDTH_PX, Event, Scene, beats, scenery, since, vivid
+from pipelines.miniature.world import sounds
+from pipelines.miniature.world.canvas import Canvas, Colour
+
+FIELD_WIDTH, FLOOR = 160.0, 112.0
+MIDDLE = FIELD_WIDTH / 2
 
 
-class BouncingBall:
-    """A ball that bounces lower and lower, and is thrown up again; each bounce thumps as hard as it lands."""
+class SoundingObject(Protocol):
+    """Something that is seen and may be heard."""
 
-    def __init__(self, rng: np.random.Generator, duration_s: float) -> None:
-        self.background, self.colour = scenery(rng, 0.72), vivid(rng)
-        self.x, self.radius, self.pitch_hz = rng.uniform(0.35, 0.65), rng.uniform(9, 13), rng.uniform(80, 130)
-        self.rng, loss = rng, rng.uniform(0.78, 0.86)
-        self.times, gap_s = [0.0], rng.uniform(0.85, 1.05)
-        first_gap_s = gap_s
-        while self.times[-1] < duration_s:
-            self.times.append(round(self.times[-1] + gap_s, 4))
+    EVENT: ClassVar[str]
+    """What happens at each of `times`."""
+    LABEL: ClassVar[str]
+    """As the corpus's CSV calls it, in VGGSound's manner."""
+    times: list[float]
+    """Seconds at which it sounds; none if it rests."""
+
+    def __init__(self, rng: np.random.Generator, duration_s: float, start_s: float | None) -> None:
+        """Begins to sound about start_s, or rests for the whole film if that is None."""
+
+    def draw(self, canvas: Canvas, t_s: float) -> None:
+        """Draw the moment t_s."""
+
+    def sound(self, duration_s: float, hz: int) -> np.ndarray:
+        """(N,) mono samples; silence if it rests."""
+
+
+def vivid(rng: np.random.Generator) -> Colour:
+    """A strong colour of any hue."""
+    hue = rng.uniform(0, 3)
+    away = [abs((hue - k + 1.5) % 3 - 1.5) for k in range(3)]
+    red, green, blue = (float(np.clip(1.5 - 1.5 * distance, 0.12, 0.95)) for distance in away)
+    return red, green, blue
+
+
+def beats(
+    rng: np.random.Generator, duration_s: float, start_s: float | None, low_s: float, high_s: float
+) -> list[float]:
+    """Event times from start_s on with random gaps between low_s and high_s; none in the last tenth of a second."""
+    times: list[float] = []
+    now_s = duration_s if start_s is None else start_s
+    while now_s < duration_s - 0.1:
+        times.append(round(now_s, 4))
+        now_s += float(rng.uniform(low_s, high_s))
+    return times
+
+
+def since(times: list[float], t_s: float) -> tuple[float, float]:
+    """(seconds since the last time, seconds to the next); infinite where there is none."""
+    next_one = int(np.searchsorted(times, t_s, side="right"))
+    before = t_s - times[next_one - 1] if next_one else np.inf
+    after = times[next_one] - t_s if next_one < len(times) else np.inf
+    return float(before), float(after)
+
+
+class Ball(SoundingObject):
+    """A ball, dropped, that bounces lower and lower and is thrown up again; it thumps as hard as it lands."""
+
+    EVENT, LABEL = "bounce", "ball bouncing"
+    DROP_S = 0.5
+
+    def __init__(self, rng: np.random.Generator, duration_s: float, start_s: float | None) -> None:
+        self.colour, self.rng = vivid(rng), rng
+        self.radius, self.pitch_hz = rng.uniform(13, 18), rng.uniform(80, 130)
+        loss, first_gap_s = rng.uniform(0.78, 0.86), rng.uniform(0.75, 0.95)
+        self.times: list[float] = []
+        self.falls_s: list[float] = []
+        now_s, gap_s = duration_s if start_s is None else max(start_s, self.DROP_S), first_gap_s
+        while now_s < duration_s - 0.1:
+            self.times.append(round(now_s, 4))
+            self.falls_s.append(gap_s)
+            now_s += gap_s
             gap_s = gap_s * loss if gap_s * loss > 0.3 else first_gap_s
-        self.events = [Event(time, "bounce") for time in self.times[1:] if time < duration_s - 0.1]
 
     def draw(self, canvas: Canvas, t_s: float) -> None:
         before, after = since(self.times, t_s)
-        height = 165.0 * before * min(after, 2.0)
-        floor = 0.86 * HEIGHT_PX
-        x = WIDTH_PX * (self.x + 0.12 * np.sin(t_s * 0.9))
         squash = 1 - 0.3 * np.exp(-min(before, after) / 0.03)
         half_h, half_w = self.radius * squash, self.radius / squash**0.5
-        y = floor - height - half_h
-        canvas.ellipse(x, floor + 2, half_w * (1 - height / 200), 3, (0, 0, 0), 0.35)
+        height = self._height(before, after)
+        x, y = MIDDLE + 10 * np.sin(t_s * 0.9) * bool(self.times), FLOOR - height - half_h
+        canvas.ellipse(x, FLOOR + 2, half_w * (1 - height / 200), 3, (0, 0, 0), 0.35)
         canvas.ellipse(x, y, half_w, half_h, self.colour)
-        spin = t_s * 3
-        canvas.disc(x + 0.45 * half_w * np.cos(spin), y + 0.45 * half_h * np.sin(spin), 2.5, (1, 1, 1), 0.85)
+        spin = t_s * 3 * bool(self.times)
+        canvas.disc(x + 0.45 * half_w * np.cos(spin), y + 0.45 * half_h * np.sin(spin), 3, (1, 1, 1), 0.85)
+
+    def _height(self, before: float, after: float) -> float:
+        if np.isinf(before) and np.isinf(after):
+            return 0.0
+        if np.isinf(before):  # held up, then let go
+            return 260.0 * (self.DROP_S**2 - max(0.0, self.DROP_S - after) ** 2)
+        return 260.0 * before * min(after, 0.8)
 
     def sound(self, duration_s: float, hz: int) -> np.ndarray:
-        falls = np.diff(self.times)
         hits = [
             (time, sounds.thump(hz, self.pitch_hz, float(fall), self.rng))
-            for time, fall in zip(self.times[1:], falls, strict=True)
-            if time < duration_s
+            for time, fall in zip(self.times, self.falls_s, strict=True)
         ]
         return sounds.place(hits, duration_s, hz)
 
 
-class Bell:
+class Bell(SoundingObject):
     """A bell that a hammer strikes; it swings and shines for a while."""
 
-    def __init__(self, rng: np.random.Generator, duration_s: float) -> None:
-        self.background = scenery(rng, 0.85)
-        self.x, self.ring_s = rng.uniform(0.42, 0.55), rng.uniform(0.7, 1.4)
+    EVENT, LABEL = "strike", "bell ringing"
+
+    def __init__(self, rng: np.random.Generator, duration_s: float, start_s: float | None) -> None:
+        self.ring_s = rng.uniform(0.7, 1.4)
         self.pitch_hz = rng.uniform(320, 760)
         self.metal = np.array([0.78, 0.6, 0.2]) * rng.uniform(0.85, 1.1)
-        self.times = beats(rng, duration_s, 0.9, 2.0)
-        self.events = [Event(time, "strike") for time in self.times]
+        self.times = beats(rng, duration_s, start_s, 0.7, 1.5)
 
     def draw(self, canvas: Canvas, t_s: float) -> None:
         before, after = since(self.times, t_s)
         swing = 0.0 if np.isinf(before) else 0.14 * np.sin(14 * before) * np.exp(-before / 0.5)
         glow = 0.0 if np.isinf(before) else 0.35 * np.exp(-before / 0.25)
-        x, top = WIDTH_PX * self.x, 26.0
+        x, top = MIDDLE - 10, 32.0
         metal = tuple(np.clip(self.metal + glow, 0, 1))
         canvas.line(x, 0, x, top, 4, (0.25, 0.2, 0.18))
         for step in np.linspace(0, 1, 34):
@@ -79,20 +144,18 @@ class Bell:
         return sounds.place([(time, strike) for time in self.times], duration_s, hz)
 
 
-class DrippingTap:
+class Tap(SoundingObject):
     """A tap from which drops fall into a basin; each chirps as it lands and sends out rings."""
 
+    EVENT, LABEL = "drip", "water dripping"
     FALL_S = 0.42
 
-    def __init__(self, rng: np.random.Generator, duration_s: float) -> None:
-        self.background = scenery(rng, 0.6)
-        self.x, self.rng = rng.uniform(0.4, 0.6), rng
-        self.times = beats(rng, duration_s, 0.55, 1.3)
+    def __init__(self, rng: np.random.Generator, duration_s: float, start_s: float | None) -> None:
+        self.times = beats(rng, duration_s, start_s, 0.45, 1.1)
         self.pitches_hz = rng.uniform(600, 1300, len(self.times))
-        self.events = [Event(time, "drip") for time in self.times]
 
     def draw(self, canvas: Canvas, t_s: float) -> None:
-        x, top, water = WIDTH_PX * self.x, 30.0, 94.0
+        x, top, water = MIDDLE, 30.0, 94.0
         steel, blue = (0.62, 0.66, 0.7), (0.25, 0.5, 0.75)
         canvas.line(0, 14, x, 14, 9, steel)
         canvas.line(x, 14, x, top - 4, 9, steel)
@@ -116,43 +179,40 @@ class DrippingTap:
             canvas.disc(x, top, 3.0 * (1.2 - after) / (1.2 - self.FALL_S), (0.55, 0.8, 1.0))
 
     def sound(self, duration_s: float, hz: int) -> np.ndarray:
-        drops = [
-            (time, sounds.drip(hz, float(pitch)))
-            for time, pitch in zip(self.times, self.pitches_hz, strict=True)
-        ]
+        drops = [(time, sounds.drip(hz, float(pitch))) for time, pitch in zip(self.times, self.pitches_hz, strict=True)]
         return sounds.place(drops, duration_s, hz)
 
 
-class Engine:
+class Engine(SoundingObject):
     """An engine with a flywheel: the hum's pitch is the wheel's speed, revved up now and then."""
 
+    EVENT, LABEL = "rev", "engine running"
     FIRINGS_PER_TURN = 60
 
-    def __init__(self, rng: np.random.Generator, duration_s: float) -> None:
-        self.background, self.colour = scenery(rng, 0.75), vivid(rng)
-        self.x, self.rng = rng.uniform(0.4, 0.6), rng
+    def __init__(self, rng: np.random.Generator, duration_s: float, start_s: float | None) -> None:
+        self.colour, self.rng = vivid(rng), rng
         self.idle_turns_s, self.rev_turns_s = rng.uniform(0.6, 0.8), rng.uniform(1.4, 2.4)
-        self.times = beats(rng, duration_s, 1.8, 3.2)
-        self.events = [Event(time, "rev") for time in self.times]
+        self.times = beats(rng, duration_s, start_s, 1.1, 2.0)
         clock = np.arange(0, duration_s + 0.1, 0.001)
         self.clock, self.turns = clock, np.cumsum(self.turns_per_s(clock)) * 0.001
 
     def turns_per_s(self, t_s: np.ndarray) -> np.ndarray:
-        """Speed of the wheel: idle, and from each rev a quick rise and slow fall."""
+        """Speed of the wheel: still, idle from the first rev on, and from each rev a quick rise and slow fall."""
         age = np.maximum(t_s[:, None] - np.asarray(self.times)[None, :], 0)
         pulse = (1 - np.exp(-age / 0.1)) * np.exp(-age / 0.5)
-        speed: np.ndarray = self.idle_turns_s + self.rev_turns_s * pulse.sum(axis=1)
+        running = 0.0 if not self.times else 1 - np.exp(-age[:, 0] / 0.05)
+        speed: np.ndarray = self.idle_turns_s * running + self.rev_turns_s * pulse.sum(axis=1)
         return speed
 
     def draw(self, canvas: Canvas, t_s: float) -> None:
         angle = 2 * np.pi * np.interp(t_s, self.clock, self.turns)
         speed = float(self.turns_per_s(np.array([t_s]))[0])
-        x, y, radius = WIDTH_PX * self.x, 62.0, 34.0
+        x, y, radius = MIDDLE, 62.0, 34.0
         shake = 0.9 * np.sin(9 * angle) * speed / 2
         canvas.box(x, 100 + shake, 48, 12, (0.3, 0.32, 0.36))
         canvas.box(x + 46, 72 + shake, 7, 22, self.colour)
-        for puff in range(4):
-            rise = (speed * t_s * 0.8 + puff / 4) % 1
+        for puff in range(4 if speed > 0 else 0):
+            rise = (angle / 6 + puff / 4) % 1
             canvas.disc(x + 46 + 8 * rise, 46 - 40 * rise, 3 + 6 * rise, (0.85, 0.85, 0.85), 0.6 * (1 - rise))
         canvas.ring(x, y, radius, radius, 7, (0.18, 0.18, 0.2))
         for spoke in range(3):
@@ -163,27 +223,29 @@ class Engine:
 
     def sound(self, duration_s: float, hz: int) -> np.ndarray:
         t_s = np.arange(round(duration_s * hz)) / hz
+        if not self.times:
+            return np.zeros(len(t_s))
         speed = np.interp(t_s, self.clock, self.turns_per_s(self.clock))
         return sounds.engine(self.FIRINGS_PER_TURN * speed, hz, self.rng)
 
 
-class Siren:
-    """A two-tone siren on a car roof by night: with each change of tone the other lamp lights up."""
+class Siren(SoundingObject):
+    """A two-tone siren on a car roof; with each change of tone the other lamp lights up."""
 
-    def __init__(self, rng: np.random.Generator, duration_s: float) -> None:
-        self.background, self.body = scenery(rng, 0.7, dark=True), vivid(rng)
-        self.x, self.low_hz = rng.uniform(0.42, 0.58), rng.uniform(380, 480)
+    EVENT, LABEL = "tone_change", "siren wailing"
+
+    def __init__(self, rng: np.random.Generator, duration_s: float, start_s: float | None) -> None:
+        self.body, self.low_hz = vivid(rng), rng.uniform(380, 480)
         self.high_hz = self.low_hz * rng.uniform(1.3, 1.5)
-        gap_s, first_s = rng.uniform(0.45, 0.7), rng.uniform(0.2, 0.5)
-        self.times = [round(float(time), 4) for time in np.arange(first_s, duration_s - 0.1, gap_s)]
-        self.events = [Event(time, "tone_change") for time in self.times]
+        gap_s = rng.uniform(0.4, 0.65)
+        self.times = beats(rng, duration_s, start_s, gap_s, gap_s)
 
     def draw(self, canvas: Canvas, t_s: float) -> None:
         changes = int(np.searchsorted(self.times, t_s, side="right"))
-        x, roof = WIDTH_PX * self.x, 66.0
+        x, roof = MIDDLE, 66.0
         lamps: tuple[tuple[float, Colour], ...] = ((x - 17, (1.0, 0.12, 0.1)), (x + 17, (0.15, 0.35, 1.0)))
         for side, (lamp_x, colour) in enumerate(lamps):
-            if changes % 2 == side:
+            if changes and changes % 2 == side:
                 for reach in (54, 40, 28, 18):
                     canvas.disc(lamp_x, roof - 10, reach, colour, 0.16)
         canvas.box(x, roof + 14, 38, 14, tuple(0.6 * np.asarray(self.body)))
@@ -193,7 +255,7 @@ class Siren:
             canvas.disc(wheel_x, roof + 45, 11, (0.06, 0.06, 0.07))
             canvas.disc(wheel_x, roof + 45, 5, (0.5, 0.5, 0.52))
         for side, (lamp_x, colour) in enumerate(lamps):
-            lit = changes % 2 == side
+            lit = changes > 0 and changes % 2 == side
             canvas.ellipse(lamp_x, roof - 4, 13, 8, colour if lit else tuple(0.25 * np.asarray(colour)))
             canvas.disc(lamp_x, roof - 5, 4, (1, 1, 1), 0.9 if lit else 0.0)
 
@@ -201,22 +263,22 @@ class Siren:
         return sounds.two_tone(self.times, self.low_hz, self.high_hz, duration_s, hz)
 
 
-class Drum:
+class Drum(SoundingObject):
     """A drum and two sticks that take turns; the skin gives way where it is hit."""
 
-    def __init__(self, rng: np.random.Generator, duration_s: float) -> None:
-        self.background, self.colour, self.rng = scenery(rng, 0.7), vivid(rng), rng
-        self.x, self.pitch_hz = rng.uniform(0.44, 0.56), rng.uniform(150, 240)
-        beat_s, start_s = rng.uniform(0.36, 0.5), rng.uniform(0.3, 0.6)
+    EVENT, LABEL = "hit", "playing drum"
+
+    def __init__(self, rng: np.random.Generator, duration_s: float, start_s: float | None) -> None:
+        self.colour, self.rng, self.pitch_hz = vivid(rng), rng, rng.uniform(150, 240)
+        beat_s = rng.uniform(0.36, 0.5)
         pattern = [1.0, 0.5, 0.5, 1.0, 1.0] if rng.random() < 0.5 else [1.0, 1.0, 0.5, 0.5, 0.5, 0.5]
         gaps = np.tile(pattern, 40) * beat_s
-        times = start_s + np.concatenate([[0], np.cumsum(gaps)])
+        times = (duration_s if start_s is None else start_s) + np.concatenate([[0], np.cumsum(gaps)])
         self.times = [round(float(time), 4) for time in times if time < duration_s - 0.1]
         self.strengths = rng.uniform(0.6, 1.0, len(self.times))
-        self.events = [Event(time, "hit") for time in self.times]
 
     def draw(self, canvas: Canvas, t_s: float) -> None:
-        x, top = WIDTH_PX * self.x, 72.0
+        x, top = MIDDLE, 72.0
         before, _ = since(self.times, t_s)
         dent = 0.0 if np.isinf(before) else 3.0 * np.exp(-before / 0.05)
         canvas.ellipse(x, top + 36, 46, 12, tuple(0.5 * np.asarray(self.colour)))
@@ -240,12 +302,11 @@ class Drum:
         return sounds.place(hits, duration_s, hz)
 
 
-SCENES: dict[str, type[Scene]] = {
-    "ball bouncing": BouncingBall,
-    "bell ringing": Bell,
-    "water dripping": DrippingTap,
-    "engine running": Engine,
-    "siren wailing": Siren,
-    "playing drum": Drum,
+OBJECTS: dict[str, type[SoundingObject]] = {
+    "ball": Ball,
+    "bell": Bell,
+    "tap": Tap,
+    "engine": Engine,
+    "siren": Siren,
+    "drum": Drum,
 }
-"""By the label that the corpus's CSV gives them."""
