@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -171,6 +172,28 @@ def generate(
 
     paths = [Path(video) for video in videos]
     generate_sound(load_config(config, overrides), paths, Path(out), caption=caption, say=_say)
+
+
+@app.command()
+def miniature(
+    cells: Annotated[
+        list[str], typer.Option(metavar="PATTERN", help="only cells that match, like 'alignment/*'; repeatable")
+    ] = [],  # noqa: B006
+    work: Annotated[str, typer.Option(help="Where films' features and captions are kept.")] = ".miniature",
+    processes: Annotated[int, typer.Option(help="Cells at once, one core each.", min=1)] = os.cpu_count() or 1,
+    again: Annotated[bool, typer.Option("--again", help="also cells that have a result")] = False,
+) -> None:
+    """Test the paper's claims on a small world, and render docs/miniature.md. Goes on after an interruption."""
+    from pathlib import Path
+
+    from pipelines.miniature.study.page import render
+    from pipelines.miniature.study.run import PAGE, RESULTS, run_study
+
+    try:
+        run_study(cells, work=Path(work), results=RESULTS, processes=processes, again=again)
+    finally:
+        render(RESULTS, PAGE, PAGE.with_suffix("") / "notes")
+    print(PAGE)
 
 
 @app.command()

@@ -1,12 +1,14 @@
-"""A real S3 server process, and one local Ray for the whole session."""
+"""A real S3 server process, one local Ray for the whole session, and curation of what random weights write."""
 
+import json
 import os
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import fields
 
 import pytest
 
@@ -43,6 +45,18 @@ def s3_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                 os.environ.pop(name)
             else:
                 os.environ[name] = value
+
+
+@pytest.fixture(scope="session")
+def only_min_words() -> Callable[[int], str]:
+    """The override with which curation drops captions of fewer words and no others, be they sentences or not."""
+    from soundcap.curate import Rules
+
+    def override(count: int) -> str:
+        off = {field.name: None for field in fields(Rules) if "None" in str(field.type)}
+        return f"curation.rules={json.dumps(off | {'min_words': count})}"
+
+    return override
 
 
 def _wait_for(endpoint: str, server: "subprocess.Popen[bytes]") -> None:

@@ -20,10 +20,11 @@ from flowley.presets import preset
 from flowley.registry import build_network
 from flowley.tiny import build_tiny_clip, build_tiny_t5
 from pipelines.browser_demo import require_gradio
-from pipelines.miniature.world.corpus import generate_corpus
 from pipelines.errors import UserError
 from pipelines.media.probe import probe
 from pipelines.media.process import Deadline
+from pipelines.miniature.world.corpus import generate_corpus
+from pipelines.miniature.world.film import World
 
 ROOT = Path(__file__).parents[2]
 START_DEADLINE_S = 180.0
@@ -32,7 +33,7 @@ START_DEADLINE_S = 180.0
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demo")
-    generate_corpus(folder / "corpus", clips=1, duration_s=3.0, seed=5, workers=1)
+    generate_corpus(folder / "corpus", clips=1, seed=5, workers=1, world=World(duration_s=3.0))
     next((folder / "corpus" / "videos").iterdir()).rename(folder / "film.mp4")
     for name, build in (("clip", build_tiny_clip), ("t5", build_tiny_t5)):
         (folder / name).mkdir()

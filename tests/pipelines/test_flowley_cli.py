@@ -19,9 +19,10 @@ from flowley.feature_spec import FeatureSpec
 from flowley.presets import preset
 from flowley.registry import build_network, load_network
 from flowley.tiny import build_tiny_clip, build_tiny_t5
-from pipelines.miniature.world.corpus import generate_corpus
 from pipelines.media.probe import probe
 from pipelines.media.process import Deadline
+from pipelines.miniature.world.corpus import generate_corpus
+from pipelines.miniature.world.film import World
 from pipelines.standalone.cli import main
 from pipelines.standalone.features import open_dataset
 
@@ -48,7 +49,7 @@ def flowley(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three films of 3 s, captions of them, tiny encoders and an untrained checkpoint."""
     folder = tmp_path_factory.mktemp("flowley")
-    generate_corpus(folder / "corpus", clips=3, duration_s=3.0, seed=5, workers=1)
+    generate_corpus(folder / "corpus", clips=3, seed=5, workers=1, world=World(duration_s=3.0))
     for name, build in (("clip", build_tiny_clip), ("t5", build_tiny_t5)):
         (folder / name).mkdir()
         build(folder / name, 0)

@@ -13,11 +13,12 @@ from flowley.presets import preset
 from flowley.registry import build_network
 from flowley.tiny import build_tiny_clip, build_tiny_t5
 from pipelines.config import Config, load_config
-from pipelines.miniature.world.corpus import generate_corpus
 from pipelines.errors import RunError, UserError
 from pipelines.generate import generate
 from pipelines.media.probe import probe
 from pipelines.media.process import Deadline
+from pipelines.miniature.world.corpus import generate_corpus
+from pipelines.miniature.world.film import World
 from pipelines.runner import run_stages
 from pipelines.stages.captioner import CaptionerStage
 from pipelines.stages.flowley import FlowleyStage
@@ -35,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from soundcap.finetune import LORA_TARGETS
 
     folder = tmp_path_factory.mktemp("generate")
-    generate_corpus(folder / "corpus", clips=2, duration_s=3.0, seed=5, workers=1)
+    generate_corpus(folder / "corpus", clips=2, seed=5, workers=1, world=World(duration_s=3.0))
     for number, film in enumerate(sorted((folder / "corpus" / "videos").iterdir())):
         shutil.copyfile(film, folder / f"film{number}.mp4")
     for name, build in (("clip", build_tiny_clip), ("t5", build_tiny_t5), ("vl", build_tiny_vl)):

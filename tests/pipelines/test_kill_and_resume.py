@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.miniature.world.corpus import generate_corpus
 from pipelines.ledger import Ledger
+from pipelines.miniature.world.corpus import generate_corpus
 from pipelines.storage import Storage
 from soundcap.tiny import build_tiny_omni
 

@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def config(folder: Path) -> Config:
+def config(folder: Path, only_min_words: Callable[[int], str]) -> Config:
     return load_config(
         ROOT / "configs" / "demo.yaml",
         [
@@ -44,6 +44,7 @@ def config(folder: Path) -> Config:
             f"captions.instruction={folder}/prompts/av_caption.yaml",
             f"captions.warnings={folder}/prompts/warnings.yaml",
             "captions.sampling.max_new_tokens=6",
+            only_min_words(1),
             "captions.execution.workers=1",
         ],
     )

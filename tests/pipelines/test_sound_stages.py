@@ -12,10 +12,10 @@ import soundfile
 
 from flowley.tiny import build_tiny_clip, build_tiny_t5
 from pipelines.config import Config, load_config
-from pipelines.miniature.world.corpus import generate_corpus
 from pipelines.errors import UserError
 from pipelines.media.probe import probe
 from pipelines.media.process import Deadline
+from pipelines.miniature.world.corpus import generate_corpus
 from pipelines.plan import make_plan
 from pipelines.runner import run_stages
 from pipelines.stage import Stage
@@ -54,7 +54,7 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
                 f"root={folder}/store", f"source.folder={folder}/corpus/videos",
                 f"source.csv={folder}/corpus/vggsound.csv", "features.captions=label",
                 f"features.visual.path={folder}/clip", f"features.text.path={folder}/t5",
-                "flowley.training={steps: 4, batch_size: 2, duration_s: 8.0, warmup_steps: 1}",
+                "flowley.training={steps: 4, batch_size: 2, duration_s: 4.0, warmup_steps: 1}",
                 "flowley.execution.cpus_per_worker=1", "samples.steps=2", *overrides,
             ],
         )  # fmt: skip
@@ -78,7 +78,7 @@ def test_from_films_to_scores_and_nothing_twice(load: Load, local_ray: None) -> 
     assert all(row["caption"] == row["label"] != "" for row in features)
     for row in samples:
         wave, hz = soundfile.read(storage.path(row["audio"]))
-        assert (len(wave), hz) == (8 * 16_000, 16_000) and np.isfinite(wave).all()
+        assert (len(wave), hz) == (4 * 16_000, 16_000) and np.isfinite(wave).all()
         film = probe(Path(storage.path(row["video"])), Deadline(60))
         assert film.audio is not None and film.video is not None
     scores = storage.read_json(f"scores/{first['scores'].fingerprint}/scores.json")
@@ -97,13 +97,13 @@ def test_the_peer_takes_given_synchronisation_features(load: Load, local_ray: No
                   f"features.sync={tmp_path}")  # fmt: skip
     stems = sorted(Path(info.name).stem for info in Storage(config.source.folder).files())
     for stem in stems[1:]:
-        np.save(tmp_path / f"{stem}.npy", rng.normal(size=(192, 12)).astype(np.float32))
-    np.save(tmp_path / f"{stems[1]}.npy", np.zeros((192, 11), np.float32))
+        np.save(tmp_path / f"{stem}.npy", rng.normal(size=(96, 12)).astype(np.float32))
+    np.save(tmp_path / f"{stems[1]}.npy", np.zeros((96, 11), np.float32))
     manifests = run(config)
     quarantine = Storage(config.root).read_table(f"features/{manifests['features'].fingerprint}/quarantine.parquet")
     reasons = {row["error_class"]: row["message"] for row in quarantine.to_pylist()}
     assert f"no {stems[0]}.npy in features.sync" in reasons["NoSyncFeatures"]
-    assert "shape (192, 11), wanted finite floats (192 or more, 12)" in reasons["ValueError"]
+    assert "shape (96, 11), wanted finite floats (96 or more, 12)" in reasons["ValueError"]
     assert manifests["features"].rows_out == CLIPS - 2
     assert manifests["samples"].rows_out == manifests["scores"].rows_out >= 1
 

@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 
 from pipelines.config import Config, load_config
-from pipelines.miniature.world.corpus import generate_corpus
 from pipelines.errors import RunError, UserError
+from pipelines.miniature.world.corpus import generate_corpus
+from pipelines.miniature.world.film import World
 from pipelines.submit import CONFIG_NAME, S3_VARIABLES, stage_job, submit
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -32,7 +33,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with prompts and the demo's layout, all paths relative to it."""
     shutil.copytree(PROMPTS, tmp_path / "prompts")
     for model in _models(_demo_config().model_dump(mode="json")):
-        (tmp_path / model).mkdir(parents=True)
+        (tmp_path / model).mkdir(parents=True, exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -66,8 +67,9 @@ def test_staged_configuration_points_where_this_process_does(workplace: Path) ->
     assert staged.root == str(workplace / ".demo/store")
     assert staged.source.folder == str(workplace / ".demo/corpus/videos")
     assert staged.source.csv == str(workplace / ".demo/corpus/vggsound.csv")
-    assert staged.captions.model.path == str(workplace / ".demo/checkpoints/omni")
+    assert staged.captions.model.path == str(workplace / _demo_config().captions.model.path)
     assert staged.captioner.model.path == "owner/name", "a hub id is not a path"
+    assert all(Path(model).is_absolute() or model == "owner/name" for model in _models(staged.model_dump(mode="json")))
     assert not any(text.startswith(".") for text in _all_text(staged.model_dump(mode="json"))), (
         "a relative path means another place in the job's working directory"
     )
@@ -213,7 +215,7 @@ def test_missing_or_wrong_token_is_told(ray_head: str, workplace: Path, monkeypa
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("corpus")
-    generate_corpus(folder, clips=3, duration_s=3.0, seed=5, workers=1)
+    generate_corpus(folder, clips=3, seed=5, workers=1, world=World(duration_s=3.0))
     return folder
 
 

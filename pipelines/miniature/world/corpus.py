@@ -18,13 +18,16 @@ import ffmpeg
 import numpy as np
 import typer
 
+from pipelines.entry import run_command
+from pipelines.errors import UserError
 from pipelines.media.normalise import temporary_beside
 from pipelines.media.process import Deadline, run
 from pipelines.miniature.world.film import Film, FilmPlan, Split, World, plan_film
 from pipelines.miniature.world.objects import OBJECTS
 from pipelines.miniature.world.places import HEIGHT_PX, WIDTH_PX
+from pipelines.miniature.world.voices import speaker
 
-CORPUS_VERSION = 2
+CORPUS_VERSION = 3
 """Raise it when the same seed would give other films."""
 
 TEST_EVERY = 5
@@ -60,8 +63,11 @@ def generate_corpus(
     and no header. truth.json holds what every film shows and lets hear, with exact times, for tests and for judging;
     no stage reads it. A film depends on (seed, its number, its split, world) only: films that are there already, by
     truth.json, are left alone.
+
+    Raises ValueError, and leaves all as it was, if the machine lacks the world's voice.
     """
     world = world or World()
+    speaker(world.voice)
     split_of: dict[bool, Split] = {True: "test", False: "train"}
     splits = [split_of[number % test_every == test_every - 1] for number in range(clips)]
     plans = [plan_film(world, seed, split, number) for number, split in enumerate(splits)]
@@ -178,8 +184,9 @@ def _command_line(
     """Make a corpus; films already there are left alone."""
     try:
         wanted = World(**json.loads(world, object_hook=lambda given: given | _as_tuples(given)))
+        speaker(wanted.voice)
     except (TypeError, ValueError) as error:
-        raise typer.BadParameter(f"--world {world}: {error}") from error
+        raise UserError(f"--world {world}: {error}") from error
     typer.echo(generate_corpus(folder, clips=clips, seed=seed, workers=workers, world=wanted, test_every=test_every))
 
 
@@ -188,4 +195,4 @@ def _as_tuples(given: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    typer.run(_command_line)
+    run_command("corpus", lambda: typer.run(_command_line), interrupted="the same command begins again")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -51,15 +52,21 @@ class World:
     """Who narrates."""
 
     def __post_init__(self) -> None:
-        if self.duration_s < 2:
-            raise ValueError(f"duration_s is {self.duration_s:g}, wanted at least 2 s for things to happen")
-        unknown = set(self.objects) - OBJECTS.keys()
-        if unknown or not self.objects:
-            raise ValueError(f"objects are {list(self.objects)}, wanted some of {', '.join(OBJECTS)}")
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name not in ("duration_s", "objects", "voice") and not 0 <= value <= 1:
+            if field.name in ("objects", "voice"):
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ValueError(f"{field.name} is {value!r}, wanted a number")
+            if field.name != "duration_s" and not 0 <= value <= 1:
                 raise ValueError(f"{field.name} is {value}, wanted a share within [0, 1]")
+        if not 2 <= self.duration_s < np.inf:
+            raise ValueError(f"duration_s is {self.duration_s:g}, wanted at least 2 s for things to happen")
+        given = list(self.objects)
+        if not given or any(given.count(kind) > 1 or kind not in [*OBJECTS] for kind in given):
+            raise ValueError(f"objects are {given}, wanted some of {', '.join(OBJECTS)}, each once")
+        if self.voice not in get_args(Voice):
+            raise ValueError(f"voice is {self.voice!r}, wanted one of {', '.join(get_args(Voice))}")
         if self.two_sounding + self.resting > 1:
             together = f"two_sounding {self.two_sounding} and resting {self.resting}"
             raise ValueError(f"{together} exclude each other: wanted at most 1 together")
@@ -164,7 +171,8 @@ class Film:
         duration_s, rng = self.world.duration_s, np.random.default_rng([*self.plan.seed, 2])
         n = round(duration_s * hz)
         track = np.zeros((n, 2 if stereo else 1))
-        for one, what in zip(self.plan.seen, self.objects, strict=True):
+        # Copies: objects draw noise from their random numbers, and a film sounds the same however often it is heard.
+        for one, what in zip(self.plan.seen, deepcopy(self.objects), strict=True):
             if one.heard:
                 gains = np.sqrt(2 * np.array([1 - one.x, one.x])) if stereo else np.ones(1)
                 track += _level(what.sound(duration_s, hz), 0.45)[:, None] * gains

@@ -99,7 +99,9 @@ class Ball(SoundingObject):
             return 0.0
         if np.isinf(before):  # held up, then let go
             return 260.0 * (self.DROP_S**2 - max(0.0, self.DROP_S - after) ** 2)
-        return 260.0 * before * min(after, 0.8)
+        if np.isinf(after):  # it would land after the film's end
+            after = max(0.0, self.falls_s[-1] - before)
+        return 260.0 * before * after
 
     def sound(self, duration_s: float, hz: int) -> np.ndarray:
         hits = [
@@ -266,7 +268,7 @@ class Siren(SoundingObject):
 class Drum(SoundingObject):
     """A drum and two sticks that take turns; the skin gives way where it is hit."""
 
-    EVENT, LABEL = "hit", "playing drum"
+    EVENT, LABEL = "hit", "drum beating"
 
     def __init__(self, rng: np.random.Generator, duration_s: float, start_s: float | None) -> None:
         self.colour, self.rng, self.pitch_hz = vivid(rng), rng, rng.uniform(150, 240)

@@ -70,12 +70,13 @@ def drum(hz: int, pitch_hz: float, strength: float, rng: np.random.Generator) ->
 
 
 def engine(rate_hz: np.ndarray, hz: int, rng: np.random.Generator) -> np.ndarray:
-    """An engine whose firing rate follows `rate_hz` (N,), one value per sample, growing louder with it."""
+    """An engine whose firing rate follows `rate_hz` (N,), one value per sample, growing louder with it from silence."""
     phase = 2 * np.pi * np.cumsum(rate_hz) / hz
     hum = overtones(phase, [1 / k**0.8 for k in range(1, 13)])
     blur = np.hanning(99)
     rumble = np.convolve(rng.normal(0, 1, len(phase)), blur / np.linalg.norm(blur), mode="same")
-    loudness = 0.2 + 0.8 * rate_hz / rate_hz.max()
+    share = rate_hz / rate_hz.max()
+    loudness = np.minimum(0.2 + 0.8 * share, 5 * share)
     return np.asarray(loudness * (hum + 0.12 * rumble * (1 + np.sin(phase))))
 
 

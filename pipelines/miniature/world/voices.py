@@ -23,16 +23,24 @@ _SENTENCES = (
 )
 
 
+def speaker(voice: Voice) -> str | None:
+    """The program that speaks, None for the synthetic voice. Raises ValueError if the machine lacks it."""
+    if voice == "synthetic":
+        return None
+    program = shutil.which("espeak-ng")
+    if program is None:
+        raise ValueError("voice is espeak-ng, but there is no such program: install it, or choose the synthetic voice")
+    return program
+
+
 def narration(voice: Voice, duration_s: float, hz: int, rng: np.random.Generator) -> np.ndarray:
     """(N,) mono samples of somebody talking all the time.
 
     Raises ValueError if espeak-ng is wanted and the machine lacks it.
     """
-    if voice == "synthetic":
-        return sounds.narration(duration_s, hz, rng)
-    program = shutil.which("espeak-ng")
+    program = speaker(voice)
     if program is None:
-        raise ValueError("voice is espeak-ng, but there is no such program: install it, or choose the synthetic voice")
+        return sounds.narration(duration_s, hz, rng)
     from scipy.io import wavfile
     from scipy.signal import resample_poly
 

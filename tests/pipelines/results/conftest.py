@@ -10,9 +10,10 @@ import pyarrow as pa
 import pytest
 
 from pipelines.config import Config, load_config
-from pipelines.miniature.world.corpus import generate_corpus
 from pipelines.ledger import Entry, Ledger
 from pipelines.media.mux import mux
+from pipelines.miniature.world.corpus import generate_corpus
+from pipelines.miniature.world.film import World
 from pipelines.plan import resolve
 from pipelines.report.build import build_report
 from pipelines.runner import run_stages
@@ -63,9 +64,9 @@ STAGES: tuple[type[Stage], ...] = (ClipsStage, CaptionsStage, CurationStage, Cap
 
 @pytest.fixture(scope="session")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four films of the demo corpus and a file that is no video; at least one clip is in each split."""
+    """Four films of the miniature world and a file that is no video; at least one clip is in each split."""
     folder = tmp_path_factory.mktemp("source")
-    listing = generate_corpus(folder, clips=4, duration_s=2.5, seed=1, workers=1)
+    listing = generate_corpus(folder, clips=4, seed=1, workers=1, world=World(duration_s=2.5))
     rows = [[*row[:3], "test" if i == 0 else "train"] for i, row in enumerate(csv.reader(listing.open()))]
     (folder / "videos" / "broken_000003.mp4").write_text("this is not a video")
     with listing.open("w", newline="") as file:
@@ -74,7 +75,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def configure(source: Path) -> Callable[[Path], Config]:
+def configure(source: Path, only_min_words: Callable[[int], str]) -> Callable[[Path], Config]:
     """The demo's configuration with another root, over the small source, with models that need not be there."""
 
     def make(root: Path, *more: str) -> Config:
@@ -88,7 +89,7 @@ def configure(source: Path) -> Callable[[Path], Config]:
             f"captioner.instruction={ROOT / 'prompts/silent_caption.yaml'}",
             "captions.model={path: some/omni, revision: abc}",
             "captioner.model={path: some/vl, revision: def}",
-            "curation.rules.min_words=3",
+            only_min_words(3),
         )
         return load_config(ROOT / "configs/demo.yaml", [*overrides, *more])
 

@@ -1,0 +1,134 @@
+"""What the demo's captions and sounds are worth, against the truth that no stage reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipelines.config import Config
+from pipelines.media.read import read_audio
+from pipelines.miniature.caption_scores import caption_scores
+from pipelines.miniature.language import Heard, claimed_by, heard_by_truth
+from pipelines.status import read_status
+from pipelines.storage import Storage
+from pipelines.store import Output
+
+PAGE = "report/scorecard.html"
+SHOWN = {
+    "true": "all true",
+    "on_screen_recall": "on screen",
+    "off_screen_recall": "off screen",
+    "order": "in order",
+    "noise_mentioned": "noise mentioned",
+}
+ONSET_TOLERANCE_S = 0.1
+
+
+@dataclass(frozen=True)
+class Line:
+    """Captions of one origin, by clip id."""
+
+    title: str
+    captions: Mapping[str, str]
+
+
+def rows_of(config: Config, stage: str) -> list[dict[str, Any]]:
+    """The rows of a stage's finished output."""
+    [status] = [one for one in read_status(config) if one["name"] == stage]
+    return Output(Storage(config.root), stage, status["fingerprint"]).rows()
+
+
+def write_scorecard(config: Config, unwarned: Config) -> list[str]:
+    """Write the page; returns its lines as text. `unwarned` is the configuration without warnings."""
+    truth_file = Path(config.source.folder).parent / "truth.json"
+    truth = {Path(clip["file"]).stem: clip for clip in json.loads(truth_file.read_text())["clips"]}
+    clips = {row["clip_id"]: truth[Path(row["source_name"]).stem] for row in rows_of(config, "clips")}
+    test = [clip_id for clip_id, clip in clips.items() if clip["split"] == "test"]
+    lines = [
+        Line("teacher, no warnings", _captions(unwarned, "captions")),
+        Line("teacher, warned", _captions(config, "captions")),
+        Line("silent captioner, tuned on warned captions", _captions(config, "silent_captions")),
+    ]
+    heard = {clip_id: heard_by_truth(clip) for clip_id, clip in clips.items()}
+    table = {line.title: _scores(line, heard, test) for line in lines}
+    sounds = _onsets(config, clips)
+    storage = Storage(config.root)
+    storage.write_json(PAGE.replace(".html", ".json"), {"captions": table, "sounds": sounds, "test_clips": len(test)})
+    storage.write_bytes(PAGE, _page(table, sounds, lines, clips, test).encode())
+    return [f"{title}: {_text(scores)}" for title, scores in table.items()]
+
+
+def _captions(config: Config, stage: str) -> dict[str, str]:
+    return {row["clip_id"]: row["caption"] for row in rows_of(config, stage)}
+
+
+def _scores(line: Line, heard: Mapping[str, Heard], test: Sequence[str]) -> dict[str, float | None]:
+    """Scores on test clips; a clip without a caption claims nothing."""
+    return caption_scores([heard[one] for one in test], [claimed_by(line.captions.get(one, "")) for one in test])
+
+
+def _onsets(config: Config, clips: Mapping[str, Any]) -> dict[str, float]:
+    """Onset F1 of the samples, and of the clips' own sound, against the events that are seen and heard."""
+    from flowley.metrics.onsets import detect_onsets, onset_f1
+
+    storage, hz = Storage(config.root), config.scores.audio_hz
+    found: dict[str, list[float]] = {"generated": [], "original": []}
+    for row in rows_of(config, "samples"):
+        events_s = _events_s(clips[row["clip_id"]], config.clips.duration_s)
+        for name, column in (("generated", "audio"), ("original", "original_audio")):
+            with storage.local(row[column]) as file:
+                onsets_s = detect_onsets(read_audio(file, hz), hz)
+            found[name].append(onset_f1(onsets_s, events_s, tolerance_s=ONSET_TOLERANCE_S))
+    return {name: round(float(np.mean(values)), 4) for name, values in found.items() if values}
+
+
+def _events_s(clip: Mapping[str, Any], duration_s: float) -> np.ndarray:
+    times = [time for one in clip["seen"] if one["heard"] for time in one["times_s"] if time < duration_s]
+    return np.unique(np.asarray(times, float))
+
+
+def _text(scores: Mapping[str, float | None]) -> str:
+    return ", ".join(f"{label} {_number(scores[name])}" for name, label in SHOWN.items())
+
+
+def _number(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.0f}%"
+
+
+def _page(
+    table: Mapping[str, Mapping[str, float | None]], sounds: Mapping[str, float], lines: Sequence[Line],
+    clips: Mapping[str, Any], test: Sequence[str],
+) -> str:  # fmt: skip
+    def row(cells: Sequence[str], tag: str = "td") -> str:
+        return "<tr>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in cells) + "</tr>"
+
+    scores = [row(["captions", *SHOWN.values()], "th")]
+    scores += [row([escape(title), *(_number(one[name]) for name in SHOWN)]) for title, one in table.items()]
+    texts = [row(["clip", "in truth", *(escape(line.title) for line in lines)], "th")]
+    for one in test:
+        said = [escape(line.captions.get(one, "(left out)")) for line in lines]
+        texts.append(row([escape(one), escape(_truth_in_words(clips[one])), *said]))
+    onsets = " and ".join(f"{value:.2f} for the {name} sound" for name, value in sounds.items())
+    return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>Scorecard of the demo</title>
+<style>body{{font:15px/1.5 system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem}}
+table{{border-collapse:collapse;margin:1rem 0}}td,th{{border:1px solid #ccc;padding:.3rem .6rem;text-align:left;
+vertical-align:top}}th{{background:#f3f3f3}}</style>
+<h1>Scorecard of the demo</h1>
+<p>{len(test)} test clips against the truth that was written with them. No stage reads that truth.</p>
+<table>{"".join(scores)}</table>
+<p>Events that are seen and heard, against onsets of sound within {ONSET_TOLERANCE_S:g} s: F1 is {onsets}.</p>
+<table>{"".join(texts)}</table></html>
+"""
+
+
+def _truth_in_words(clip: Mapping[str, Any]) -> str:
+    heard = heard_by_truth(clip)
+    noise = f", and {', '.join(sorted(heard.noises))} added" if heard.noises else ""
+    still = "; the picture is still" if clip["still"] else ""
+    return ", then ".join(heard.objects) + "".join(f"; {one}" for one in sorted(heard.surroundings)) + noise + still

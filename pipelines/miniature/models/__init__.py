@@ -1,0 +1,1 @@
+"""The models of the miniature: ordinary checkpoints in the real architectures, trained here from scratch."""

@@ -1,0 +1,173 @@
+"""The cells of the study: what is compared with what, and how often."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from pipelines.miniature.caption_scores import caption_scores
+from pipelines.miniature.language import claimed_by, heard_in
+from pipelines.miniature.study.captions import Source, captions_of
+from pipelines.miniature.study.films import Films
+from pipelines.miniature.study.sounds import SoundModel, train_and_score
+from pipelines.miniature.world.film import World
+
+Say = Callable[[str], None]
+CORE_SEEDS, OTHER_SEEDS = range(5), range(3)
+TRAIN_FILMS, TEST_FILMS = 400, 80
+FIRST_SEED = 1000
+"""Of the films: the shipped models were trained on others."""
+
+
+USUAL_WORLD, USUAL_MODEL = World(), SoundModel()
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One column of a comparison."""
+
+    captions: Source = "label"
+    model: SoundModel | None = USUAL_MODEL
+    """None: only captions are scored."""
+    world: World = USUAL_WORLD
+    train_films: int = TRAIN_FILMS
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A comparison of settings on the same films and seeds."""
+
+    title: str
+    settings: dict[str, Setting]
+    seeds: range = field(default=OTHER_SEEDS)
+
+
+def _flowley(**changes: Any) -> SoundModel:
+    return SoundModel(changes=changes)
+
+
+PSCA, PLAIN = _flowley(), _flowley(visual_attention="plain")
+MMAUDIO_LIKE = SoundModel(
+    "mmaudio_small_16k",
+    {
+        "latent_dim": 64, "visual_dim": 64, "text_dim": 64, "synchformer_dim": 64, "D": 64, "N1": 2, "N2": 3,
+        "heads": 2, "mlp_multiple": 32, "timestep_dim": 64, "null_text": "zeros", "mask_text": True,
+        "text_normalisation": "channels",
+    },
+)  # fmt: skip
+"""MMAudio's network at the width of `tiny`; frames at 24 Hz stand in for Synchformer's features."""
+
+ALIKE = World(objects=("drum",), two_sounding=0.0, resting=0.0)
+DUBBED = World(moving_silent=1.0, resting=0.6, two_sounding=0.0)
+UNSYNCED = World(out_of_sync=0.5)
+
+
+def _regime(title: str, **setting: Any) -> Claim:
+    """PSCA against plain cross-attention where timing is harder."""
+    model = setting.pop("model", {})
+    return Claim(
+        title,
+        {
+            "psca": Setting(model=_flowley(**model), **setting),
+            "plain": Setting(model=_flowley(**model, visual_attention="plain"), **setting),
+        },
+    )
+
+
+CLAIMS: dict[str, Claim] = {
+    "alignment": Claim(
+        "PSCA aligns sound with frames better than plain cross-attention",
+        {"psca": Setting(model=PSCA), "plain": Setting(model=PLAIN)},
+        CORE_SEEDS,
+    ),
+    "captions": Claim(
+        "Captions made with warnings condition the sound model better than those without, and than labels",
+        {
+            "warned": Setting("tuned-warned"),
+            "unwarned": Setting("tuned-unwarned"),
+            "label": Setting("label"),
+        },
+        CORE_SEEDS,
+    ),
+    "mask": Claim(
+        "The parts of PSCA's mask: beta, window and alignment",
+        {
+            "psca": Setting(model=PSCA),
+            "no-beta": Setting(model=_flowley(progressive=False)),
+            "omega-2-delta-0": Setting(model=_flowley(omega=2, delta=0)),
+            "round": Setting(model=_flowley(alignment="round")),
+        },
+    ),
+    "captions-mmaudio": Claim(
+        "Captions help an MMAudio-like network, too",
+        {
+            "label": Setting("label", MMAUDIO_LIKE),
+            "teacher": Setting("teacher-warned", MMAUDIO_LIKE),
+            "silent": Setting("tuned-warned", MMAUDIO_LIKE),
+        },
+    ),
+    "captions-flowley": Claim(
+        "Captions by the silent captioner come near those by the teacher, who hears",
+        {
+            "label": Setting("label"),
+            "teacher": Setting("teacher-warned"),
+            "silent": Setting("tuned-warned"),
+        },
+    ),
+    "captioner": Claim(
+        "A captioner tuned on sound names what it cannot see, and noise only if it was taught to",
+        {
+            "teacher-warned": Setting("teacher-warned", None),
+            "teacher-unwarned": Setting("teacher-unwarned", None),
+            "base": Setting("base", None),
+            "tuned-warned": Setting("tuned-warned", None),
+            "tuned-unwarned": Setting("tuned-unwarned", None),
+        },
+        CORE_SEEDS,
+    ),
+    "alike": _regime("Regime: all events alike (drums alone)", world=ALIKE),
+    "dubbed": _regime("Regime: motion without sound", world=DUBBED),
+    "unsynced": _regime("Regime: half of the films out of sync", world=UNSYNCED),
+    "few-films": _regime("Regime: 60 films", train_films=60),
+    "one-joint-block": _regime("Regime: one joint block only", model={"N1": 1}),
+    "25-fps": _regime("Regime: 25 frames per second", model={"r_v": 25}),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One result of the study."""
+
+    claim: str
+    setting: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """claim/setting/seed."""
+        return f"{self.claim}/{self.setting}/{self.seed}"
+
+    def run(self, work: Path, say: Say) -> dict[str, Any]:
+        """The scores."""
+        setting = CLAIMS[self.claim].settings[self.setting]
+        films = Films(setting.world, FIRST_SEED + self.seed, setting.train_films, TEST_FILMS)
+        if setting.model is None:
+            captions = captions_of(setting.captions, films, "test", work)
+            truths = [heard_in(plan) for plan in films.plans("test")]
+            return {"captions": caption_scores(truths, [claimed_by(caption) for caption in captions])}
+        both = {split: captions_of(setting.captions, films, split, work) for split in ("train", "test")}
+        return train_and_score(setting.model, films, both, work, seed=self.seed, say=say)  # type: ignore[arg-type]
+
+
+def cells(patterns: list[str]) -> list[Cell]:
+    """The cells whose names match a pattern (`alignment/*`), in the order of the study; all without patterns."""
+    every = [
+        Cell(claim, setting, seed)
+        for claim, content in CLAIMS.items()
+        for seed in content.seeds
+        for setting in content.settings
+    ]
+    return [cell for cell in every if not patterns or any(fnmatch(cell.name, pattern) for pattern in patterns)]

@@ -1,0 +1,143 @@
+"""docs/miniature.md, from the results alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipelines.miniature.study.cells import CLAIMS, Claim
+
+Result = dict[str, Any]
+SOUND_METRICS = {
+    "onset_f1": "onset F1 ↑",
+    "log_mel_correlation": "log-mel corr. ↑",
+    "kad": "KAD ↓",
+    "fad": "FAD ↓",
+    "kl": "KL ↓",
+    "is": "IS ↑",
+}
+CAPTION_METRICS = {
+    "true": "all true ↑",
+    "on_screen_recall": "on screen ↑",
+    "off_screen_recall": "off screen ↑",
+    "false_on_screen": "false on screen ↓",
+    "false_off_screen": "false off screen ↓",
+    "order": "in order ↑",
+    "noise_mentioned": "noise mentioned ↓",
+}
+T_QUANTILES = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
+"""97.5% of Student's t with n - 1 degrees of freedom, by n."""
+
+
+def render(results: Path, page: Path, notes: Path) -> None:
+    """Write the page and its plots. `notes` holds what a person concluded: a Markdown file for each claim."""
+    found: dict[str, list[Result]] = {}
+    for file in sorted(results.glob("*.json")):
+        result = json.loads(file.read_text())
+        found.setdefault(result["claim"], []).append(result)
+    plots = page.parent / page.stem
+    plots.mkdir(parents=True, exist_ok=True)
+    parts = [_HEAD]
+    for name, claim in CLAIMS.items():
+        parts.append(f"## {claim.title}\n")
+        parts.append(f"`soundcap miniature --cells '{name}/*'`\n")
+        note = notes / f"{name}.md"
+        if note.exists():
+            parts.append(note.read_text().strip() + "\n")
+        if name not in found:
+            parts.append("Not run yet.\n")
+            continue
+        parts.append(_section(name, claim, found[name], plots))
+    page.write_text("\n".join(parts))
+
+
+_HEAD = """# The paper's claims in miniature
+
+Films of a small world in which everything is known (`pipelines/miniature/world`), captioned by small models trained
+on it (`pipelines/miniature/checkpoints`), and sounded by networks of Flowley's and MMAudio's architecture at a width
+of 64. Every figure here comes from the results in `docs/miniature/results`; `soundcap miniature` makes those that are
+missing and renders this page again, in parts if asked (`--cells`).
+
+A table shows, for each setting, the mean over the seeds of the last scores with its 95% interval (Student's t), and
+below it the differences from the first setting, paired by seed: same films, same initial weights, same noise.
+**Bold** differences have an interval that excludes 0. A seed is another corpus: 400 films to train on and 80 test
+films of 4 s, none of which the captioners or encoders were trained on.
+"""
+
+
+def _section(name: str, claim: Claim, results: Sequence[Result], plots: Path) -> str:
+    captions = "captions" in results[0]
+    metrics = CAPTION_METRICS if captions else SOUND_METRICS
+    last = {
+        setting: {
+            r["seed"]: (r["captions"] if captions else r["curve"][-1]) for r in results if r["setting"] == setting
+        }
+        for setting in claim.settings
+    }
+    last = {setting: seeds for setting, seeds in last.items() if seeds}
+    text = _table(last, metrics)
+    if not captions:
+        _plot(results, claim, plots / f"{name}.svg")
+        text += f"\n![onset F1 and KAD over training steps]({plots.name}/{name}.svg)\n"
+    seconds = sum(r["seconds"] for r in results)
+    dates = sorted({r["date"] for r in results})
+    return text + f"\n{len(results)} cells, {seconds / 60:.0f} min of one core, {dates[0]} to {dates[-1]}.\n"
+
+
+def _table(last: dict[str, dict[int, Any]], metrics: dict[str, str]) -> str:
+    lines = ["| setting | seeds | " + " | ".join(metrics.values()) + " |", "|---|---|" + "---|" * len(metrics)]
+    for setting, seeds in last.items():
+        shown = [_interval([scores[metric] for scores in seeds.values()]) for metric in metrics]
+        lines.append(f"| {setting} | {len(seeds)} | " + " | ".join(shown) + " |")
+    first, *others = last
+    for setting in others:
+        common = sorted(last[first].keys() & last[setting].keys())
+        pairs = [[(last[setting][s][m], last[first][s][m]) for s in common] for m in metrics]
+        shown = [_difference(one) for one in pairs]
+        lines.append(f"| *{setting} − {first}* | {len(common)} | " + " | ".join(shown) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _difference(pairs: Sequence[tuple[float | None, float | None]]) -> str:
+    differences = [a - b for a, b in pairs if a is not None and b is not None]
+    if not differences:
+        return "–"
+    shown = _interval(differences, signed=True)
+    half = half_width(differences)
+    return f"**{shown}**" if half is not None and abs(np.mean(differences)) > half else shown
+
+
+def _interval(values: Sequence[float | None], *, signed: bool = False) -> str:
+    kept = [value for value in values if value is not None]
+    if not kept:
+        return "–"
+    mean, half, sign = float(np.mean(kept)), half_width(kept), "+" if signed else ""
+    return f"{mean:{sign}.3f}" if half is None else f"{mean:{sign}.3f} ± {half:.3f}"
+
+
+def half_width(values: Sequence[float]) -> float | None:
+    """Half of the 95% interval of the mean; None for a single value."""
+    n = len(values)
+    return None if n < 2 else float(T_QUANTILES[n] * np.std(values, ddof=1) / n**0.5)
+
+
+def _plot(results: Sequence[Result], claim: Claim, file: Path) -> None:
+    """Onset F1 and KAD over the steps: a line for each setting, a faint one for each seed."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    for axis, metric in zip(figure.subplots(1, 2), ("onset_f1", "kad"), strict=True):
+        for number, setting in enumerate(claim.settings):
+            curves = [[(p["steps"], p[metric]) for p in r["curve"]] for r in results if r["setting"] == setting]
+            if not curves:
+                continue
+            for curve in curves:
+                axis.plot(*np.transpose(curve), color=f"C{number}", alpha=0.25, linewidth=0.8)
+            axis.plot(*np.transpose(np.mean(curves, axis=0)), color=f"C{number}", label=setting)
+        axis.set(xlabel="steps", ylabel=SOUND_METRICS[metric])
+        axis.legend(frameon=False, fontsize=8)
+    figure.savefig(file, metadata={"Date": None})
