@@ -154,7 +154,7 @@ class FeaturesExecution(Workers):
 class CodecConfig(Section):
     """Between sound and the latent frames Flowley generates. All but `log_mel` load weights: a folder or hub id."""
 
-    name: Literal["log_mel", "mmaudio_16k", "oobleck", "audioldm2"] = "log_mel"
+    name: Literal["log_mel", "mmaudio_16k", "oobleck", "audioldm2", "log_mel_pca"] = "log_mel"
     path: str | None = None
     revision: str | None = None
 

@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from pipelines.config import Config, ModelRef, Section
+from pipelines.config import CodecConfig, Config, ModelRef, Section
 from pipelines.errors import RunError, UserError, one_line
 from pipelines.fingerprint import digest, file_sha256, folder_digest
 from pipelines.storage import Storage
@@ -107,8 +107,8 @@ def _staged_section(section: Section, folder: Path, where: str) -> Section:
     updates: dict[str, Any] = {}
     for name, value in section:
         key = f"{where}{name}"
-        if isinstance(value, ModelRef):
-            if Path(value.path).is_dir():
+        if isinstance(value, ModelRef | CodecConfig):
+            if value.path is not None and Path(value.path).is_dir():
                 updates[name] = value.model_copy(update={"path": _absolute(value.path)})
         elif isinstance(value, Section):
             updates[name] = _staged_section(value, folder, f"{key}.")

@@ -16,6 +16,7 @@ from torch import Tensor
 from flowley.codecs.audioldm2 import AudioLDM2Codec
 from flowley.codecs.folder import find_folder
 from flowley.codecs.log_mel import LogMelCodec
+from flowley.codecs.log_mel_pca import LogMelPCACodec
 from flowley.codecs.mmaudio import MMAudioCodec
 from flowley.codecs.oobleck import OobleckCodec
 from flowley.codecs.pretrained import PretrainedCodec
@@ -52,8 +53,9 @@ PRETRAINED: dict[str, type[PretrainedCodec]] = {
     "mmaudio_16k": MMAudioCodec,
     "oobleck": OobleckCodec,
     "audioldm2": AudioLDM2Codec,
+    "log_mel_pca": LogMelPCACodec,
 }
-"""Codecs with published weights, which are never part of this package."""
+"""Codecs with weights, which are never part of this package."""
 CODECS = ("log_mel", *PRETRAINED)
 
 

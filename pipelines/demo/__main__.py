@@ -11,7 +11,7 @@ from pipelines.errors import RunError, UserError, one_line
 from pipelines.progress import human_time
 
 CONFIG = "configs/demo.yaml"
-CLIPS = 60
+CLIPS = 120
 SEED = 0
 
 

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 
 from pipelines.config import Config
+from pipelines.errors import UserError
 from pipelines.media.read import read_audio
 from pipelines.miniature.caption_scores import caption_scores
 from pipelines.miniature.language import Heard, claimed_by, heard_by_truth
-from pipelines.status import read_status
+from pipelines.plan import make_plan
+from pipelines.stages import all_stages
 from pipelines.storage import Storage
 from pipelines.store import Output
 
@@ -39,9 +41,12 @@ class Line:
 
 
 def rows_of(config: Config, stage: str) -> list[dict[str, Any]]:
-    """The rows of a stage's finished output."""
-    [status] = [one for one in read_status(config) if one["name"] == stage]
-    return Output(Storage(config.root), stage, status["fingerprint"]).rows()
+    """The rows of a stage's finished output for this very configuration."""
+    storage = Storage(config.root)
+    [planned] = [one for one in make_plan(all_stages(), config, storage) if one.name == stage]
+    if planned.fingerprint is None:
+        raise UserError(f"{stage} is not finished for this configuration: run it before its scorecard is written")
+    return Output(storage, stage, planned.fingerprint).rows()
 
 
 def write_scorecard(config: Config, unwarned: Config) -> list[str]:

@@ -1,7 +1,7 @@
 """Train the shipped models from scratch, and write down what they are worth.
 
-`python -m pipelines.miniature.models [omni] [vl] [clip] [listener] [--workers N]`: all, or those named. About an hour
-on one core. `checkpoints/models.json` has each one's digest, held-out scores and training time.
+`python -m pipelines.miniature.models [omni] [vl] [clip] [codec] [listener] [--workers N]`: all, or those named. About
+an hour on one core. `checkpoints/models.json` has each one's digest, held-out scores and training time.
 """
 
 from __future__ import annotations
@@ -48,6 +48,13 @@ def build_clip(folder: Path, workers: int, say: Say) -> dict[str, Any]:
     return train(folder, seed=SEED, say=say)
 
 
+def build_codec(folder: Path, workers: int, say: Say) -> dict[str, Any]:
+    """The sound codec: principal components of the world's log-mel frames."""
+    from pipelines.miniature.models.codec import train
+
+    return train(folder, seed=SEED, say=say)
+
+
 def build_listener(folder: Path, workers: int, say: Say) -> dict[str, Any]:
     """The audio classifier."""
     from pipelines.miniature.models.listener import train
@@ -55,7 +62,7 @@ def build_listener(folder: Path, workers: int, say: Say) -> dict[str, Any]:
     return train(folder, seed=SEED, say=say)
 
 
-BUILDERS = {"omni": build_omni, "vl": build_vl, "clip": build_clip, "listener": build_listener}
+BUILDERS = {"omni": build_omni, "vl": build_vl, "clip": build_clip, "codec": build_codec, "listener": build_listener}
 
 
 def rebuild(name: str, workers: int, say: Say) -> None:

@@ -1,9 +1,9 @@
 """An encoder pair for pictures and captions: one small CLIP, trained on frames and sentences that fit them.
 
 Flowley is to put sounds at the right moment, so the sentences tell the instant ("a ball, touching the floor"), and
-each batch holds several frames of each of its films, which differ in nothing else. Contrast alone learns kinds and
-places long before it learns moments, too long for a CPU: linear heads that read the objects' states off the embedding
-(`readout`) are trained along and thrown away. One folder serves as both: `flowley.encoders.VisualEncoder` reads its
+each batch holds several frames of each of its films, which differ in nothing else. After 400 steps of contrast
+alone, the features told kinds but hardly moments: so linear heads that read the objects' states off the embedding
+(`readout`) are trained along, and thrown away. One folder serves as both: `flowley.encoders.VisualEncoder` reads its
 vision tower, `TextEncoder` its text tower.
 """
 

@@ -30,13 +30,14 @@ FILMS = 120
 Scores = dict[str, dict[str, float | None]]
 
 
-def judge_teacher(folder: Path, *, seed: int, films: int = FILMS) -> Scores:
-    """Caption scores by how the teacher is asked: see `teacher_prompts`."""
+def judge_teacher(folder: Path, *, seed: int, films: int = FILMS, ways: Sequence[str] = ()) -> Scores:
+    """Caption scores by how the teacher is asked: in all ways of `teacher_prompts`, or in some."""
     plans = _test_plans(World(music=0.5, narration=0.5), seed, films)
     rng = np.random.default_rng([seed, 20])
     return {
         name: _scores(folder, plans, [ask(plan, rng) for plan in plans], hears=True)
         for name, ask in teacher_prompts().items()
+        if not ways or name in ways
     }
 
 

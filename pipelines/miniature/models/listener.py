@@ -2,10 +2,10 @@
 
 A clip holds several sounds. The target is a distribution, uniform over those that are heard, and the loss its
 cross-entropy: then the softmax is an estimate of what the clip is made of, which KL compares between clips and whose
-entropy IS needs. Labels one by one (sigmoids) rank as well, but their logits are no distribution: a softmax over them
-goes to the loudest kind. Silence is given the uniform distribution over all, so that a generator that makes nothing
-is not taken for one that makes something definite. The penultimate layer, which must hold every kind linearly, serves
-FAD and KAD.
+entropy IS needs. Labels one by one (sigmoids) would give no distribution, and a softmax over their logits would depend
+on how sure the network is more than on what the clip holds; this was not tried. Silence
+is given the uniform distribution over all, so that a generator that makes nothing is not taken for one that makes
+something definite. The penultimate layer, which must hold every kind linearly, serves FAD and KAD.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from flowley.codecs import load_codec
+from flowley.codecs import AudioCodec, load_codec
 from flowley.encoders import TextEncoder, VisualEncoder
 from flowley.features import AVFeatures, TextFeatures, write_av_features, write_text_features
 from pipelines.fingerprint import digest
@@ -24,7 +24,7 @@ from pipelines.miniature.world.film import Film, FilmPlan, Split, World, plan_fi
 
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
 ENCODER = str(CHECKPOINTS / "clip")
-CODEC = "log_mel"
+CODEC = str(CHECKPOINTS / "codec")
 SYNC_HZ = 24
 """Of the frames that stand in for Synchformer's features, where a network takes such."""
 FILMS_VERSION = 1
@@ -60,6 +60,11 @@ class Films:
         return file
 
 
+def open_codec() -> AudioCodec:
+    """The codec of all studies."""
+    return load_codec("log_mel_pca", path=CODEC)
+
+
 @cache
 def _weights() -> str:
     """What the shipped models are: features and captions depend on all of them."""
@@ -76,7 +81,7 @@ def av_file(films: Films, split: Split, work: Path, *, r_v: float, sync: bool) -
 
 
 def _av_features(films: Films, split: Split, r_v: float, sync: bool) -> Iterator[AVFeatures]:
-    visual, codec = VisualEncoder(ENCODER), load_codec(CODEC)
+    visual, codec = VisualEncoder(ENCODER), open_codec()
     for name, plan in zip(films.ids(split), films.plans(split), strict=True):
         film = Film(films.world, plan)
         wave = torch.from_numpy(film.sound(codec.audio_hz, stereo=False)[:, 0]).float()

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from flowley.codecs import load_codec
 from flowley.config import NetworkConfig
 from flowley.dataset import Entry, FeatureDataset, Row, collate
 from flowley.encoders import TextEncoder
@@ -26,14 +25,15 @@ from flowley.sample import SampleSettings
 from flowley.settings import StepReport, TrainExecution, TrainSettings
 from flowley.train import train
 from pipelines.miniature.models.listener import Listener
-from pipelines.miniature.study.films import CHECKPOINTS, CODEC, ENCODER, Films, av_file, text_file
+from pipelines.miniature.study.films import CHECKPOINTS, ENCODER, Films, av_file, open_codec, text_file
 from pipelines.miniature.world.film import Film, Split
 from pipelines.progress import human_time
 
-STEPS, SCORE_EVERY_STEPS = 500, 100
+STEPS, SCORE_EVERY_STEPS = 400, 100
 BATCH_SIZE = 16
 SAMPLING = SampleSettings(steps=12, guidance=2.0)
 TOLERANCE_S = 0.1
+Reference = Literal["codec", "another-film"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def train_and_score(
     """Scores of the test films after every `SCORE_EVERY_STEPS` steps: {"curve": [{"steps", metric, ...}, ...]}."""
     config, duration_s = model.config(), films.world.duration_s
     settings = TrainSettings(
-        steps=model.steps, batch_size=BATCH_SIZE, duration_s=duration_s, seed=seed, learning_rate=1e-3,
+        steps=model.steps, batch_size=BATCH_SIZE, duration_s=duration_s, seed=seed, learning_rate=2e-3,
         warmup_steps=50, decay_steps=(int(0.8 * model.steps),), decay_factor=0.3,
     )  # fmt: skip
     execution = TrainExecution(
@@ -68,7 +68,7 @@ def train_and_score(
 
     def on_checkpoint(folder: Path | None, step: int) -> None:
         assert folder is not None
-        scores = score_sounds(folder, datasets["test"], films)
+        scores = score_sounds(_sounds(folder, datasets["test"], duration_s), films)
         say(f"step {step}: " + ", ".join(f"{name} {value:.3f}" for name, value in scores.items()))
         curve.append({"steps": step, **scores})
 
@@ -95,22 +95,36 @@ def _dataset(films: Films, split: Split, captions: Sequence[str], config: Networ
     return FeatureDataset(entries, null_text=null_text)
 
 
-def score_sounds(checkpoint: Path, dataset: FeatureDataset, films: Films) -> dict[str, float]:
-    """Scores of the sounds that a checkpoint makes for the test films.
+def reference_scores(films: Films, reference: Reference) -> dict[str, float]:
+    """Scores of sound that no network made: what is the best that can be reached, and what is chance.
+
+    codec: the films' own sound through the codec. another-film: the own sound of the next film.
+    """
+    codec = open_codec()
+    own = [Film(films.world, plan).sound(codec.audio_hz, stereo=False)[:, 0] for plan in films.plans("test")]
+    if reference == "another-film":
+        return score_sounds([*own[1:], own[0]], films)
+    with torch.inference_mode():
+        coded = [codec.decode(codec.encode(torch.from_numpy(wave)[None].float())[0])[0].numpy() for wave in own]
+    return score_sounds(coded, films)
+
+
+def score_sounds(generated: Sequence[np.ndarray], films: Films) -> dict[str, float]:
+    """Scores of one sound for each test film, at the codec's rate.
 
     onset_f1              events of the films that are seen and heard, against onsets of the generated sound, 0.1 s
     log_mel_correlation   with the film's own sound
     fad, kad, kl, is      with the listener's embeddings and classes
     """
-    network, codec, listener = load_network(checkpoint).eval(), load_codec(CODEC), Listener(CHECKPOINTS / "listener")
-    generated = _sounds(network, codec, dataset, films.world.duration_s)
+    codec, listener = open_codec(), Listener(CHECKPOINTS / "listener")
     hz = codec.audio_hz
     made = [Film(films.world, plan) for plan in films.plans("test")]
     original = [film.sound(hz, stereo=False)[:, 0].astype(np.float32) for film in made]
     length = min(len(generated[0]), len(original[0]))
     generated, original = [g[:length] for g in generated], [o[:length] for o in original]
-    embedded = [np.asarray(listener.embed(waves, hz), np.float64) for waves in (generated, original)]
-    classes = [np.asarray(listener.probabilities(waves, hz), np.float64) for waves in (generated, original)]
+    both = generated, original
+    embedded = [np.asarray(listener.embed(waves, hz), np.float64) for waves in both]
+    classes = [np.asarray(listener.probabilities(waves, hz), np.float64) for waves in both]
     onsets = [
         onset_f1(detect_onsets(g, hz), _events_s(film), tolerance_s=TOLERANCE_S)
         for g, film in zip(generated, made, strict=True)
@@ -132,7 +146,9 @@ def _events_s(film: Film) -> np.ndarray:
     return np.unique(np.concatenate([np.asarray(times, float) for times in heard]))
 
 
-def _sounds(network: Any, codec: Any, dataset: FeatureDataset, duration_s: float) -> list[np.ndarray]:
+def _sounds(checkpoint: Path, dataset: FeatureDataset, duration_s: float) -> list[np.ndarray]:
+    """What a checkpoint makes of every clip of a dataset."""
+    network, codec = load_network(checkpoint).eval(), open_codec()
     config = network.config
     L_aud, L_vis = config.lengths(duration_s)
     waves: list[np.ndarray] = []

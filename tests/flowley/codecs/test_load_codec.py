@@ -13,8 +13,8 @@ from flowley.codecs import CODECS, load_codec
 
 
 def test_the_choices() -> None:
-    assert CODECS == ("log_mel", "mmaudio_16k", "oobleck", "audioldm2")
-    with pytest.raises(ValueError, match="'encodec': wanted one of log_mel, mmaudio_16k, oobleck, audioldm2"):
+    assert CODECS == ("log_mel", "mmaudio_16k", "oobleck", "audioldm2", "log_mel_pca")
+    with pytest.raises(ValueError, match="'encodec': wanted one of log_mel, mmaudio_16k, oobleck, audioldm2, log_mel_"):
         load_codec("encodec")
 
 
