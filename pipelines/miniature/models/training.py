@@ -1,4 +1,4 @@
-"""The one way in which the small models are trained: AdamW, a warm-up, a cosine."""
+"""How the encoders and the listener are trained: AdamW, a warm-up, a cosine."""
 
 from __future__ import annotations
 
