@@ -88,4 +88,5 @@ class LogMelPCACodec(PretrainedCodec):
         return latent, torch.zeros_like(latent)
 
     def _decode(self, latent: Tensor) -> Tensor:
-        return self.log_mel.decode(latent @ self.components + self.mean)
+        # One by one: Griffin-Lim makes other phases of what differs by rounding, as products of batches do.
+        return torch.cat([self.log_mel.decode(one[None] @ self.components + self.mean) for one in latent])

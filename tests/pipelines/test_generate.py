@@ -60,7 +60,8 @@ def load(folder: Path) -> Load:
             [
                 f"root={folder}/store", "clips.duration_s=2.0", f"captioner.model.path={folder}/vl",
                 f"captioner.adapter={folder}/adapter", f"features.visual.path={folder}/clip",
-                f"features.text.path={folder}/t5", f"flowley.checkpoint={folder}/flowley", "samples.steps=2",
+                f"features.text.path={folder}/t5", "features.codec={name: log_mel}", "flowley.overrides={}",
+                f"flowley.checkpoint={folder}/flowley", "samples.steps=2",
                 "silent_captions.sampling.max_new_tokens=4", *overrides,
             ],
         )  # fmt: skip

@@ -13,6 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from flowley.codecs.log_mel_pca import LogMelPCACodec
+
 FIXTURES = Path(__file__).parent / "fixtures"
 
 
@@ -104,5 +106,22 @@ def audioldm2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def folders(mmaudio_folder: Path, oobleck_folder: Path, audioldm2_folder: Path) -> dict[str, Path]:
-    return {"mmaudio_16k": mmaudio_folder, "oobleck": oobleck_folder, "audioldm2": audioldm2_folder}
+def log_mel_pca_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("log_mel_pca")
+    t = torch.arange(16_000) / 16_000
+    generator = torch.Generator().manual_seed(0)
+    tones = [torch.sin(2 * torch.pi * hz * t) * torch.exp(-t / 0.3) for hz in torch.linspace(100, 6000, 30)]
+    LogMelPCACodec.fit([*tones, torch.zeros(16_000), torch.randn(16_000, generator=generator) / 4], 12).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def folders(
+    mmaudio_folder: Path, oobleck_folder: Path, audioldm2_folder: Path, log_mel_pca_folder: Path
+) -> dict[str, Path]:
+    return {
+        "mmaudio_16k": mmaudio_folder,
+        "oobleck": oobleck_folder,
+        "audioldm2": audioldm2_folder,
+        "log_mel_pca": log_mel_pca_folder,
+    }

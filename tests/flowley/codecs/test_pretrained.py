@@ -16,6 +16,7 @@ RATES = {
     "mmaudio_16k": (16_000, Fraction(125, 4), 20),
     "oobleck": (48_000, Fraction(25), 6),
     "audioldm2": (16_000, Fraction(25), 128),
+    "log_mel_pca": (16_000, Fraction(125, 4), 12),
 }
 WEIGHTS = {
     "mmaudio_16k": ["v1-16.pth", "best_netG.pt"],
@@ -24,6 +25,7 @@ WEIGHTS = {
         "vae/config.json", "vae/diffusion_pytorch_model.safetensors",
         "vocoder/config.json", "vocoder/model.safetensors",
     ],
+    "log_mel_pca": ["model.safetensors"],
 }  # fmt: skip
 EACH_FILE = [(name, file) for name, files in WEIGHTS.items() for file in files]
 

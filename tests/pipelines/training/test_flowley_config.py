@@ -27,7 +27,7 @@ def test_training_changes_the_presets_recipe(preset: str) -> None:
         ("flowley.training=fast", "flowley.training: got 'fast'"),
         ("flowley.training.drop_text=2", "drop_text = 2.0, wanted within [0, 1)"),
         ("flowley.preset=tny", "preset 'tny': wanted one of flowley_169m"),
-        ("flowley.execution.workers=3", "flowley.training.batch_size: got 8, wanted a multiple of"),
+        ("flowley.execution.workers=3", "flowley.training.batch_size: got 16, wanted a multiple of"),
         ("flowley.execution.settings.sharding=fsdp", "got 'fsdp' with one worker"),
         ("flowley.execution.settings.sample_evry_steps=5", "did you mean sample_every_steps?"),
     ],
