@@ -12,11 +12,18 @@ from typer.testing import CliRunner
 from pipelines.cli import app
 from pipelines.errors import RunError, UserError
 from pipelines.miniature.study import run as running
-from pipelines.miniature.study.cells import CLAIMS, cells
+from pipelines.miniature.study.captions import captions_of
+from pipelines.miniature.study.cells import CLAIMS, CLEAN_WORLD, cells
 from pipelines.miniature.study.films import Films
 from pipelines.miniature.study.page import half_width, render
 from pipelines.miniature.study.run import result_file, run_study
-from pipelines.miniature.study.sounds import SoundModel, inception_score, kl_divergence, train_and_score
+from pipelines.miniature.study.sounds import (
+    SoundModel,
+    inception_score,
+    kl_divergence,
+    reference_scores,
+    train_and_score,
+)
 from pipelines.miniature.world.film import World
 
 RESULTS = Path(__file__).parents[3] / "docs/miniature/results"
@@ -121,3 +128,18 @@ def test_a_sound_cell_trains_and_is_scored_as_it_learns(claim, name, tmp_path, m
     made = sorted(path.name for path in (tmp_path / "made").iterdir())
     train_and_score(model, films, captions, tmp_path, seed=0, say=said.append)
     assert sorted(path.name for path in (tmp_path / "made").iterdir()) == made, "features are made once"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_psca_finds_events_where_plain_attention_does_not(tmp_path):
+    """The claim `alignment`, on films of another seed: .46 and .52 against .31 and .35 in the study after 200 steps."""
+    films = Films(CLEAN_WORLD, 77, train=400, test=40)
+    labels = {split: captions_of("label", films, split, tmp_path) for split in ("train", "test")}
+    onset_f1 = {}
+    for name in ("psca", "plain"):
+        model = replace(CLAIMS["alignment"].settings[name].model, steps=200)
+        onset_f1[name] = train_and_score(model, films, labels, tmp_path, seed=77, say=print)["curve"][-1]["onset_f1"]
+    chance = reference_scores(films, "another-film")["onset_f1"]
+    assert onset_f1["psca"] > chance + 0.08, f"PSCA hears what it sees: {onset_f1}, by chance {chance}"
+    assert onset_f1["psca"] > onset_f1["plain"] + 0.05, f"sooner than plain cross-attention: {onset_f1}"
