@@ -14,7 +14,7 @@ from rich.table import Table
 
 from pipelines.config import Config, load_config
 from pipelines.entry import run_command
-from pipelines.errors import UserError
+from pipelines.errors import RunError, UserError
 
 app = typer.Typer(
     help="From video clips to sound-aware captions, a captioner that hears what it only sees, and sound.",
@@ -189,11 +189,15 @@ def miniature(
     from pipelines.miniature.study.page import render
     from pipelines.miniature.study.run import PAGE, RESULTS, run_study
 
+    failed = None
     try:
         run_study(cells, work=Path(work), results=RESULTS, processes=processes, again=again)
-    finally:
-        render(RESULTS, PAGE, PAGE.with_suffix("") / "notes")
+    except RunError as error:
+        failed = error  # the page shows what the others found
+    render(RESULTS, PAGE, PAGE.with_suffix("") / "notes")
     print(PAGE)
+    if failed is not None:
+        raise failed
 
 
 @app.command()

@@ -95,7 +95,7 @@ def stage_job(config: Config, folder: Path) -> Config:
     """
     for package in PACKAGES:
         source = Path(__file__).resolve().parents[1] / package
-        shutil.copytree(source, folder / package, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+        shutil.copytree(source, folder / package, ignore=shutil.ignore_patterns("__pycache__", ".*", "checkpoints"))
     staged = _staged_section(config, folder, "")
     assert isinstance(staged, Config)
     text = yaml.safe_dump(staged.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -1,6 +1,6 @@
 """The teacher, which hears and sees and obeys warnings, and the base, which describes what is visible.
 
-Both are trained on films that are never encoded, drawn from the train split; they are judged on test films.
+Both are trained on films of the train split, whose sound alone was encoded, and judged on test films.
 """
 
 from __future__ import annotations

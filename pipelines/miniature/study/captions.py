@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from pipelines.fingerprint import digest
 from pipelines.miniature.models.shown import FRAMES_FPS, MAX_FRAME_PX, MIN_FRAME_PX, clip_frames, request_of
 from pipelines.miniature.phrasings import PROMPTS, project_prompts
 from pipelines.miniature.study.films import CHECKPOINTS, Films, kept_captions
@@ -17,7 +18,7 @@ from pipelines.miniature.world.objects import OBJECTS
 from soundcap.engines import EngineOptions, load_engine
 from soundcap.finetune import ExecutionSettings, FinetuneSettings, finetune
 from soundcap.finetune_data import TrainExample
-from soundcap.prompts import load_prompts
+from soundcap.prompts import PromptSet, load_prompts
 from soundcap.request import Sampling
 
 Teaching = Literal["warned", "unwarned"]
@@ -38,16 +39,20 @@ def captions_of(source: Source, films: Films, split: Split, work: Path) -> list[
     if source == "label":
         return [label_of(plan) for plan in films.plans(split)]
     if source == "base":
-        return kept_captions(films, split, work, source, lambda plans: _silent(films.world, plans, None))
+        asked = silent_prompt()
+        return kept_captions(films, split, work, source, lambda plans: _silent(films.world, plans, None), prompt=asked)
     if source in ("teacher-warned", "teacher-unwarned"):
-        warned = source == "teacher-warned"
-        return kept_captions(films, split, work, source, lambda plans: _heard(films.world, plans, warned=warned))
+        prompts = project_prompts()[0 if source == "teacher-warned" else 1]
+        meaning = digest(prompts.meaning())
+        return kept_captions(
+            films, split, work, source, lambda plans: _heard(films.world, plans, prompts), prompt=meaning
+        )
     teacher: Source = "teacher-warned" if source == "tuned-warned" else "teacher-unwarned"
 
-    def by_tuned(plans: list[FilmPlan]) -> list[str]:
-        return _silent(films.world, plans, _adapter(teacher, films, work))
-
-    return kept_captions(films, split, work, source, by_tuned)
+    adapter = _adapter(teacher, films, work)
+    return kept_captions(
+        films, split, work, source, lambda plans: _silent(films.world, plans, adapter), adapter=adapter.name
+    )
 
 
 def label_of(plan: FilmPlan) -> str:
@@ -55,9 +60,8 @@ def label_of(plan: FilmPlan) -> str:
     return OBJECTS[plan.seen[0].kind].LABEL
 
 
-def _heard(world: World, plans: list[FilmPlan], *, warned: bool) -> list[str]:
-    """The teacher's captions, with the project's own prompt."""
-    prompts = project_prompts()[0 if warned else 1]
+def _heard(world: World, plans: list[FilmPlan], prompts: PromptSet) -> list[str]:
+    """The teacher's captions."""
     return _ask("omni", world, plans, lambda plan: prompts.render(label_of(plan)), hears=True, adapter=None)
 
 
@@ -93,7 +97,10 @@ def _ask(
 def _adapter(teacher: Source, films: Films, work: Path) -> Path:
     """A LoRA adapter that learnt the teacher's captions of the train split; made once."""
     captions = captions_of(teacher, films, "train", work)
-    archive = films.made_once(work, f"adapter-{teacher}", lambda file: _tune(captions, films, file))
+    archive = films.made_once(
+        work, f"adapter-{teacher}", lambda file: _tune(captions, films, file),
+        captions=digest(captions), prompt=silent_prompt(), tuning=TUNING,
+    )  # fmt: skip
     folder = work / "adapters" / archive.name
     if not folder.is_dir():
         shutil.unpack_archive(archive, folder, "tar")

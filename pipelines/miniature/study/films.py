@@ -20,6 +20,7 @@ from flowley.encoders import TextEncoder, VisualEncoder
 from flowley.features import AVFeatures, TextFeatures, write_av_features, write_text_features
 from pipelines.fingerprint import digest
 from pipelines.media.normalise import temporary_beside
+from pipelines.miniature.world.corpus import CORPUS_VERSION
 from pipelines.miniature.world.film import Film, FilmPlan, Split, World, plan_film
 
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
@@ -27,7 +28,6 @@ ENCODER = str(CHECKPOINTS / "clip")
 CODEC = str(CHECKPOINTS / "codec")
 SYNC_HZ = 24
 """Of the frames that stand in for Synchformer's features, where a network takes such."""
-FILMS_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Films:
 
     def made_once(self, work: Path, what: str, make: Callable[[Path], None], **depends: Any) -> Path:
         """The file `what` of these films, made by `make` if it is not there yet."""
-        key = digest([FILMS_VERSION, asdict(self), what, _weights(), {k: str(v) for k, v in sorted(depends.items())}])
+        key = digest([CORPUS_VERSION, asdict(self), what, _weights(), {k: str(v) for k, v in sorted(depends.items())}])
         file = work / "made" / f"{what}-{key[:20]}"
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -111,12 +111,12 @@ def text_file(captions: Sequence[str], films: Films, split: Split, work: Path, *
 
 
 def kept_captions(
-    films: Films, split: Split, work: Path, source: str, make: Callable[[list[FilmPlan]], list[str]]
+    films: Films, split: Split, work: Path, source: str, make: Callable[[list[FilmPlan]], list[str]], **depends: Any
 ) -> list[str]:
     """Captions of a source, asked for once."""
 
     def write(file: Path) -> None:
         file.write_text(json.dumps(make(films.plans(split)), indent=0))
 
-    captions: list[str] = json.loads(films.made_once(work, f"captions-{source}-{split}", write).read_text())
+    captions: list[str] = json.loads(films.made_once(work, f"captions-{source}-{split}", write, **depends).read_text())
     return captions

@@ -36,13 +36,16 @@ def run_study(patterns: list[str], *, work: Path, results: Path, processes: int,
     print(f"{len(wanted)} cells, {len(wanted) - len(todo)} of them done before", flush=True)
     work.mkdir(parents=True, exist_ok=True)
     started, done, failed = time.monotonic(), 0, []
-    with ThreadPoolExecutor(processes) as pool:
+    pool = ThreadPoolExecutor(processes)
+    try:
         for cell, error in pool.map(lambda cell: (cell, _in_process(cell, work, results)), todo):
             done += 1
             left = human_time((len(todo) - done) * (time.monotonic() - started) / done)
             print(f"{cell.name}: {error or 'done'} ({done}/{len(todo)}, {left} left)", flush=True)
             if error:
                 failed.append(cell.name)
+    finally:
+        pool.shutdown(cancel_futures=True)  # an interruption starts no further cell
     if failed:
         raise RunError(f"{len(failed)} cells failed: {', '.join(failed)}; the logs are in {work}/logs")
 
