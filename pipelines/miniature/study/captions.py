@@ -21,8 +21,9 @@ from soundcap.finetune_data import TrainExample
 from soundcap.prompts import PromptSet, load_prompts
 from soundcap.request import Sampling
 
-Teaching = Literal["warned", "unwarned"]
-Source = Literal["label", "teacher-warned", "teacher-unwarned", "base", "tuned-warned", "tuned-unwarned"]
+Source = Literal[
+    "none", "label", "teacher-warned", "teacher-unwarned", "base", "tuned-warned", "tuned-unwarned"
+]  # fmt: skip
 MAX_NEW_TOKENS = 64
 TUNING = FinetuneSettings(
     rank=16, alpha=32, dropout=0.0, learning_rate=8e-3, batch_size=16, max_steps=150, precision="float32",
@@ -36,23 +37,22 @@ _EXECUTION = ExecutionSettings(
 
 def captions_of(source: Source, films: Films, split: Split, work: Path) -> list[str]:
     """A caption for each film of a split."""
+    plans = films.plans(split)
+    if source == "none":
+        return [""] * len(plans)
     if source == "label":
-        return [label_of(plan) for plan in films.plans(split)]
+        return [label_of(plan) for plan in plans]
+
+    def kept(make: Callable[[list[FilmPlan]], list[str]], model: str, **depends: str) -> list[str]:
+        return kept_captions(films, split, work, source, make, model=model, **depends)
+
     if source == "base":
-        asked = silent_prompt()
-        return kept_captions(films, split, work, source, lambda plans: _silent(films.world, plans, None), prompt=asked)
+        return kept(lambda plans: _silent(films.world, plans, None), "vl", prompt=silent_prompt())
     if source in ("teacher-warned", "teacher-unwarned"):
         prompts = project_prompts()[0 if source == "teacher-warned" else 1]
-        meaning = digest(prompts.meaning())
-        return kept_captions(
-            films, split, work, source, lambda plans: _heard(films.world, plans, prompts), prompt=meaning
-        )
-    teacher: Source = "teacher-warned" if source == "tuned-warned" else "teacher-unwarned"
-
-    adapter = _adapter(teacher, films, work)
-    return kept_captions(
-        films, split, work, source, lambda plans: _silent(films.world, plans, adapter), adapter=adapter.name
-    )
+        return kept(lambda plans: _heard(films.world, plans, prompts), "omni", prompt=digest(prompts.meaning()))
+    adapter = _adapter("teacher-warned" if source == "tuned-warned" else "teacher-unwarned", films, work)
+    return kept(lambda plans: _silent(films.world, plans, adapter), "vl", adapter=adapter.name)
 
 
 def label_of(plan: FilmPlan) -> str:
@@ -99,7 +99,7 @@ def _adapter(teacher: Source, films: Films, work: Path) -> Path:
     captions = captions_of(teacher, films, "train", work)
     archive = films.made_once(
         work, f"adapter-{teacher}", lambda file: _tune(captions, films, file),
-        captions=digest(captions), prompt=silent_prompt(), tuning=TUNING,
+        models=["vl"], captions=digest(captions), prompt=silent_prompt(), tuning=TUNING,
     )  # fmt: skip
     folder = work / "adapters" / archive.name
     if not folder.is_dir():

@@ -102,11 +102,11 @@ CLAIMS: dict[str, Claim] = {
         CORE_SEEDS,
     ),
     "captions": Claim(
-        "Captions made with warnings condition the sound model better than those without, and than labels",
+        "Captions made with warnings condition the sound model better than those without, and than none",
         {
             "warned": Setting("tuned-warned"),
             "unwarned": Setting("tuned-unwarned"),
-            "label": Setting("label"),
+            "none": Setting("none"),
         },
         CORE_SEEDS,
     ),
@@ -183,11 +183,26 @@ class Cell:
 
 
 def cells(patterns: list[str]) -> list[Cell]:
-    """The cells whose names match a pattern (`alignment/*`), in the order of the study; all without patterns."""
-    every = [
-        Cell(claim, setting, seed)
+    """The cells that a pattern names (`alignment/*`), in the order of the study; all without patterns.
+
+    A setting that two claims share is run once, under the name of the first. Settings follow one another, not seeds:
+    cells that run side by side have different films, and those that come later find their features made.
+    """
+    chosen = [
+        cell_of(claim, setting, seed)
         for claim, content in CLAIMS.items()
-        for seed in content.seeds
         for setting in content.settings
+        for seed in content.seeds
+        if not patterns or any(fnmatch(f"{claim}/{setting}/{seed}", pattern) for pattern in patterns)
     ]
-    return [cell for cell in every if not patterns or any(fnmatch(cell.name, pattern) for pattern in patterns)]
+    return list(dict.fromkeys(chosen))
+
+
+def cell_of(claim: str, setting: str, seed: int) -> Cell:
+    """The cell that gives a claim's result: its own, or that of an earlier claim with the same setting."""
+    wanted = CLAIMS[claim].settings[setting]
+    for first, content in CLAIMS.items():
+        for name, one in content.settings.items():
+            if one == wanted and seed in content.seeds:
+                return Cell(first, name, seed)
+    raise AssertionError(f"{claim}/{setting} is a setting of its own claim")

@@ -48,9 +48,12 @@ class Films:
         """A name for each film of a split."""
         return [f"{split}-{number:05d}" for number in range(len(self.plans(split)))]
 
-    def made_once(self, work: Path, what: str, make: Callable[[Path], None], **depends: Any) -> Path:
-        """The file `what` of these films, made by `make` if it is not there yet."""
-        key = digest([CORPUS_VERSION, asdict(self), what, _weights(), {k: str(v) for k, v in sorted(depends.items())}])
+    def made_once(
+        self, work: Path, what: str, make: Callable[[Path], None], *, models: Sequence[str], **depends: Any
+    ) -> Path:
+        """The file `what` of these films, made by `make` with shipped models if it is not there yet."""
+        weights = {model: _weights(model) for model in models}
+        key = digest([CORPUS_VERSION, asdict(self), what, weights, {k: str(v) for k, v in sorted(depends.items())}])
         file = work / "made" / f"{what}-{key[:20]}"
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -66,9 +69,9 @@ def open_codec() -> AudioCodec:
 
 
 @cache
-def _weights() -> str:
-    """What the shipped models are: features and captions depend on all of them."""
-    return digest([file.read_bytes().hex() for file in sorted(CHECKPOINTS.glob("*/model.safetensors"))])
+def _weights(model: str) -> str:
+    """What a shipped model is."""
+    return digest((CHECKPOINTS / model / "model.safetensors").read_bytes().hex())
 
 
 def av_file(films: Films, split: Split, work: Path, *, r_v: float, sync: bool) -> Path:
@@ -77,7 +80,7 @@ def av_file(films: Films, split: Split, work: Path, *, r_v: float, sync: bool) -
     def make(file: Path) -> None:
         write_av_features(file, list(_av_features(films, split, r_v, sync)))
 
-    return films.made_once(work, f"av-{split}", make, r_v=r_v, sync=sync)
+    return films.made_once(work, f"av-{split}", make, models=["clip", "codec"], r_v=r_v, sync=sync)
 
 
 def _av_features(films: Films, split: Split, r_v: float, sync: bool) -> Iterator[AVFeatures]:
@@ -107,16 +110,19 @@ def text_file(captions: Sequence[str], films: Films, split: Split, work: Path, *
         ]
         write_text_features(file, rows)
 
-    return films.made_once(work, f"text-{split}", make, captions=digest(list(captions)), max_tokens=max_tokens)
+    asked = {"captions": digest(list(captions)), "max_tokens": max_tokens}
+    return films.made_once(work, f"text-{split}", make, models=["clip"], **asked)
 
 
 def kept_captions(
-    films: Films, split: Split, work: Path, source: str, make: Callable[[list[FilmPlan]], list[str]], **depends: Any
-) -> list[str]:
-    """Captions of a source, asked for once."""
+    films: Films, split: Split, work: Path, source: str, make: Callable[[list[FilmPlan]], list[str]], *, model: str,
+    **depends: Any,
+) -> list[str]:  # fmt: skip
+    """Captions of a source, which a shipped model is asked for once."""
 
     def write(file: Path) -> None:
         file.write_text(json.dumps(make(films.plans(split)), indent=0))
 
-    captions: list[str] = json.loads(films.made_once(work, f"captions-{source}-{split}", write, **depends).read_text())
+    file = films.made_once(work, f"captions-{source}-{split}", write, models=[model], **depends)
+    captions: list[str] = json.loads(file.read_text())
     return captions
