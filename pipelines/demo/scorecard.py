@@ -15,7 +15,7 @@ from pipelines.config import Config
 from pipelines.errors import UserError
 from pipelines.media.read import read_audio
 from pipelines.miniature.caption_scores import caption_scores
-from pipelines.miniature.language import Heard, claimed_by, heard_by_truth
+from pipelines.miniature.language import claimed_by, heard_by_truth
 from pipelines.plan import make_plan
 from pipelines.stages import all_stages
 from pipelines.storage import Storage
@@ -51,31 +51,50 @@ def rows_of(config: Config, stage: str) -> list[dict[str, Any]]:
 
 def write_scorecard(config: Config, unwarned: Config) -> list[str]:
     """Write the page; returns its lines as text. `unwarned` is the configuration without warnings."""
-    truth_file = Path(config.source.folder).parent / "truth.json"
-    truth = {Path(clip["file"]).stem: clip for clip in json.loads(truth_file.read_text())["clips"]}
-    clips = {row["clip_id"]: truth[Path(row["source_name"]).stem] for row in rows_of(config, "clips")}
-    test = [clip_id for clip_id, clip in clips.items() if clip["split"] == "test"]
+    clips = _truth(config)
     lines = [
         Line("teacher, no warnings", _captions(unwarned, "captions")),
         Line("teacher, warned", _captions(config, "captions")),
         Line("silent captioner, tuned on warned captions", _captions(config, "silent_captions")),
     ]
-    heard = {clip_id: heard_by_truth(clip) for clip_id, clip in clips.items()}
-    table = {line.title: _scores(line, heard, test) for line in lines}
+    table = {line.title: _scores(line, clips) for line in lines}
     sounds = _onsets(config, clips)
+    test = _held_out(clips)
     storage = Storage(config.root)
     storage.write_json(PAGE.replace(".html", ".json"), {"captions": table, "sounds": sounds, "test_clips": len(test)})
     storage.write_bytes(PAGE, _page(table, sounds, lines, clips, test).encode())
     return [f"{title}: {_text(scores)}" for title, scores in table.items()]
 
 
+def held_out_scores(config: Config) -> dict[str, Any]:
+    """Scores of a finished run on its test clips: {"captions", "silent_captions", "onset_f1"}."""
+    clips = _truth(config)
+    scores: dict[str, Any] = {
+        stage: _scores(Line(stage, _captions(config, stage)), clips) for stage in ("captions", "silent_captions")
+    }
+    return scores | {"onset_f1": _onsets(config, clips)["generated"]}
+
+
+def _truth(config: Config) -> dict[str, dict[str, Any]]:
+    """What each clip shows and lets hear, by clip id."""
+    truth_file = Path(config.source.folder).parent / "truth.json"
+    truth = {Path(clip["file"]).stem: clip for clip in json.loads(truth_file.read_text())["clips"]}
+    return {row["clip_id"]: truth[Path(row["source_name"]).stem] for row in rows_of(config, "clips")}
+
+
+def _held_out(clips: Mapping[str, Any]) -> list[str]:
+    return [clip_id for clip_id, clip in clips.items() if clip["split"] == "test"]
+
+
 def _captions(config: Config, stage: str) -> dict[str, str]:
     return {row["clip_id"]: row["caption"] for row in rows_of(config, stage)}
 
 
-def _scores(line: Line, heard: Mapping[str, Heard], test: Sequence[str]) -> dict[str, float | None]:
+def _scores(line: Line, clips: Mapping[str, Any]) -> dict[str, float | None]:
     """Scores on test clips; a clip without a caption claims nothing."""
-    return caption_scores([heard[one] for one in test], [claimed_by(line.captions.get(one, "")) for one in test])
+    test = _held_out(clips)
+    heard = [heard_by_truth(clips[one]) for one in test]
+    return caption_scores(heard, [claimed_by(line.captions.get(one, "")) for one in test])
 
 
 def _onsets(config: Config, clips: Mapping[str, Any]) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Train the shipped models from scratch, and write down what they are worth.
 
-`python -m pipelines.miniature.models [omni] [vl] [clip] [codec] [listener] [--workers N]`: all, or those named. About
-an hour on one core. `checkpoints/models.json` has each one's digest, held-out scores and training time.
+`python -m pipelines.miniature.models [MODEL ...] [--workers N]`: all, or those named. About an hour on one core.
+`checkpoints/models.json` has each one's digest, held-out scores and training time.
 """
 
 from __future__ import annotations
@@ -62,7 +62,21 @@ def build_listener(folder: Path, workers: int, say: Say) -> dict[str, Any]:
     return train(folder, seed=SEED, say=say)
 
 
-BUILDERS = {"omni": build_omni, "vl": build_vl, "clip": build_clip, "codec": build_codec, "listener": build_listener}
+def build_alignment(folder: Path, workers: int, say: Say) -> dict[str, Any]:
+    """The classifier of alignment; it needs encoder and codec."""
+    from pipelines.miniature.models.alignment import train
+
+    return train(folder, seed=SEED, say=say)
+
+
+BUILDERS = {
+    "omni": build_omni,
+    "vl": build_vl,
+    "clip": build_clip,
+    "codec": build_codec,
+    "listener": build_listener,
+    "alignment": build_alignment,
+}
 
 
 def rebuild(name: str, workers: int, say: Say) -> None:

@@ -99,7 +99,7 @@ def _adapter(teacher: Source, films: Films, work: Path) -> Path:
     captions = captions_of(teacher, films, "train", work)
     archive = films.made_once(
         work, f"adapter-{teacher}", lambda file: _tune(captions, films, file),
-        models=["vl"], captions=digest(captions), prompt=silent_prompt(), tuning=TUNING,
+        models=["vl"], package="soundcap", captions=digest(captions), prompt=silent_prompt(), tuning=TUNING,
     )  # fmt: skip
     folder = work / "adapters" / archive.name
     if not folder.is_dir():

@@ -6,13 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pipelines.miniature.caption_scores import caption_scores
 from pipelines.miniature.language import claimed_by, heard_in
 from pipelines.miniature.study.captions import Source, captions_of
 from pipelines.miniature.study.films import Films
-from pipelines.miniature.study.sounds import Reference, SoundModel, reference_scores, train_and_score
+from pipelines.miniature.study.networks import SoundModel, train_networks
+from pipelines.miniature.study.rerun import rerun
+from pipelines.miniature.study.sounds import Reference, learning_curve, reference_scores
 from pipelines.miniature.world.film import World
 
 Say = Callable[[str], None]
@@ -38,10 +40,12 @@ class Setting:
     """One column of a comparison."""
 
     captions: Source = "label"
-    model: SoundModel | Reference | None = USUAL_MODEL
-    """What makes the sounds; None: only captions are scored."""
+    model: SoundModel | Reference | Literal["pipeline"] | None = USUAL_MODEL
+    """What makes the sounds; None: only captions are scored. pipeline: the whole of it, again and again."""
     world: World = USUAL_WORLD
     train_films: int = TRAIN_FILMS
+    test_duration_s: float | None = None
+    """Of test films that are longer than those trained on, and as many fewer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +123,14 @@ CLAIMS: dict[str, Claim] = {
             "round": Setting(model=_flowley(alignment="round"), world=CLEAN_WORLD),
         },
     ),
+    "long": Claim(
+        "Films of 8 and 16 s, by networks that were trained on films of 4 s",
+        {
+            f"{name}-{duration_s:g}-s": Setting(model=model, world=CLEAN_WORLD, test_duration_s=duration_s)
+            for duration_s in (8.0, 16.0)
+            for name, model in (("psca", PSCA), ("plain", PLAIN))
+        },
+    ),
     "captions-mmaudio": Claim(
         "Captions help an MMAudio-like network, too",
         {
@@ -146,6 +158,10 @@ CLAIMS: dict[str, Claim] = {
         },
         CORE_SEEDS,
     ),
+    "prompt-change": Claim(
+        "A changed prompt: what is computed again, how long that takes and what it changes",
+        {"pipeline": Setting(model="pipeline")},
+    ),
     "alike": _regime("Regime: all events alike (bells alone)", world=ALIKE),
     "dubbed": _regime("Regime: motion without sound", world=DUBBED),
     "unsynced": _regime("Regime: half of the films out of sync", world=UNSYNCED),
@@ -171,15 +187,22 @@ class Cell:
     def run(self, work: Path, say: Say) -> dict[str, Any]:
         """The scores."""
         setting = CLAIMS[self.claim].settings[self.setting]
+        if setting.model == "pipeline":
+            return {"rounds": rerun(work, seed=FIRST_SEED + self.seed, say=say)}
         films = Films(setting.world, FIRST_SEED + self.seed, setting.train_films, TEST_FILMS)
         if setting.model is None:
             captions = captions_of(setting.captions, films, "test", work)
             truths = [heard_in(plan) for plan in films.plans("test")]
             return {"captions": caption_scores(truths, [claimed_by(caption) for caption in captions])}
         if isinstance(setting.model, str):
-            return {"curve": [{"steps": 0, **reference_scores(films, setting.model)}]}
-        both = {split: captions_of(setting.captions, films, split, work) for split in ("train", "test")}
-        return train_and_score(setting.model, films, both, work, seed=self.seed, say=say)  # type: ignore[arg-type]
+            return {"curve": [{"steps": 0, **reference_scores(films, setting.model, work)}]}
+        train_captions = captions_of(setting.captions, films, "train", work)
+        networks = train_networks(setting.model, films, train_captions, work, seed=self.seed, say=say)
+        if setting.test_duration_s is not None:
+            longer = setting.test_duration_s / setting.world.duration_s
+            world = replace(setting.world, duration_s=setting.test_duration_s)
+            films = replace(films, world=world, test=round(films.test / longer))
+        return {"curve": learning_curve(networks, films, captions_of(setting.captions, films, "test", work), work, say)}
 
 
 def cells(patterns: list[str]) -> list[Cell]:
@@ -206,3 +229,8 @@ def cell_of(claim: str, setting: str, seed: int) -> Cell:
             if one == wanted and seed in content.seeds:
                 return Cell(first, name, seed)
     raise AssertionError(f"{claim}/{setting} is a setting of its own claim")
+
+
+def result_file(cell: Cell, results: Path) -> Path:
+    """Where a cell's result lies."""
+    return results / f"{cell.name.replace('/', '.')}.json"

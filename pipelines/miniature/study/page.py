@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.miniature.study.cells import CLAIMS, Claim
+from pipelines.miniature.study.cells import CLAIMS, Claim, cell_of, result_file
 
 Result = dict[str, Any]
 SOUND_METRICS = {
     "onset_f1": "onset F1 ↑",
+    "aligned": "aligned ↑",
     "log_mel_correlation": "log-mel corr. ↑",
     "kad": "KAD ↓",
     "fad": "FAD ↓",
@@ -35,10 +36,6 @@ T_QUANTILES = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 
 def render(results: Path, page: Path, notes: Path) -> None:
     """Write the page and its plots. `notes` holds what a person concluded: a Markdown file for each claim."""
-    found: dict[str, list[Result]] = {}
-    for file in sorted(results.glob("*.json")):
-        result = json.loads(file.read_text())
-        found.setdefault(result["claim"], []).append(result)
     plots = page.parent / page.stem
     plots.mkdir(parents=True, exist_ok=True)
     parts = [_HEAD]
@@ -48,11 +45,20 @@ def render(results: Path, page: Path, notes: Path) -> None:
         note = notes / f"{name}.md"
         if note.exists():
             parts.append(note.read_text().strip() + "\n")
-        if name not in found:
-            parts.append("Not run yet.\n")
-            continue
-        parts.append(_section(name, claim, found[name], plots))
+        found = _results_of(name, claim, results)
+        parts.append(_section(name, claim, found, plots) if found else "Not run yet.\n")
     page.write_text("\n".join(parts))
+
+
+def _results_of(name: str, claim: Claim, results: Path) -> list[Result]:
+    """A claim's results that there are; a cell that it shares with an earlier claim under the claim's own name."""
+    found = []
+    for setting in claim.settings:
+        for seed in claim.seeds:
+            file = result_file(cell_of(name, setting, seed), results)
+            if file.exists():
+                found.append(json.loads(file.read_text()) | {"setting": setting})
+    return found
 
 
 _HEAD = """# The paper's claims in miniature
@@ -66,11 +72,20 @@ A table shows, for each setting, the mean over the seeds of the last scores with
 below it the differences from the first setting, paired by seed: same films, same initial weights, same noise.
 **Bold** differences have an interval that excludes 0. A seed is another corpus: 400 films to train on and 80 test
 films of 4 s, none of which the captioners or encoders were trained on. Onset F1 counts onsets of the made sound
-against events that are seen and heard, within 0.1 s; KAD, FAD, KL and IS are of the shipped listener.
+against events that are seen and heard, within 0.1 s; aligned is the share of clips that a classifier takes for in
+time with their picture; KAD, FAD, KL and IS are of the shipped listener.
 """
 
 
 def _section(name: str, claim: Claim, results: Sequence[Result], plots: Path) -> str:
+    text = _rounds(results) if "rounds" in results[0] else _comparison(name, claim, results, plots)
+    seconds = sum(r["seconds"] for r in results)
+    dates = sorted({r["date"] for r in results})
+    return text + f"\n{len(results)} cells, {seconds / 60:.0f} min of one core, {dates[0]} to {dates[-1]}.\n"
+
+
+def _comparison(name: str, claim: Claim, results: Sequence[Result], plots: Path) -> str:
+    """Settings beside one another, and what they became as they learned."""
     captions = "captions" in results[0]
     metrics = CAPTION_METRICS if captions else SOUND_METRICS
     last = {
@@ -84,9 +99,29 @@ def _section(name: str, claim: Claim, results: Sequence[Result], plots: Path) ->
     if not captions and len(results[0]["curve"]) > 1:
         _plot(results, claim, plots / f"{name}.svg")
         text += f"\n![onset F1 and KAD over training steps]({plots.name}/{name}.svg)\n"
-    seconds = sum(r["seconds"] for r in results)
-    dates = sorted({r["date"] for r in results})
-    return text + f"\n{len(results)} cells, {seconds / 60:.0f} min of one core, {dates[0]} to {dates[-1]}.\n"
+    return text
+
+
+def _rounds(results: Sequence[Result]) -> str:
+    """What each round of the pipeline computed, how long it took, and the scores after it."""
+    names = [one["round"] for one in results[0]["rounds"]]
+    lines = ["| rows computed, seconds | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
+    rounds = [[r["rounds"][k] for r in results] for k in range(len(names))]
+    for number, stage in enumerate(one["stage"] for one in results[0]["rounds"][0]["stages"]):
+        cells = []
+        for same in rounds:
+            stages = [one["stages"][number] for one in same]
+            computed, rows, seconds = (np.mean([one[key] for one in stages]) for key in ("computed", "rows", "seconds"))
+            cells.append(f"{computed:.0f} of {rows:.0f}, {seconds:.0f} s" if computed else "–")
+        lines.append(f"| {stage} | " + " | ".join(cells) + " |")
+    lines.append("| all | " + " | ".join(_interval([one["seconds"] for one in same]) + " s" for same in rounds) + " |")
+    lines += ["", "| after it | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
+    for title, stage in (("teacher", "captions"), ("silent captioner", "silent_captions")):
+        for metric, label in CAPTION_METRICS.items():
+            shown = [_interval([one["scores"][stage][metric] for one in same]) for same in rounds]
+            lines.append(f"| {title}: {label} | " + " | ".join(shown) + " |")
+    onsets = [_interval([one["scores"]["onset_f1"] for one in same]) for same in rounds]
+    return "\n".join([*lines, "| Flowley: onset F1 ↑ | " + " | ".join(onsets) + " |"]) + "\n"
 
 
 def _table(last: dict[str, dict[int, Any]], metrics: dict[str, str]) -> str:

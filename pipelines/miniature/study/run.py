@@ -14,7 +14,7 @@ from typing import Any
 
 from pipelines.errors import RunError, UserError
 from pipelines.media.normalise import temporary_beside
-from pipelines.miniature.study.cells import CLAIMS, Cell, cells
+from pipelines.miniature.study.cells import CLAIMS, Cell, cells, result_file
 from pipelines.progress import human_time
 
 RESULTS = Path("docs/miniature/results")
@@ -48,11 +48,6 @@ def run_study(patterns: list[str], *, work: Path, results: Path, processes: int,
         pool.shutdown(cancel_futures=True)  # an interruption starts no further cell
     if failed:
         raise RunError(f"{len(failed)} cells failed: {', '.join(failed)}; the logs are in {work}/logs")
-
-
-def result_file(cell: Cell, results: Path) -> Path:
-    """Where a cell's result lies."""
-    return results / f"{cell.name.replace('/', '.')}.json"
 
 
 def _in_process(cell: Cell, work: Path, results: Path) -> str | None:

@@ -13,17 +13,13 @@ from pipelines.cli import app
 from pipelines.errors import RunError, UserError
 from pipelines.miniature.study import run as running
 from pipelines.miniature.study.captions import captions_of
-from pipelines.miniature.study.cells import CLAIMS, CLEAN_WORLD, cells
+from pipelines.miniature.study.cells import CLAIMS, CLEAN_WORLD, cell_of, cells, result_file
 from pipelines.miniature.study.films import Films
-from pipelines.miniature.study.page import half_width, render
-from pipelines.miniature.study.run import result_file, run_study
-from pipelines.miniature.study.sounds import (
-    SoundModel,
-    inception_score,
-    kl_divergence,
-    reference_scores,
-    train_and_score,
-)
+from pipelines.miniature.study.networks import SoundModel, train_networks
+from pipelines.miniature.study.page import CAPTION_METRICS, half_width, render
+from pipelines.miniature.study.rerun import ROUNDS, WARNED_LABEL, rerun
+from pipelines.miniature.study.run import run_study
+from pipelines.miniature.study.sounds import inception_score, kl_divergence, learning_curve, reference_scores
 from pipelines.miniature.world.film import World
 
 RESULTS = Path(__file__).parents[3] / "docs/miniature/results"
@@ -37,7 +33,14 @@ def test_cells_are_chosen_by_pattern_and_paired_by_seed():
     for claim, content in CLAIMS.items():
         seeds = {name: {cell.seed for cell in cells([f"{claim}/{name}/*"])} for name in content.settings}
         assert len({frozenset(one) for one in seeds.values()}) == 1, f"{claim}: all settings have the same seeds"
-        assert len(content.settings) > 1
+
+
+def test_a_setting_that_claims_share_is_run_once():
+    assert cell_of("mask", "psca", 1).name == "alignment/psca/1"
+    assert "alignment/psca/1" in [cell.name for cell in cells(["mask/*"])]
+    assert not [cell.name for cell in cells([]) if cell.name.startswith("mask/psca")]
+    settings = [(CLAIMS[cell.claim].settings[cell.setting], cell.seed) for cell in cells([])]
+    assert all(settings.count(one) == 1 for one in settings)
 
 
 def test_a_pattern_without_cells_is_an_error_that_says_how_they_are_named(tmp_path):
@@ -50,7 +53,7 @@ def test_a_pattern_without_cells_is_an_error_that_says_how_they_are_named(tmp_pa
 def test_a_cell_that_has_a_result_is_not_run_again(tmp_path, monkeypatch):
     ran = []
     monkeypatch.setattr(running, "_in_process", lambda cell, work, results: ran.append(cell.name))
-    [first, *_] = cells(["mask/*"])
+    first = cells(["mask/*"])[-1]
     result_file(first, tmp_path).write_text("{}")
     run_study(["mask/*"], work=tmp_path, results=tmp_path, processes=2, again=False)
     assert sorted(ran) == sorted(cell.name for cell in cells(["mask/*"]) if cell != first)
@@ -86,7 +89,7 @@ def test_intervals_are_students():
 def test_the_page_shows_means_and_paired_differences(tmp_path):
     results = tmp_path / "results"
     results.mkdir()
-    zeros = {"log_mel_correlation": 0.0, "fad": 0.0, "kad": 0.0, "kl": 0.0, "is": 1.0}
+    zeros = {"aligned": 0.0, "log_mel_correlation": 0.0, "fad": 0.0, "kad": 0.0, "kl": 0.0, "is": 1.0}
     for seed, base in enumerate((0.2, 0.4, 0.6)):
         for setting, onset in (("psca", base), ("plain", base - 0.1)):
             curve = [{"steps": steps, "onset_f1": onset * steps / 500, **zeros} for steps in (250, 500)]
@@ -103,7 +106,25 @@ def test_the_page_shows_means_and_paired_differences(tmp_path):
     assert "**-0.100 ± 0.000**" in difference, "paired by seed, the difference is sure where the means are not"
     assert "It holds." in page and "soundcap miniature --cells 'alignment/*'" in page
     assert (tmp_path / "page/alignment.svg").read_text().startswith("<?xml")
-    assert page.count("Not run yet.") == len(CLAIMS) - 1
+    assert page.count("| psca | 3 |") == 2, "the claim `mask` has a setting in common with `alignment`"
+    assert page.count("Not run yet.") == len(CLAIMS) - 2
+
+
+def test_the_page_shows_what_each_round_of_the_pipeline_computed(tmp_path):
+    captions = dict.fromkeys(CAPTION_METRICS, 0.5)
+    for seed in (0, 1):
+        rounds = []
+        for name, computed in (("first", 60), ("again", 0)):
+            stages = [{"stage": "clips", "rows": 60, "computed": computed, "seconds": 2.0 * (seed + 1)}]
+            scores = {"captions": captions, "silent_captions": captions | {"order": None}, "onset_f1": 0.25 + seed / 2}
+            rounds.append({"round": name, "seconds": 3.0, "stages": stages, "scores": scores})
+        result = {"claim": "prompt-change", "setting": "pipeline", "seed": seed, "date": "2026-11-25", "seconds": 60.0}
+        (tmp_path / f"prompt-change.pipeline.{seed}.json").write_text(json.dumps(result | {"rounds": rounds}))
+    render(tmp_path, tmp_path / "page.md", tmp_path)
+    page = (tmp_path / "page.md").read_text()
+    assert "| clips | 60 of 60, 3 s | – |" in page
+    assert "| Flowley: onset F1 ↑ | 0.500 ± 3.176 | 0.500 ± 3.176 |" in page
+    assert "| silent captioner: in order ↑ | – | – |" in page
 
 
 def test_the_committed_results_are_cells_of_the_study():
@@ -112,22 +133,34 @@ def test_the_committed_results_are_cells_of_the_study():
 
 
 @pytest.mark.parametrize(("claim", "name"), [("alignment", "psca"), ("captions-mmaudio", "label")])
-def test_a_sound_cell_trains_and_is_scored_as_it_learns(claim, name, tmp_path, monkeypatch):
+def test_a_network_is_trained_once_and_scored_as_it_learns(claim, name, tmp_path, monkeypatch):
     setting = CLAIMS[claim].settings[name]
-    monkeypatch.setattr("pipelines.miniature.study.sounds.SCORE_EVERY_STEPS", 2)
+    monkeypatch.setattr("pipelines.miniature.study.networks.KEEP_EVERY_STEPS", 2)
     films = Films(World(duration_s=2.0), 5, train=6, test=3)
-    captions = {"train": ["ball bouncing"] * 6, "test": ["bell ringing"] * 3}
-    said: list[str] = []
     model: SoundModel = replace(setting.model, steps=4)
-    result = train_and_score(model, films, captions, tmp_path, seed=0, say=said.append)
-    assert [point["steps"] for point in result["curve"]] == [2, 4]
-    for point in result["curve"]:
-        assert set(point) == {"steps", "onset_f1", "log_mel_correlation", "fad", "kad", "kl", "is"}
-        assert all(np.isfinite(value) for value in point.values())
+    said: list[str] = []
+    networks = train_networks(model, films, ["ball bouncing"] * 6, tmp_path, seed=0, say=said.append)
     assert any("clips/s" in line and "left" in line for line in said)
-    made = sorted(path.name for path in (tmp_path / "made").iterdir())
-    train_and_score(model, films, captions, tmp_path, seed=0, say=said.append)
-    assert sorted(path.name for path in (tmp_path / "made").iterdir()) == made, "features are made once"
+    curve = learning_curve(networks, films, ["bell ringing"] * 3, tmp_path, said.append)
+    assert [point["steps"] for point in curve] == [2, 4]
+    for point in curve:
+        assert set(point) == {"steps", "onset_f1", "aligned", "log_mel_correlation", "fad", "kad", "kl", "is"}
+        assert all(np.isfinite(value) for value in point.values())
+    made, said = sorted(path.name for path in (tmp_path / "made").iterdir()), []
+    again = train_networks(model, films, ["ball bouncing"] * 6, tmp_path, seed=0, say=said.append)
+    assert said == [] and sorted(path.name for path in (tmp_path / "made").iterdir()) == made
+    assert learning_curve(again, films, ["bell ringing"] * 3, tmp_path, said.append) == curve
+    longer = Films(World(duration_s=9.0), 5, train=6, test=2)
+    [_, last] = learning_curve(networks, longer, ["bell ringing"] * 2, tmp_path, said.append)
+    assert np.isfinite(last["onset_f1"]), "films longer than those trained on, and than the classifiers take"
+
+
+def _trained(name: str, films: Films, folder: Path) -> float:
+    """Onset F1 of a setting of `alignment` after 200 steps."""
+    labels = {split: captions_of("label", films, split, folder) for split in ("train", "test")}
+    model = replace(CLAIMS["alignment"].settings[name].model, steps=200)
+    networks = train_networks(model, films, labels["train"], folder, seed=77, say=print)
+    return learning_curve({200: networks[200]}, films, labels["test"], folder, print)[-1]["onset_f1"]
 
 
 @pytest.mark.slow
@@ -135,11 +168,28 @@ def test_a_sound_cell_trains_and_is_scored_as_it_learns(claim, name, tmp_path, m
 def test_psca_finds_events_where_plain_attention_does_not(tmp_path):
     """The claim `alignment`, on films of another seed: .46 and .52 against .31 and .35 in the study after 200 steps."""
     films = Films(CLEAN_WORLD, 77, train=400, test=40)
-    labels = {split: captions_of("label", films, split, tmp_path) for split in ("train", "test")}
-    onset_f1 = {}
-    for name in ("psca", "plain"):
-        model = replace(CLAIMS["alignment"].settings[name].model, steps=200)
-        onset_f1[name] = train_and_score(model, films, labels, tmp_path, seed=77, say=print)["curve"][-1]["onset_f1"]
-    chance = reference_scores(films, "another-film")["onset_f1"]
+    onset_f1 = {name: _trained(name, films, tmp_path) for name in ("psca", "plain")}
+    chance = reference_scores(films, "another-film", tmp_path)["onset_f1"]
     assert onset_f1["psca"] > chance + 0.08, f"PSCA hears what it sees: {onset_f1}, by chance {chance}"
     assert onset_f1["psca"] > onset_f1["plain"] + 0.05, f"sooner than plain cross-attention: {onset_f1}"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_changed_prompt_computes_again_what_it_reaches(tmp_path, monkeypatch):
+    """The claim `prompt-change`, with fewer films and steps."""
+    monkeypatch.setattr("pipelines.miniature.study.rerun.FILMS", 24)
+    monkeypatch.setattr(
+        "pipelines.miniature.study.rerun.SMALL", ("captioner.training.max_steps=20", "flowley.training.steps=20")
+    )
+    rounds = rerun(tmp_path, seed=3, say=print)
+    assert [one["round"] for one in rounds] == list(ROUNDS)
+    computed = [{stage["stage"]: stage["computed"] for stage in one["stages"]} for one in rounds]
+    assert all(computed[0].values()) and computed[0]["captions"] == 24
+    assert not any(computed[1].values()), "nothing changed"
+    csv = next((tmp_path / "rerun").iterdir()) / "corpus/vggsound.csv"
+    assert computed[2]["captions"] == sum(f",{WARNED_LABEL}," in line for line in csv.read_text().splitlines())
+    assert computed[3]["captions"] == 24 and computed[3]["clips"] == 0
+    assert not any(computed[4].values()), "back to what was there"
+    noise = [one["scores"]["captions"]["noise_mentioned"] for one in rounds]
+    assert noise[0] >= 0.9 and noise[3] <= 0.1, "the prompt decides whether noise is mentioned"
