@@ -150,11 +150,11 @@ CLAIMS: dict[str, Claim] = {
     "captioner": Claim(
         "A captioner tuned on sound names what it cannot see, and noise only if it was taught to",
         {
-            "teacher-warned": Setting("teacher-warned", None),
-            "teacher-unwarned": Setting("teacher-unwarned", None),
             "base": Setting("base", None),
             "tuned-warned": Setting("tuned-warned", None),
             "tuned-unwarned": Setting("tuned-unwarned", None),
+            "teacher-warned": Setting("teacher-warned", None),
+            "teacher-unwarned": Setting("teacher-unwarned", None),
         },
         CORE_SEEDS,
     ),
