@@ -25,7 +25,7 @@ from pipelines.storage import Storage
 
 CONFIG = "configs/demo.yaml"
 FILMS, TEST_EVERY = 60, 3
-SMALL = ("captioner.training.max_steps=100", "flowley.training.steps=100")
+SMALL = ("captioner.training.max_steps=100", "flowley.training.steps=100", "flowley.execution.cpus_per_worker=1")
 WARNED_LABEL = "ball bouncing"
 ROUNDS = ("no warnings", "nothing changed", "warnings for one label", "warnings for all", "without warnings again")
 
