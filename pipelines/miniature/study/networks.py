@@ -48,10 +48,14 @@ def train_networks(
     from safetensors.torch import load_file
 
     config = model.config()
+    settings = TrainSettings(
+        steps=model.steps, batch_size=BATCH_SIZE, duration_s=films.world.duration_s, seed=seed, learning_rate=2e-3,
+        warmup_steps=50, decay_steps=(int(0.8 * model.steps),), decay_factor=0.3,
+    )  # fmt: skip
     file = films.made_once(
-        work, "networks", lambda file: _train(model, films, captions, work, file, seed, say),
-        models=["clip", "codec"], package="flowley", captions=digest(list(captions)), model=model, seed=seed,
-        every=KEEP_EVERY_STEPS, batch=BATCH_SIZE,
+        work, "networks", lambda file: _train(config, settings, films, captions, work, file, say),
+        models=["clip", "codec"], package="flowley", captions=digest(list(captions)), config=config, settings=settings,
+        every=KEEP_EVERY_STEPS,
     )  # fmt: skip
     by_step: dict[int, dict[str, Tensor]] = {}
     for name, weight in load_file(file).items():
@@ -64,15 +68,11 @@ def train_networks(
 
 
 def _train(
-    model: SoundModel, films: Films, captions: Sequence[str], work: Path, file: Path, seed: int,
+    config: NetworkConfig, settings: TrainSettings, films: Films, captions: Sequence[str], work: Path, file: Path,
     say: Callable[[str], None],
 ) -> None:  # fmt: skip
     from safetensors.torch import save_file
 
-    settings = TrainSettings(
-        steps=model.steps, batch_size=BATCH_SIZE, duration_s=films.world.duration_s, seed=seed, learning_rate=2e-3,
-        warmup_steps=50, decay_steps=(int(0.8 * model.steps),), decay_factor=0.3,
-    )  # fmt: skip
     execution = TrainExecution(
         log_every_steps=50, checkpoint_every_steps=KEEP_EVERY_STEPS, validate_every_steps=10**6, ema_snapshots=1
     )
@@ -86,8 +86,8 @@ def _train(
         speed = f"{report.clips_per_s:.1f} clips/s, {human_time(report.seconds_left)} left"
         say(f"step {report.step}, loss {report.loss:.3f}, {speed}")
 
-    dataset = feature_dataset(films, "train", captions, model.config(), work)
-    train(model.config(), settings, execution, dataset, on_step=on_step, on_checkpoint=on_checkpoint)
+    dataset = feature_dataset(films, "train", captions, config, work)
+    train(config, settings, execution, dataset, on_step=on_step, on_checkpoint=on_checkpoint)
     save_file(kept, file)
 
 
