@@ -114,7 +114,8 @@ def _rounds(results: Sequence[Result]) -> str:
             computed, rows, seconds = (np.mean([one[key] for one in stages]) for key in ("computed", "rows", "seconds"))
             cells.append(f"{computed:.0f} of {rows:.0f}, {seconds:.0f} s" if computed else "–")
         lines.append(f"| {stage} | " + " | ".join(cells) + " |")
-    lines.append("| all | " + " | ".join(_interval([one["seconds"] for one in same]) + " s" for same in rounds) + " |")
+    whole = [np.mean([one["seconds"] for one in same]) for same in rounds]
+    lines.append("| all | " + " | ".join(f"{seconds:.0f} s" for seconds in whole) + " |")
     lines += ["", "| after it | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
     for title, stage in (("teacher", "captions"), ("silent captioner", "silent_captions")):
         for metric, label in CAPTION_METRICS.items():
