@@ -179,7 +179,7 @@ def miniature(
     cells: Annotated[
         list[str], typer.Option(metavar="PATTERN", help="only cells that match, like 'alignment/*'; repeatable")
     ] = [],  # noqa: B006
-    work: Annotated[str, typer.Option(help="Where films' features and captions are kept.")] = ".miniature",
+    work: Annotated[str, typer.Option(help="Where features, captions and networks are kept.")] = ".miniature",
     processes: Annotated[int, typer.Option(help="Cells at once, one core each.", min=1)] = os.cpu_count() or 1,
     again: Annotated[bool, typer.Option("--again", help="also cells that have a result")] = False,
 ) -> None:

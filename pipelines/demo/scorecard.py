@@ -26,6 +26,8 @@ SHOWN = {
     "true": "all true",
     "on_screen_recall": "on screen",
     "off_screen_recall": "off screen",
+    "false_on_screen": "false on screen",
+    "false_off_screen": "false off screen",
     "order": "in order",
     "noise_mentioned": "noise mentioned",
 }

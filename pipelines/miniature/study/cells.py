@@ -12,7 +12,7 @@ from pipelines.miniature.caption_scores import caption_scores
 from pipelines.miniature.language import claimed_by, heard_in
 from pipelines.miniature.study.captions import Source, captions_of
 from pipelines.miniature.study.films import Films
-from pipelines.miniature.study.networks import SoundModel, train_networks
+from pipelines.miniature.study.networks import STEPS, SoundModel, train_networks
 from pipelines.miniature.study.rerun import rerun
 from pipelines.miniature.study.sounds import Reference, learning_curve, reference_scores
 from pipelines.miniature.world.film import World
@@ -57,8 +57,8 @@ class Claim:
     seeds: range = field(default=OTHER_SEEDS)
 
 
-def _flowley(**changes: Any) -> SoundModel:
-    return SoundModel(changes=SMALL | changes)
+def _flowley(*, steps: int = STEPS, **changes: Any) -> SoundModel:
+    return SoundModel(changes=SMALL | changes, steps=steps)
 
 
 PSCA, PLAIN = _flowley(), _flowley(visual_attention="plain")
@@ -104,6 +104,13 @@ CLAIMS: dict[str, Claim] = {
         "PSCA aligns sound with frames better than plain cross-attention",
         {"psca": Setting(model=PSCA, world=CLEAN_WORLD), "plain": Setting(model=PLAIN, world=CLEAN_WORLD)},
         CORE_SEEDS,
+    ),
+    "alignment-longer": Claim(
+        "The same in three times as many steps: whether plain cross-attention catches up",
+        {
+            "psca": Setting(model=_flowley(steps=3 * STEPS), world=CLEAN_WORLD),
+            "plain": Setting(model=_flowley(steps=3 * STEPS, visual_attention="plain"), world=CLEAN_WORLD),
+        },
     ),
     "captions": Claim(
         "Captions made with warnings condition the sound model better than those without, and than none",

@@ -21,6 +21,7 @@ SOUND_METRICS = {
     "kl": "KL ↓",
     "is": "IS ↑",
 }
+PLOTTED = ("onset_f1", "aligned", "kad")
 CAPTION_METRICS = {
     "true": "all true ↑",
     "on_screen_recall": "on screen ↑",
@@ -98,7 +99,7 @@ def _comparison(name: str, claim: Claim, results: Sequence[Result], plots: Path)
     text = _table(last, metrics)
     if not captions and len(results[0]["curve"]) > 1:
         _plot(results, claim, plots / f"{name}.svg")
-        text += f"\n![onset F1 and KAD over training steps]({plots.name}/{name}.svg)\n"
+        text += f"\n![onset F1, aligned and KAD over training steps]({plots.name}/{name}.svg)\n"
     return text
 
 
@@ -163,11 +164,11 @@ def half_width(values: Sequence[float]) -> float | None:
 
 
 def _plot(results: Sequence[Result], claim: Claim, file: Path) -> None:
-    """Onset F1 and KAD over the steps: a line for each setting, a faint one for each seed."""
+    """Scores over the steps: a line for each setting, a faint one for each seed."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3), layout="constrained")
-    for axis, metric in zip(figure.subplots(1, 2), ("onset_f1", "kad"), strict=True):
+    figure = Figure(figsize=(12, 3), layout="constrained")
+    for axis, metric in zip(figure.subplots(1, len(PLOTTED)), PLOTTED, strict=True):
         for number, setting in enumerate(claim.settings):
             curves = [[(p["steps"], p[metric]) for p in r["curve"]] for r in results if r["setting"] == setting]
             if not curves:
