@@ -165,6 +165,7 @@ def half_width(values: Sequence[float]) -> float | None:
 
 def _plot(results: Sequence[Result], claim: Claim, file: Path) -> None:
     """Scores over the steps: a line for each setting, a faint one for each seed."""
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 3), layout="constrained")
@@ -178,4 +179,5 @@ def _plot(results: Sequence[Result], claim: Claim, file: Path) -> None:
             axis.plot(*np.transpose(np.mean(curves, axis=0)), color=f"C{number}", label=setting)
         axis.set(xlabel="steps", ylabel=SOUND_METRICS[metric])
         axis.legend(frameon=False, fontsize=8)
-    figure.savefig(file, metadata={"Date": None})
+    with rc_context({"svg.hashsalt": file.name}):  # the same results give the same file
+        figure.savefig(file, metadata={"Date": None})
