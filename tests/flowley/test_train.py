@@ -11,23 +11,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-import scipy.special
-import scipy.stats
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from flowley.checkpoint import TrainState, read_history
-from flowley.dataset import Entry, FeatureDataset, Row, collate
+from flowley.dataset import FeatureDataset, collate
 from flowley.ema import synthesise
 from flowley.feature_spec import FeatureSpec
-from flowley.features import AVFeatures, TextFeatures, write_av_features, write_text_features
 from flowley.model import Flowley
 from flowley.presets import preset
 from flowley.sample import SampleSettings, sample
 from flowley.settings import DrawnSound, StepReport, TrainExecution, TrainSettings
 from flowley.train import NonFiniteLossError, train
-from flowley.trainer import initial_network
-from flowley.validate import validation_loss
 
 CONFIG = preset(
     "tiny", D=32, N1=1, N2=2, heads=2, latent_dim=6, visual_dim=8, text_dim=8, max_text_tokens=9, dropout=0.1
@@ -35,23 +30,6 @@ CONFIG = preset(
 SETTINGS = TrainSettings(steps=6, batch_size=4, duration_s=1.0, warmup_steps=2, learning_rate=1e-3)
 EXECUTION = TrainExecution(log_every_steps=2, checkpoint_every_steps=3)
 Make = Callable[..., FeatureDataset]
-
-
-@pytest.fixture
-def make_dataset(tmp_path: Path) -> Make:
-    def make(n: int = 5, *, std: float = 0.1, null_text: bool = True, tag: str = "d") -> FeatureDataset:
-        rng = np.random.default_rng(0)
-        av, text = str(tmp_path / f"{tag}.av"), str(tmp_path / f"{tag}.text")
-        clips = [
-            AVFeatures(f"c{k}", rng.normal(size=(8, 8)), 3 + 2 * rng.normal(size=(32, 6)), np.full((32, 6), std))
-            for k in range(n)
-        ]
-        write_av_features(av, clips)
-        write_text_features(text, [TextFeatures(f"c{k}", rng.normal(size=(2 + k % 3, 8)), 2 + k % 3) for k in range(n)])
-        entries = [Entry(f"c{k}", Row(av, k), Row(text, k)) for k in range(n)]
-        return FeatureDataset(entries, null_text=np.ones((1, 8), np.float16) if null_text else None)
-
-    return make
 
 
 class Kept:
@@ -305,21 +283,6 @@ def test_resuming_with_other_settings_is_refused(make_dataset: Make, tmp_path: P
         run.run(make_dataset(), replace(SETTINGS, steps=1), checkpoint_in=two.folder / "2")
 
 
-def test_learning_rate_schedule() -> None:
-    s = TrainSettings(steps=1, batch_size=1)
-    assert s.learning_rate_at(0) == pytest.approx(1.5e-4 / 1001)
-    assert s.learning_rate_at(1000) == s.learning_rate_at(179_999) == pytest.approx(1.5e-4)
-    assert s.learning_rate_at(180_000) == pytest.approx(1.5e-5)
-    assert s.learning_rate_at(300_000) == pytest.approx(1.5e-6)
-
-
-def test_settings_out_of_range() -> None:
-    with pytest.raises(ValueError, match="drop_text = 1.5"):
-        TrainSettings(steps=1, batch_size=1, drop_text=1.5)
-    with pytest.raises(ValueError, match="log_every_steps = 0, wanted >= 1; sample_every_steps = -1, wanted >= 0"):
-        TrainExecution(log_every_steps=0, sample_every_steps=-1)
-
-
 def test_every_width_can_be_synthesised_afterwards(make_dataset: Make, tmp_path: Path) -> None:
     """Snapshots are spread over the training, handed out once each, and give back the checkpoint's average."""
     spec = FeatureSpec(visual="v", text="t", codec="log_mel", duration_s=1.0)
@@ -333,25 +296,6 @@ def test_every_width_can_be_synthesised_afterwards(make_dataset: Make, tmp_path:
     for name, weight in kept.named_parameters():
         torch.testing.assert_close(again.get_parameter(name), weight, rtol=2e-3, atol=1e-6)
     assert not torch.equal(other.output.conv.weight, kept.output.conv.weight)  # type: ignore[union-attr]
-
-
-def test_validation_measures_on_the_recipes_own_times(make_dataset: Make) -> None:
-    """By hand: clip k, noise of seed k, t at the quantile (k + 1/2) / n of the logit-normal, squared error alone."""
-    dataset = make_dataset(3, std=0.0)
-    network = initial_network(replace(CONFIG, dropout=0.0), 0, dataset).eval()
-    torch.nn.init.normal_(network.get_parameter("output.conv.weight"))
-    settings = replace(SETTINGS, timesteps="logit_normal", cosine_weight=0.0, batch_size=2)
-    errors = []
-    for k in range(3):
-        batch = collate([dataset[k]], L_aud=32, L_vis=8, L_txt=None).to(torch.device("cpu"))
-        x_1 = (batch.audio_mean - network.latent_mean) / network.latent_std
-        x_0 = torch.randn(32, 6, generator=torch.Generator().manual_seed(k))[None]
-        t = torch.tensor([scipy.special.expit(scipy.stats.norm.ppf((k + 0.5) / 3))]).float()
-        with torch.no_grad():
-            v = network(t[:, None, None] * x_1 + (1 - t[:, None, None]) * x_0, t, batch.conditions)
-        errors.append(float((v - (x_1 - x_0)).square().mean()))
-    got = validation_loss(network, dataset, settings, device=torch.device("cpu"))
-    assert got == pytest.approx(np.mean(errors), rel=1e-5)
 
 
 class Beep:
