@@ -151,6 +151,7 @@ CLAIMS: dict[str, Claim] = {
         {
             "label": Setting("label"),
             "teacher": Setting("teacher-warned"),
+            "teacher-unwarned": Setting("teacher-unwarned"),
             "silent": Setting("tuned-warned"),
         },
     ),

@@ -17,6 +17,7 @@ from flowley.metrics.onsets import detect_onsets, onset_f1
 from flowley.metrics.spectral import log_mel_correlation
 from flowley.network import VelocityNetwork
 from flowley.sample import SampleSettings
+from pipelines.miniature.language import NOISES
 from pipelines.miniature.models.alignment import FPS, AlignmentClassifier
 from pipelines.miniature.models.listener import DURATION_S, Listener
 from pipelines.miniature.study.films import CHECKPOINTS, Films, open_codec, seen_by_judge
@@ -77,6 +78,7 @@ def score_sounds(generated: Sequence[np.ndarray], films: Films, work: Path) -> d
     aligned               share that the classifier of alignment takes for in time with the picture
     log_mel_correlation   with the film's own sound
     fad, kad, kl, is      with the listener's embeddings and classes
+    noise                 what of the listener's classes is music or narration, which no picture tells of
 
     Of films longer than the classifiers take, each whole span of `DURATION_S` is a clip of its own to them.
     """
@@ -103,6 +105,7 @@ def score_sounds(generated: Sequence[np.ndarray], films: Films, work: Path) -> d
         "kad": kernel_distance(*embedded, bandwidth_of="reference"),
         "kl": kl_divergence(classes[1], classes[0]),
         "is": inception_score(classes[0]),
+        "noise": float(classes[0][:, [listener.classes.index(name) for name in NOISES]].sum(1).mean()),
     }
 
 

@@ -147,7 +147,7 @@ def test_a_network_is_trained_once_and_scored_as_it_learns(claim, name, tmp_path
     curve = learning_curve(networks, films, ["bell ringing"] * 3, tmp_path, said.append)
     assert [point["steps"] for point in curve] == [2, 4]
     for point in curve:
-        assert set(point) == {"steps", "onset_f1", "aligned", "log_mel_correlation", "fad", "kad", "kl", "is"}
+        assert set(point) == {"steps", "onset_f1", "aligned", "log_mel_correlation", "fad", "kad", "kl", "is", "noise"}
         assert all(np.isfinite(value) for value in point.values())
     made, said = sorted(path.name for path in (tmp_path / "made").iterdir()), []
     again = train_networks(model, films, ["ball bouncing"] * 6, tmp_path, seed=0, say=said.append)
