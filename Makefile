@@ -17,8 +17,9 @@ test: setup  ## the fast test suite
 test-slow: setup  ## the long tests
 	@$(PYTHON) -m pytest -q -m slow
 
-check: setup  ## lint, types, and who may import whom
+check: setup  ## lint, format, types, and who may import whom
 	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check --quiet .
 	@$(VENV)/bin/mypy
 	@$(VENV)/bin/lint-imports --no-cache
 

@@ -30,7 +30,12 @@ RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="try quarantin
 
 
 @app.command()
-def plan(config: ConfigPath, overrides: Overrides = [], as_json: AsJson = False, retry_failed: RetryFailed = False) -> None:  # noqa: B006, E501
+def plan(
+    config: ConfigPath,
+    overrides: Overrides = [],  # noqa: B006
+    as_json: AsJson = False,
+    retry_failed: RetryFailed = False,
+) -> None:
     """Say what a run would do, and why; compute nothing."""
     from pipelines.plan import make_plan
     from pipelines.stages import all_stages

@@ -9,11 +9,12 @@ LINE_EVERY_S = 5.0
 
 
 class Progress:
-    """Counts `total` units of work and says how it goes, at most every few seconds."""
+    """Counts `total` units of work and says how it goes, at most every few seconds; `note` ends each line."""
 
     def __init__(self, label: str, total: int, unit: str, say: Callable[[str], None]) -> None:
         self.label, self.total, self.unit, self.say = label, total, unit, say
         self.done = self.quarantined = 0
+        self.note = ""
         self.started_s = self.said_s = time.monotonic()
 
     def advance(self, count: int, quarantined: int = 0) -> None:
@@ -39,6 +40,8 @@ class Progress:
             parts.append(human_time(elapsed_s))
         if self.quarantined:
             parts.append(f"{self.quarantined} quarantined")
+        if self.note:
+            parts.append(self.note)
         return ", ".join(parts)
 
 

@@ -51,9 +51,7 @@ class Storage:
             options = {} if self.is_local else {"use_listings_cache": False, "skip_instance_cache": True}
             return fsspec.filesystem(protocol, **options)
         except (ValueError, ImportError) as error:
-            raise UserError(
-                f"cannot open {self.url!r}: {error}. Use a local folder or an s3:// address."
-            ) from error
+            raise UserError(f"cannot open {self.url!r}: {error}. Use a local folder or an s3:// address.") from error
 
     def path(self, name: str = "") -> str:
         """The full address of `name`, as the filesystem behind this root understands it."""

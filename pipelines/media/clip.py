@@ -29,9 +29,7 @@ class NormaliserSettings:
     def __post_init__(self) -> None:
         frames = self.duration_s * self.fps
         if frames < 1 or abs(frames - round(frames)) > 1e-9:
-            raise ValueError(
-                f"duration_s {self.duration_s} * fps {self.fps} must be whole frames, at least 1"
-            )
+            raise ValueError(f"duration_s {self.duration_s} * fps {self.fps} must be whole frames, at least 1")
         if self.long_side_px < 2 or self.long_side_px % 2:
             raise ValueError(f"long_side_px is {self.long_side_px}, wanted an even number >= 2")
         if not 0 <= self.crf <= 51:

@@ -4,7 +4,6 @@ The names say what is wrong with the source, so they do without "Error".
 """
 
 
-
 class MediaError(Exception):
     """A source that cannot become a clip. The message says what was got, what was wanted and what to do."""
 

@@ -9,9 +9,7 @@ from pipelines.media.process import Finished, log_tail
 
 # These three come from ffmpeg itself, for every codec alike, and mean lost data. What demuxers and decoders
 # complain of beside them (odd edit lists, unordered references) may be harmless and is not evidence.
-_DAMAGE = re.compile(
-    r"(?:Error while decoding stream #0:|corrupt (?:decoded frame|input packet) in stream )(\d+)"
-)
+_DAMAGE = re.compile(r"(?:Error while decoding stream #0:|corrupt (?:decoded frame|input packet) in stream )(\d+)")
 _PICTURE_FILTERS = re.compile(r"showinfo.* config in time_base")
 _SOUND = re.compile(r"ashowinfo.* n: *\d+ .*pts_time:(\S+) .*rate:(\d+) nb_samples:(\d+)")
 

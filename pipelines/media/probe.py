@@ -129,9 +129,7 @@ def _require_regular_file(source: Path) -> None:
         if regular:
             source.open("rb").close()
     except OSError as error:
-        raise UnreadableSource(
-            f"{source.name}: {error.strerror}; wanted a readable file: check its path"
-        ) from error
+        raise UnreadableSource(f"{source.name}: {error.strerror}; wanted a readable file: check its path") from error
     if not regular:
         raise UnreadableSource(f"{source.name}: not a regular file; wanted a video file: copy it to a disk")
     if status.st_size == 0:

@@ -22,7 +22,7 @@ from flowley.codecs import load_codec
 from flowley.encoders import VisualEncoder
 from pipelines.miniature.models.listener import DURATION_S, MEL_BINS, build_extractor, log_mels, resampled
 from pipelines.miniature.models.scoring import area_under_curve
-from pipelines.miniature.models.training import descend
+from pipelines.miniature.models.training import descend, down_to_zero
 from pipelines.miniature.world.film import Film, Split, World, plan_film
 from pipelines.progress import Progress
 
@@ -163,7 +163,7 @@ def fit(network: nn.Module, pairs: Pairs, *, steps: int, seed: int, say: Callabl
     progress = Progress("alignment: training", steps * PAIRS_PER_BATCH, "pairs", say)
     return descend(
         network.parameters(), loss, steps=steps, learning_rate=PEAK_LEARNING_RATE, weight_decay=WEIGHT_DECAY,
-        done=lambda: progress.advance(PAIRS_PER_BATCH),
+        schedule=down_to_zero, progress=progress, batch_size=PAIRS_PER_BATCH,
     )  # fmt: skip
 
 

@@ -5,8 +5,6 @@ Both are trained on films of the train split, whose sound alone was encoded, and
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,10 +16,11 @@ from torch.nn.functional import cross_entropy
 
 from pipelines.miniature.language import sound_caption, visible_caption
 from pipelines.miniature.models.shown import ShownFilm, batch, show_films
+from pipelines.miniature.models.training import descend, down_to_a_twentieth
 from pipelines.miniature.phrasings import PROMPTS, project_prompt, short_prompt
 from pipelines.miniature.world.film import World
 from pipelines.miniature.world.objects import OBJECTS
-from pipelines.progress import human_time
+from pipelines.progress import Progress
 from soundcap.checkpoint import CaptionProcessor, load_model, load_processor
 from soundcap.inputs import IGNORED_LABEL
 from soundcap.prompts import load_prompts
@@ -32,8 +31,7 @@ Asked = tuple[ShownFilm | None, str, str]
 
 FILMS = 3000
 BATCH_SIZE = 16
-LEARNING_RATE = 1.5e-3
-WARMUP_STEPS = 60
+PEAK_LEARNING_RATE, WEIGHT_DECAY = 1.5e-3, 0.01
 PIXEL_NOISE = 0.05
 """Standard deviation, of pixels whose own is about 1: video codecs change pixels by as much."""
 
@@ -102,24 +100,18 @@ def _train(
 ) -> None:  # fmt: skip
     torch.manual_seed(seed)
     model = load_model(str(folder)).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
-    started, losses = time.monotonic(), []
-    for step in range(1, steps + 1):
+
+    def loss() -> Tensor:
         inputs = next(batches)
         pixels = inputs["pixel_values_videos"]
         inputs["pixel_values_videos"] = pixels + PIXEL_NOISE * torch.randn_like(pixels)
-        loss = answer_loss(model, inputs)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        schedule.step()
-        losses.append(loss.item())
-        if step % 50 == 0 or step == steps:
-            per_s = step / (time.monotonic() - started)
-            speed = f"{per_s * BATCH_SIZE:.1f} clips/s, {human_time((steps - step) / per_s)} left"
-            say(f"{name}: step {step}/{steps}, loss {np.mean(losses[-50:]):.4f}, {speed}")
+        return answer_loss(model, inputs)
+
+    progress = Progress(f"{name}: training", steps * BATCH_SIZE, "clips", say)
+    descend(
+        model.parameters(), loss, steps=steps, learning_rate=PEAK_LEARNING_RATE, weight_decay=WEIGHT_DECAY,
+        schedule=down_to_a_twentieth, progress=progress, batch_size=BATCH_SIZE,
+    )  # fmt: skip
     save(model, folder)
 
 
@@ -143,11 +135,3 @@ def save(model: Any, folder: Path) -> None:
     # What was read is the thinker of a whole Omni checkpoint, and nothing else of it is stored.
     weights = {f"thinker.{name}": weight.contiguous() for name, weight in model.state_dict().items()}
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-
-
-def _rate(step: int, steps: int) -> float:
-    """Warm-up, then a cosine to a twentieth."""
-    if step < WARMUP_STEPS:
-        return (step + 1) / WARMUP_STEPS
-    done = (step - WARMUP_STEPS) / max(1, steps - WARMUP_STEPS)
-    return 0.05 + 0.95 * (0.5 + 0.5 * math.cos(math.pi * done))

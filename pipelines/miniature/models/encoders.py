@@ -23,7 +23,7 @@ from pipelines.miniature.models.encoder_scores import held_out_scores
 from pipelines.miniature.models.frames import IMAGE_PX, Frames, image_processor, often_near_events, render
 from pipelines.miniature.models.moments import Moment, fits, full_sentence, random_sentence
 from pipelines.miniature.models.readout import Readout
-from pipelines.miniature.models.training import descend
+from pipelines.miniature.models.training import descend, down_to_zero
 from pipelines.progress import Progress
 
 PATCH_PX = 16
@@ -113,7 +113,8 @@ def fit(
     progress = Progress("encoders: training", steps * FRAMES_PER_BATCH, "frames", say)
     return descend(
         [*model.parameters(), *readout.parameters()], loss_of_batch, steps=steps,
-        learning_rate=PEAK_LEARNING_RATE, weight_decay=WEIGHT_DECAY, done=lambda: progress.advance(FRAMES_PER_BATCH),
+        learning_rate=PEAK_LEARNING_RATE, weight_decay=WEIGHT_DECAY, schedule=down_to_zero,
+        progress=progress, batch_size=FRAMES_PER_BATCH,
     )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from torch.nn.functional import log_softmax, softmax
 
 from pipelines.miniature.language import noises
 from pipelines.miniature.models.scoring import average_precision
-from pipelines.miniature.models.training import descend
+from pipelines.miniature.models.training import descend, down_to_zero
 from pipelines.miniature.world.film import Film, FilmPlan, Split, World, plan_film
 from pipelines.miniature.world.objects import OBJECTS
 from pipelines.miniature.world.places import OFF_SCREEN
@@ -176,7 +176,7 @@ def fit(model: Any, clips: Clips, *, steps: int, seed: int, say: Callable[[str],
     progress = Progress("listener: training", steps * CLIPS_PER_BATCH, "clips", say)
     return descend(
         model.parameters(), loss, steps=steps, learning_rate=PEAK_LEARNING_RATE, weight_decay=WEIGHT_DECAY,
-        done=lambda: progress.advance(CLIPS_PER_BATCH),
+        schedule=down_to_zero, progress=progress, batch_size=CLIPS_PER_BATCH,
     )  # fmt: skip
 
 

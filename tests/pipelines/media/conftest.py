@@ -89,9 +89,7 @@ def long_gop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def settings() -> NormaliserSettings:
-    return NormaliserSettings(
-        duration_s=8.0, fps=25, long_side_px=128, crf=12, max_audio_hz=48_000, require_audio=True
-    )
+    return NormaliserSettings(duration_s=8.0, fps=25, long_side_px=128, crf=12, max_audio_hz=48_000, require_audio=True)
 
 
 @pytest.fixture

@@ -77,26 +77,20 @@ def test_both_streams_start_late(base, make, settings, look, container):
 
 
 def test_sound_that_starts_later_is_padded(base, make, settings, look):
-    source = make(
-        "late.mkv", "-i", base, "-itsoffset", "0.5", "-i", base, "-map", "0:v", "-map", "1:a", "-c", "copy"
-    )
+    source = make("late.mkv", "-i", base, "-itsoffset", "0.5", "-i", base, "-map", "0:v", "-map", "1:a", "-c", "copy")
     clip, seen = check(source, settings, look, 3.0, 3.5)
     assert clip.source_audio_start_s == pytest.approx(0.5, abs=0.05)
     assert not seen.sound[: int(0.4 * seen.hz)].any(), "silence until the sound starts"
 
 
 def test_sound_that_starts_earlier_is_trimmed(base, make, settings, look):
-    source = make(
-        "early.mkv", "-itsoffset", "0.5", "-i", base, "-i", base, "-map", "0:v", "-map", "1:a", "-c", "copy"
-    )
+    source = make("early.mkv", "-itsoffset", "0.5", "-i", base, "-i", base, "-map", "0:v", "-map", "1:a", "-c", "copy")
     clip, _ = check(source, settings, look, 3.0, 2.5)
     assert clip.source_audio_start_s == pytest.approx(-0.5, abs=0.05)
 
 
 def test_sound_that_ends_early_is_padded(base, make, settings, look):
-    source = make(
-        "short_sound.mkv", "-i", base, "-t", "5", "-i", base, "-map", "0:v", "-map", "1:a", "-c", "copy"
-    )
+    source = make("short_sound.mkv", "-i", base, "-t", "5", "-i", base, "-map", "0:v", "-map", "1:a", "-c", "copy")
     clip, seen = check(source, settings, look, 3.0, 3.0)
     assert clip.source_audio_end_s == pytest.approx(5.0, abs=0.05)
     assert not seen.sound[int(5.1 * seen.hz) :].any()
