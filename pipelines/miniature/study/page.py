@@ -76,7 +76,7 @@ below it the differences from the first setting, paired by seed: same films, sam
 films of 4 s, none of which the captioners or encoders were trained on. Onset F1 counts onsets of the made sound
 against events that are seen and heard, within 0.1 s; aligned is the share of clips that a classifier takes for in
 time with their picture; KAD, FAD, KL and IS are of the shipped listener, and so is noise: how much of what it hears is
-music or narration (– where a cell was run before that was asked).
+music or narration (missing where a cell was run before that was asked).
 """
 
 
@@ -129,6 +129,9 @@ def _rounds(results: Sequence[Result]) -> str:
 
 
 def _table(last: dict[str, dict[int, Any]], metrics: dict[str, str]) -> str:
+    """Means and paired differences; without the metrics that no cell has."""
+    scored = {metric for seeds in last.values() for scores in seeds.values() for metric in scores}
+    metrics = {metric: label for metric, label in metrics.items() if metric in scored}
     lines = ["| setting | seeds | " + " | ".join(metrics.values()) + " |", "|---|---|" + "---|" * len(metrics)]
     for setting, seeds in last.items():
         shown = [_interval([scores.get(metric) for scores in seeds.values()]) for metric in metrics]

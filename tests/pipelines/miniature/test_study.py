@@ -105,6 +105,7 @@ def test_the_page_shows_means_and_paired_differences(tmp_path):
     page = (tmp_path / "page.md").read_text()
     row = next(line for line in page.splitlines() if line.startswith("| psca"))
     assert row.startswith("| psca | 3 | 0.400 ± 0.497 |")
+    assert "noise ↓" not in page, "a metric that no cell has"
     difference = next(line for line in page.splitlines() if line.startswith("| *plain − psca*"))
     assert "**-0.100 ± 0.000**" in difference, "paired by seed, the difference is sure where the means are not"
     assert "It holds." in page and "soundcap miniature --cells 'alignment/*'" in page
