@@ -11,18 +11,13 @@ from typer.testing import CliRunner
 
 from pipelines.cli import app
 from pipelines.errors import RunError, UserError
-from pipelines.miniature.caption_scores import caption_scores
-from pipelines.miniature.language import claimed_by, heard_in, sound_caption
-from pipelines.miniature.study import captions as captioning
 from pipelines.miniature.study import run as running
-from pipelines.miniature.study.captions import captions_of
-from pipelines.miniature.study.cells import CLAIMS, CLEAN_WORLD, cell_of, cells, result_file
+from pipelines.miniature.study.cells import CLAIMS, cell_of, cells, result_file
 from pipelines.miniature.study.films import Films
 from pipelines.miniature.study.networks import SoundModel, train_networks
 from pipelines.miniature.study.page import CAPTION_METRICS, half_width, render
-from pipelines.miniature.study.rerun import ROUNDS, WARNED_LABEL, rerun
 from pipelines.miniature.study.run import run_study
-from pipelines.miniature.study.sounds import inception_score, kl_divergence, learning_curve, reference_scores
+from pipelines.miniature.study.sounds import inception_score, kl_divergence, learning_curve
 from pipelines.miniature.world.film import World
 
 RESULTS = Path(__file__).parents[3] / "docs/miniature/results"
@@ -157,59 +152,3 @@ def test_a_network_is_trained_once_and_scored_as_it_learns(claim, name, tmp_path
     longer = Films(World(duration_s=9.0), 5, train=6, test=2)
     [_, last] = learning_curve(networks, longer, ["bell ringing"] * 2, tmp_path, said.append)
     assert np.isfinite(last["onset_f1"]), "films longer than those trained on, and than the classifiers take"
-
-
-def test_a_captioner_tuned_on_sound_names_what_it_cannot_see(tmp_path, monkeypatch):
-    """The claim `captioner` at its smallest: true captions of 64 films, 40 steps; four seeds gave .40 to .67."""
-    monkeypatch.setattr(captioning, "TUNING", replace(captioning.TUNING, max_steps=40))
-    monkeypatch.setattr(captioning, "_heard", lambda world, plans, prompts: [sound_caption(plan) for plan in plans])
-    films = Films(World(duration_s=2.0, music=0.0, narration=0.0), 77, train=64, test=24)
-    truths = [heard_in(plan) for plan in films.plans("test")]
-    recall = {
-        source: caption_scores(
-            truths, [claimed_by(caption) for caption in captions_of(source, films, "test", tmp_path)]
-        )
-        for source in ("base", "tuned-warned")
-    }
-    assert recall["base"]["off_screen_recall"] == 0.0, "the base speaks of what is in the picture alone"
-    assert recall["tuned-warned"]["off_screen_recall"] >= 0.2, recall["tuned-warned"]
-
-
-def _trained(name: str, films: Films, folder: Path) -> float:
-    """Onset F1 of a setting of `alignment` after 200 steps."""
-    labels = {split: captions_of("label", films, split, folder) for split in ("train", "test")}
-    model = replace(CLAIMS["alignment"].settings[name].model, steps=200)
-    networks = train_networks(model, films, labels["train"], folder, seed=77, say=print)
-    return learning_curve({200: networks[200]}, films, labels["test"], folder, print)[-1]["onset_f1"]
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_psca_finds_events_where_plain_attention_does_not(tmp_path):
-    """The claim `alignment`, on films of another seed: .46 and .52 against .31 and .35 in the study after 200 steps."""
-    films = Films(CLEAN_WORLD, 77, train=400, test=40)
-    onset_f1 = {name: _trained(name, films, tmp_path) for name in ("psca", "plain")}
-    chance = reference_scores(films, "another-film", tmp_path)["onset_f1"]
-    assert onset_f1["psca"] > chance + 0.08, f"PSCA hears what it sees: {onset_f1}, by chance {chance}"
-    assert onset_f1["psca"] > onset_f1["plain"] + 0.05, f"sooner than plain cross-attention: {onset_f1}"
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_a_changed_prompt_computes_again_what_it_reaches(tmp_path, monkeypatch):
-    """The claim `prompt-change`, with fewer films and steps."""
-    monkeypatch.setattr("pipelines.miniature.study.rerun.FILMS", 24)
-    monkeypatch.setattr(
-        "pipelines.miniature.study.rerun.SMALL", ("captioner.training.max_steps=20", "flowley.training.steps=20")
-    )
-    rounds = rerun(tmp_path, seed=3, say=print)
-    assert [one["round"] for one in rounds] == list(ROUNDS)
-    computed = [{stage["stage"]: stage["computed"] for stage in one["stages"]} for one in rounds]
-    assert all(computed[0].values()) and computed[0]["captions"] == 24
-    assert not any(computed[1].values()), "nothing changed"
-    csv = next((tmp_path / "rerun").iterdir()) / "corpus/vggsound.csv"
-    assert computed[2]["captions"] == sum(f",{WARNED_LABEL}," in line for line in csv.read_text().splitlines())
-    assert computed[3]["captions"] == 24 and computed[3]["clips"] == 0
-    assert not any(computed[4].values()), "back to what was there"
-    noise = [one["scores"]["captions"]["noise_mentioned"] for one in rounds]
-    assert noise[0] >= 0.9 and noise[3] <= 0.1, "the prompt decides whether noise is mentioned"
