@@ -22,6 +22,7 @@ SOUND_METRICS = {
     "is": "IS ↑",
     "noise": "noise ↓",
 }
+SUMMARY = "summary.md"
 PLOTTED = ("onset_f1", "aligned", "kad")
 CAPTION_METRICS = {
     "true": "all true ↑",
@@ -37,10 +38,12 @@ T_QUANTILES = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 
 
 def render(results: Path, page: Path, notes: Path) -> None:
-    """Write the page and its plots. `notes` holds what a person concluded: a Markdown file for each claim."""
+    """Write the page and its plots. `notes` holds what a person concluded: Markdown, of each claim and of all."""
     plots = page.parent / page.stem
     plots.mkdir(parents=True, exist_ok=True)
     parts = [_HEAD]
+    if (notes / SUMMARY).exists():
+        parts.append(f"## In short\n\n{(notes / SUMMARY).read_text().strip()}\n")
     for name, claim in CLAIMS.items():
         parts.append(f"## {claim.title}\n")
         parts.append(f"`soundcap miniature --cells '{name}/*'`\n")

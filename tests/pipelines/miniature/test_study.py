@@ -96,6 +96,7 @@ def test_the_page_shows_means_and_paired_differences(tmp_path):
     notes = tmp_path / "notes"
     notes.mkdir()
     (notes / "alignment.md").write_text("It holds.")
+    (notes / "summary.md").write_text("All of it holds.")
     render(results, tmp_path / "page.md", notes)
     page = (tmp_path / "page.md").read_text()
     row = next(line for line in page.splitlines() if line.startswith("| psca"))
@@ -103,7 +104,8 @@ def test_the_page_shows_means_and_paired_differences(tmp_path):
     assert "noise ↓" not in page, "a metric that no cell has"
     difference = next(line for line in page.splitlines() if line.startswith("| *plain − psca*"))
     assert "**-0.100 ± 0.000**" in difference, "paired by seed, the difference is sure where the means are not"
-    assert "It holds." in page and "soundcap miniature --cells 'alignment/*'" in page
+    assert page.index("All of it holds.") < page.index("It holds.")
+    assert "soundcap miniature --cells 'alignment/*'" in page
     assert (tmp_path / "page/alignment.svg").read_text().startswith("<?xml")
     assert page.count("| psca | 3 |") == 2, "the claim `mask` has a setting in common with `alignment`"
     assert page.count("Not run yet.") == len(CLAIMS) - 2
@@ -129,6 +131,13 @@ def test_the_page_shows_what_each_round_of_the_pipeline_computed(tmp_path):
 def test_the_committed_results_are_cells_of_the_study():
     known = {result_file(cell, RESULTS).name for cell in cells([])}
     assert {file.name for file in RESULTS.glob("*.json")} <= known
+
+
+def test_the_committed_page_is_that_of_the_committed_results(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipelines.miniature.study.page._plot", lambda *given: None)
+    committed = RESULTS.parents[1] / "miniature.md"
+    render(RESULTS, tmp_path / committed.name, RESULTS.parent / "notes")
+    assert (tmp_path / committed.name).read_text() == committed.read_text(), "run `soundcap miniature` to render it"
 
 
 @pytest.mark.parametrize(("claim", "name"), [("alignment", "psca"), ("captions-mmaudio", "label")])
