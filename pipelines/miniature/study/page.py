@@ -33,7 +33,7 @@ CAPTION_METRICS = {
     "order": "in order ↑",
     "noise_mentioned": "noise mentioned ↓",
 }
-T_QUANTILES = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
+T_QUANTILES = {3: 4.303, 4: 3.182, 5: 2.776}
 """97.5% of Student's t with n - 1 degrees of freedom, by n."""
 
 
@@ -166,9 +166,9 @@ def _interval(values: Sequence[float | None], *, signed: bool = False) -> str:
 
 
 def half_width(values: Sequence[float]) -> float | None:
-    """Half of the 95% interval of the mean; None for a single value."""
+    """Half of the 95% interval of the mean; None for fewer than three values, of which it would say nothing."""
     n = len(values)
-    return None if n < 2 else float(T_QUANTILES[n] * np.std(values, ddof=1) / n**0.5)
+    return None if n < min(T_QUANTILES) else float(T_QUANTILES[n] * np.std(values, ddof=1) / n**0.5)
 
 
 def _plot(results: Sequence[Result], claim: Claim, file: Path) -> None:

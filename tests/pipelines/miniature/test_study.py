@@ -78,10 +78,10 @@ def test_scores_of_classes_in_closed_form():
 
 def test_intervals_are_students():
     values = [0.31, 0.35, 0.29, 0.4, 0.33]
-    for n in range(2, 6):
+    for n in range(3, 6):
         low, high = stats.t.interval(0.95, n - 1, loc=np.mean(values[:n]), scale=stats.sem(values[:n]))
         assert half_width(values[:n]) == pytest.approx((high - low) / 2, rel=1e-3)
-    assert half_width([0.3]) is None
+    assert half_width([0.3]) is None and half_width(values[:2]) is None
 
 
 def test_the_page_shows_means_and_paired_differences(tmp_path):
@@ -113,18 +113,22 @@ def test_the_page_shows_means_and_paired_differences(tmp_path):
 
 def test_the_page_shows_what_each_round_of_the_pipeline_computed(tmp_path):
     captions = dict.fromkeys(CAPTION_METRICS, 0.5)
-    for seed in (0, 1):
+    for seed in (0, 1, 2):
         rounds = []
         for name, computed in (("first", 60), ("again", 0)):
-            stages = [{"stage": "clips", "rows": 60, "computed": computed, "seconds": 2.0 * (seed + 1)}]
-            scores = {"captions": captions, "silent_captions": captions | {"order": None}, "onset_f1": 0.25 + seed / 2}
+            stages = [{"stage": "clips", "rows": 60, "computed": computed, "seconds": 2.0 + seed}]
+            scores = {
+                "captions": captions,
+                "silent_captions": captions | {"order": None},
+                "onset_f1": 0.25 * (seed + 1),
+            }
             rounds.append({"round": name, "seconds": 3.0, "stages": stages, "scores": scores})
         result = {"claim": "prompt-change", "setting": "pipeline", "seed": seed, "date": "2026-11-25", "seconds": 60.0}
         (tmp_path / f"prompt-change.pipeline.{seed}.json").write_text(json.dumps(result | {"rounds": rounds}))
     render(tmp_path, tmp_path / "page.md", tmp_path)
     page = (tmp_path / "page.md").read_text()
     assert "| clips | 60 of 60, 3 s | – |" in page
-    assert "| Flowley: onset F1 ↑ | 0.500 ± 3.176 | 0.500 ± 3.176 |" in page
+    assert "| Flowley: onset F1 ↑ | 0.500 ± 0.621 | 0.500 ± 0.621 |" in page
     assert "| silent captioner: in order ↑ | – | – |" in page
 
 
