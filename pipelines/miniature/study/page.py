@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.errors import UserError
 from pipelines.miniature.study.cells import CLAIMS, Claim, cell_of, result_file
 
 Result = dict[str, Any]
@@ -38,7 +39,10 @@ T_QUANTILES = {3: 4.303, 4: 3.182, 5: 2.776}
 
 
 def render(results: Path, page: Path, notes: Path) -> None:
-    """Write the page and its plots. `notes` holds what a person concluded: Markdown, of each claim and of all."""
+    """Write the page and its plots. `notes` holds what a person concluded: Markdown, of each claim and of all.
+
+    Raises UserError if a result is damaged.
+    """
     plots = page.parent / page.stem
     plots.mkdir(parents=True, exist_ok=True)
     parts = [_HEAD]
@@ -62,8 +66,20 @@ def _results_of(name: str, claim: Claim, results: Path) -> list[Result]:
         for seed in claim.seeds:
             file = result_file(cell_of(name, setting, seed), results)
             if file.exists():
-                found.append(json.loads(file.read_text()) | {"setting": setting})
+                found.append(_read(file) | {"setting": setting})
     return found
+
+
+def _read(file: Path) -> Result:
+    try:
+        result = json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(
+            f"{file}: {error}; wanted the JSON of a cell: restore the file, or delete it and run the cell again"
+        ) from error
+    if not isinstance(result, dict) or not {"seed", "seconds", "date"} <= result.keys():
+        raise UserError(f"{file}: wanted the JSON of a cell: restore the file, or delete it and run the cell again")
+    return result
 
 
 _HEAD = """# The paper's claims in miniature

@@ -132,6 +132,13 @@ def test_the_page_shows_what_each_round_of_the_pipeline_computed(tmp_path):
     assert "| silent captioner: in order ↑ | – | – |" in page
 
 
+@pytest.mark.parametrize("content", ["{", "[]", "{}"])
+def test_a_damaged_result_is_named(content, tmp_path):
+    result_file(cell_of("mask", "round", 0), tmp_path).write_text(content)
+    with pytest.raises(UserError, match=r"mask\.round\.0\.json: .*delete it and run the cell again"):
+        render(tmp_path, tmp_path / "page.md", tmp_path)
+
+
 def test_the_committed_results_are_cells_of_the_study():
     known = {result_file(cell, RESULTS).name for cell in cells([])}
     assert {file.name for file in RESULTS.glob("*.json")} <= known
