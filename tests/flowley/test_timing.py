@@ -88,9 +88,13 @@ def test_psca_learns_timing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"visual_attention": "plain"}, {"progressive": False}, {"omega": 2, "delta": 0}], ids=str
+    ("changes", "limit"),
+    [({"visual_attention": "plain"}, 0.25), ({"progressive": False}, 0.3), ({"omega": 2, "delta": 0}, 0.45)],
+    ids=str,
 )
-def test_without_a_layer_that_sees_one_frame_timing_takes_longer(changes: dict[str, Any], tmp_path: Path) -> None:
+def test_without_a_layer_that_sees_one_frame_timing_takes_longer(
+    changes: dict[str, Any], limit: float, tmp_path: Path
+) -> None:
     """Three seeds gave -.01 to .00, .13 to .17, .20 to .29; with five times the steps, plain attention is there too."""
     correlation = timing(tmp_path, **changes)
-    assert correlation < 0.45, f"if it learns as soon as PSCA does, docs/miniature.md is wrong: {correlation:.2f}"
+    assert correlation < limit, f"if it learns as soon as PSCA does, docs/miniature.md is wrong: {correlation:.2f}"

@@ -19,7 +19,7 @@ from soundcap.tiny import build_tiny_omni
 
 ROOT = Path(__file__).parents[2]
 STAGES = [ClipsStage(), CaptionsStage(), CurationStage()]
-CLIPS, NEW_CLIPS = 5, 2
+CLIPS = 5
 
 
 @pytest.fixture(scope="module")
@@ -87,10 +87,12 @@ def test_comments_and_layout_change_nothing(first_run: Config, folder: Path) -> 
         file.write_text(before)
 
 
-def test_a_warning_for_one_label_and_new_clips_are_all_that_is_computed(first_run: Config, folder: Path) -> None:
-    file = folder / "prompts" / "warnings.yaml"
-    label, count = Counter(_labels(folder)).most_common()[-1]
+def test_a_warning_for_one_label_recaptions_that_label_and_its_revert_nothing(first_run: Config, folder: Path) -> None:
+    storage = Storage(first_run.root)
+    labels = Counter(line.split(",")[2] for line in (folder / "corpus/vggsound.csv").read_text().splitlines())
+    label, count = labels.most_common()[-1]
     assert count < CLIPS, "the corpus needs more than one label for this test"
+    file = folder / "prompts" / "warnings.yaml"
     text = f'\n  - name: new\n    text: Warning, do not mention thunder.\n    labels: ["{label}"]\n'
     before = _edit(file, lambda old: old.rstrip("\n") + "\n" + text)
     plans = _plans(first_run)
@@ -99,22 +101,20 @@ def test_a_warning_for_one_label_and_new_clips_are_all_that_is_computed(first_ru
     assert "warnings.yaml (warning `new`)" in plans["captions"].reason
     assert plans["curation"].state == "unknown" and plans["curation"].fingerprint is None
     assert plans["curation"].reason == "unknown until captions"
-
-    generate_corpus(folder / "corpus", clips=CLIPS + NEW_CLIPS, seed=3, workers=2)
-    plans = _plans(first_run)
-    assert (plans["clips"].rows_total, plans["clips"].rows_to_run) == (CLIPS + NEW_CLIPS, NEW_CLIPS)
-    clips, captions, curation = run_stages(STAGES, first_run, say=_silent)  # type: ignore[arg-type]
-    assert clips.rows_in == clips.rows_out + clips.rows_quarantined == CLIPS + NEW_CLIPS
-    assert (clips.rows_computed, captions.rows_computed) == (NEW_CLIPS, count + NEW_CLIPS)
-    assert captions.rows_out == curation.rows_out == CLIPS + NEW_CLIPS
-    rows = Storage(first_run.root).read_table(f"captions/{captions.fingerprint}/rows.parquet").to_pylist()
+    captions = run_stages(STAGES, first_run, say=_silent)[1]  # type: ignore[arg-type]
+    assert (captions.rows_computed, captions.rows_out) == (count, CLIPS)
+    rows = storage.read_table(f"captions/{captions.fingerprint}/rows.parquet").to_pylist()
     assert all(("thunder" in row["prompt"]) == (row["label"] == label) for row in rows)
 
     file.write_text(before)
-    reverted, new = _plans(first_run), _labels(folder).count(label) - count
-    assert reverted["clips"].state == "done"
-    assert reverted["captions"].rows_to_run == new, "what was captioned before the warning came is there again"
+    assert {plan.state for plan in _plans(first_run).values()} == {"done"}, "reverting a prompt computes nothing"
 
 
-def _labels(folder: Path) -> list[str]:
-    return [line.split(",")[2] for line in (folder / "corpus/vggsound.csv").read_text().splitlines()]
+def test_new_clips_are_the_only_ones_computed(first_run: Config, folder: Path) -> None:
+    generate_corpus(folder / "corpus", clips=CLIPS + 2, seed=3, workers=2)
+    plans = _plans(first_run)
+    assert (plans["clips"].rows_total, plans["clips"].rows_to_run) == (CLIPS + 2, 2)
+    clips, captions, curation = run_stages(STAGES, first_run, say=_silent)  # type: ignore[arg-type]
+    assert (clips.rows_computed, captions.rows_computed) == (2, 2)
+    assert clips.rows_in == clips.rows_out + clips.rows_quarantined == CLIPS + 2
+    assert curation.rows_out == CLIPS + 2

@@ -132,7 +132,7 @@ def test_the_page_shows_what_each_round_of_the_pipeline_computed(tmp_path):
     assert "| silent captioner: in order ↑ | – | – |" in page
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}"])
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"seed": 0, "seconds": 1.0, "date": "2026-11-25"}'])
 def test_a_damaged_result_is_named(content, tmp_path):
     result_file(cell_of("mask", "round", 0), tmp_path).write_text(content)
     with pytest.raises(UserError, match=r"mask\.round\.0\.json: .*delete it and run the cell again"):
