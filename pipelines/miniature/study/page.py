@@ -73,11 +73,11 @@ def _results_of(name: str, claim: Claim, results: Path) -> list[Result]:
 def _read(file: Path) -> Result:
     wanted = "wanted the JSON of a cell: restore the file, or delete it and run the cell again"
     try:
-        result = json.loads(file.read_text())
+        result: Result = json.loads(file.read_text())
     except ValueError as error:
         raise UserError(f"{file}: {error}; {wanted}") from error
-    whole = isinstance(result, dict) and {"seed", "seconds", "date"} <= result.keys()
-    if not whole or not {"curve", "captions", "rounds"} & result.keys():
+    names = set(result) if isinstance(result, dict) else set()
+    if not {"seed", "seconds", "date"} <= names or not {"curve", "captions", "rounds"} & names:
         raise UserError(f"{file}: holds no scores; {wanted}")
     return result
 
