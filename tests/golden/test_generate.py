@@ -10,7 +10,18 @@ from typing import Any
 
 import pytest
 
-TOLERANCES: dict[str, Any] = {}
+LEVEL = (0.02, 1e-4)
+TOLERANCES = {
+    "rms": LEVEL,
+    "rms_of_quarters": LEVEL,
+    "centroid_hz": LEVEL,
+    "peak": (0.15, 0.0),
+    "training": (1e-3, 0.0),
+}
+"""The same machine gives the same sounds, to the last bit. Arithmetic of another processor (imitated with other
+instruction sets) moved levels and centroids by up to 1%, and a peak, which hangs on the phases that the codec finds,
+by 10%. Another seed moves the level of some quarter by 17% or more.
+"""
 FILMS = {
     "bars": ("testsrc2=size=160x120:rate=30:duration=3", "sine=frequency=440:beep_factor=4:duration=3"),
     "life": ("life=size=160x120:rate=24:seed=1:mold=10:death_color=#C83232", "anoisesrc=amplitude=0.3:seed=7"),

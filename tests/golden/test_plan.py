@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyarrow import parquet
 
 CLIPS, LATER = 5, 2
 MADE = ("clips", "captions", "curation")
@@ -180,6 +181,24 @@ def test_only_a_run_says_what_it_does(finished: str, folder: Path, golden: Any) 
     lines = [line for line in finished.splitlines() if line[:1].isalpha()]
     golden("plan").check("said by the run", [re.sub(r", [^,]*$", "", line) if ": done, " in line else line
                                               for line in lines])  # fmt: skip
+
+
+def test_published(
+    finished: str, folder: Path, settings: list[str], project: Any, call: Any, golden: Any, tmp_path: Path
+) -> None:
+    """The card's words, and the tables' columns and rows; without digests."""
+    call("soundcap", "publish", project.demo_config, "--to", tmp_path / "hub", *settings).ok()
+    found: dict[str, Any] = {}
+    for file in sorted(path for path in (tmp_path / "hub").rglob("*") if path.is_file()):
+        name = str(file.relative_to(tmp_path / "hub"))
+        if file.suffix == ".parquet":
+            table = parquet.read_table(file)
+            columns = [f"{field.name}: {field.type}" for field in table.schema]
+            shown = table.select(["video_id", "start_s", "split", "label", "caption"]).to_pylist()
+            found[name] = {"columns": columns, "rows": sorted(shown, key=lambda row: str(row["video_id"]))}
+        else:
+            found[name] = re.sub(r"[0-9a-f]{12,}", "#", file.read_text()).splitlines() if file.suffix == ".md" else "-"
+    golden("plan").check("published", found)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
