@@ -226,6 +226,8 @@ class Done:
         return self.out
 
 
+RAY = {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "RAY_worker_niceness": "0"}
+"""Ray's workers would wait for all else that the machine does."""
 RAY_STARTS = 5
 """Ray gives its start 30 s, which are too few where a machine has much else to do."""
 
@@ -235,7 +237,7 @@ def run() -> Callable[..., Done]:
     """A command in a process of its own, with one thread, as the Makefile has it."""
 
     def run_command(*command: object, cwd: Path = ROOT, timeout_s: float = 280) -> Done:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **RAY}
         for _ in range(RAY_STARTS):
             done = subprocess.run(
                 list(map(str, command)), cwd=cwd, env=environment, timeout=timeout_s,

@@ -76,7 +76,7 @@ def demo(
 
 
 def test_rows_figures_and_quarantine(demo: Demo, golden: Any) -> None:
-    keys = ("state", "reason", "rows_in", "rows_out", "rows_quarantined", "rows_in_ledger", "figures")
+    keys = ("state", "reason", "rows_in", "rows_out", "rows_quarantined", "figures")
     found = {}
     for name, one in demo.stages("status").items():
         found[name] = {key: one[key] for key in keys}
