@@ -6,10 +6,10 @@ STAMP := $(VENV)/.installed
 # Small models on few cores: more threads than work cost more than they give.
 export OMP_NUM_THREADS := 1
 
-.PHONY: demo test test-slow check gpu-check setup clean
+.PHONY: demo test test-slow check gpu-check miniature setup clean
 
 demo: setup  ## the whole pipeline on a small generated corpus
-	@$(PYTHON) -m pipelines.demo
+	@$(PYTHON) -m miniature.demo
 
 test: setup  ## the fast test suite
 	@$(PYTHON) -m pytest -q -m "not slow"
@@ -26,6 +26,10 @@ check: setup  ## lint, format, types, and who may import whom
 gpu-check: PYTHON := python3
 gpu-check:  ## speed on a GPU, in 10 minutes at most; `PYTHON=...` chooses the Python that has torch
 	@$(PYTHON) -m benchmarks.gpu_check
+
+miniature: setup  ## cells of the study that have no result yet, and docs/miniature.md; `CELLS='alignment/*'` runs some
+	@$(PYTHON) -m miniature --results docs/miniature/results --page docs/miniature.md --notes docs/miniature/notes \
+		$(if $(CELLS),--cells '$(CELLS)')
 
 setup: $(STAMP)
 	@command -v ffmpeg >/dev/null && command -v ffprobe >/dev/null || bash scripts/install-ffmpeg.sh

@@ -6,7 +6,7 @@
     need    twice the clips a GPU trains on in a second at 45% of an H100's 989 TFLOP/s (bf16), `flowley_169m`
 
 From the local disk with the pages dropped first (cold) and read before (warm), and from an S3 server: there the
-files are downloaded once by `pipelines.storage`, as the training worker does, then mapped, so every epoch after
+files are downloaded once by `pipelines.engine.storage`, as the training worker does, then mapped, so every epoch after
 the download is a warm one. The server is one Python process on this machine: its rate is a lower bound.
 
 `python -m benchmarks.feature_loader [--json] [--clips N] [--workers N] [--batch N] [--no-s3]`
@@ -32,11 +32,12 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader
 
-from flowley.dataset import Batch, Entry, FeatureDataset, Row, StepSampler, collate
-from flowley.features import AVFeatures, TextFeatures, write_av_features, write_text_features
-from flowley.flops import flops_of
-from flowley.presets import preset
-from pipelines.storage import Storage
+from benchmarks.flops import flops_of
+from flowley.features.dataset import Batch, Entry, FeatureDataset, Row, collate
+from flowley.features.files import AVFeatures, TextFeatures, write_av_features, write_text_features
+from flowley.network.presets import preset
+from flowley.training.step_sampler import StepSampler
+from pipelines.engine.storage import Storage
 
 CONFIG = preset("flowley_169m")
 DURATION_S, CAPTION_TOKENS = 8.0, 40
@@ -70,13 +71,12 @@ def write_features(folder: Path, n_clips: int) -> list[Entry]:
 
 def loader_clips_per_s(entries: list[Entry], *, workers: int, batch: int) -> float:
     """Clips in a second over one epoch, starting up left out."""
-    frames_aud, frames_vis = CONFIG.lengths(DURATION_S)
     steps = max(2, len(entries) // batch)
     sampler = StepSampler(len(entries), batch_size=batch, seed=0, start_step=0, end_step=steps + 1)
     loader: DataLoader[Batch] = DataLoader(
         FeatureDataset(entries),  # type: ignore[arg-type]
         batch_sampler=sampler, num_workers=workers,
-        collate_fn=partial(collate, L_aud=frames_aud, L_vis=frames_vis, L_txt=None),
+        collate_fn=partial(collate, config=CONFIG, duration_s=DURATION_S),
     )  # fmt: skip
     batches = iter(loader)
     next(batches)

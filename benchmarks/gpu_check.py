@@ -2,7 +2,7 @@
 
     training    `flowley_169m` and `mmaudio_small_16k` as their trainings run: float32 weights, products in bf16,
                 torch.compile block by block, gradient clipping, fused AdamW, noise assignment for Flowley; no
-                average of weights. MFU = the operations of `flowley.flops` (3 forwards, nothing recomputed) / time
+                average of weights. MFU = the operations of `benchmarks.flops` (3 forwards, nothing recomputed) / time
                 / the GPU's dense bf16 peak
     sampling    25 Euler steps with guidance, bf16 weights: latency of one 8-s clip and throughput of a batch,
                 against the floor: for each evaluation the longer of its operations at peak and its weights read once

@@ -11,15 +11,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from flowley.compilation import compile_parts
-from flowley.config import NetworkConfig
-from flowley.flops import flops_of, sampling_flops
-from flowley.flow import assign_noise, flow_loss, interpolate
-from flowley.network import Conditions, VelocityNetwork
-from flowley.presets import preset
-from flowley.registry import build_network
-from flowley.sample import guided_velocity, noise
-from flowley.solvers import solve
+from benchmarks.flops import flops_of, sampling_flops
+from benchmarks.psca import compare
+from flowley.network.base import Conditions, VelocityNetwork
+from flowley.network.config import FlowleyConfig, NetworkConfig
+from flowley.network.presets import preset
+from flowley.network.registry import build_network
+from flowley.sampling.sample import guided_velocity, noise
+from flowley.sampling.solvers import solve
+from flowley.training.flow import assign_noise, flow_loss, interpolate
 
 Found = Callable[..., None]
 
@@ -139,7 +139,7 @@ class TrainingStep:
         self.setting, self.config = setting, config
         self.network = network_of(setting, config).train()
         if compile:
-            compile_parts(self.network, backend=setting.backend)
+            self.network.compile_blocks(backend=setting.backend)
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-5, betas=(0.9, 0.95), fused=True)
         self.assign, self.cosine_weight = (False, 0.0) if config.sync_dim else (True, 0.5)
 
@@ -229,7 +229,7 @@ def sampling(setting: Setting, found: Found) -> None:
         x_0 = noise(range(B), L_aud, config.latent_dim).to(setting.device)
 
         def make() -> Tensor:
-            v = guided_velocity(network, conditions, 7.5)  # noqa: B023 (run within the loop)
+            v = guided_velocity(network, conditions, 7.5, L_aud=L_aud)  # noqa: B023 (run within the loop)
             return solve(lambda x, t: v(x.bfloat16(), t.bfloat16()).float(), x_0, steps=evaluations, solver="euler")  # noqa: B023
 
         flops = sampling_flops(config, duration_s=setting.seconds, L_txt=L_TXT, evaluations=evaluations, guided=True)
@@ -252,7 +252,7 @@ def compiled_for(setting: Setting, network: VelocityNetwork, *, latency: bool) -
     """A compiled copy: for latency one graph of the whole network, replayed as a CUDA graph where there are such."""
     network = deepcopy(network)
     if not latency:
-        compile_parts(network, backend=setting.backend)
+        network.compile_blocks(backend=setting.backend)
     elif setting.device.type == "cuda":
         network.velocity = torch.compile(network.velocity, mode="reduce-overhead", dynamic=False)  # type: ignore[method-assign]
     else:
@@ -264,17 +264,9 @@ def compiled_for(setting: Setting, network: VelocityNetwork, *, latency: bool) -
 
 
 def psca(setting: Setting, found: Found) -> None:
-    """PSCA against plain cross-attention, in bf16."""
-    from benchmarks.psca import given, local_form, measure
-    from flowley.config import FlowleyConfig
-
+    """PSCA against plain cross-attention, in bf16, by each of its forms."""
     config = preset("flowley_169m", epsilon=0)
     assert isinstance(config, FlowleyConfig)
     for seconds in (1.6, 8) if setting.small else (8, 64, 512):
-        cases = {"plain": nn.functional.scaled_dot_product_attention, "psca": local_form(config)}
-        times = measure(cases, *given(config, seconds, setting.device, torch.bfloat16))
-        ratios = [ours / plain for ours, plain in zip(times["psca"], times["plain"], strict=True)]
-        found(
-            seconds=seconds, plain_ms=round(statistics.median(times["plain"]), 3),
-            psca_ms=round(statistics.median(times["psca"]), 3), ratio=round(statistics.median(ratios), 4),
-        )  # fmt: skip
+        row, _ = compare(config, seconds, setting.device, torch.bfloat16)
+        found(**row)

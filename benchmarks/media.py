@@ -14,7 +14,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pipelines.media.normalise import NormaliserSettings, normalise
+from pipelines.media.clip import NormaliserSettings
+from pipelines.media.normalise import normalise
+from pipelines.media.probe import open_source
+from pipelines.media.process import Deadline
 from pipelines.media.read import read_frames
 
 ROUNDS = 5
@@ -30,10 +33,12 @@ def main() -> None:
             "-f", "lavfi", "-i", "testsrc2=size=1280x720:rate=30", "-f", "lavfi", "-i", "sine=440:sample_rate=44100",
             "-t", "10", "-pix_fmt", "yuv420p", str(source),
         )  # fmt: skip
-        settings = NormaliserSettings(SECONDS, 25, 448, 12, 48_000, True)
+        settings = NormaliserSettings(duration_s=SECONDS)
         cases: dict[str, Callable[[], object]] = {
             "decode_floor": lambda: _ffmpeg("-t", str(SECONDS), "-i", str(source), "-f", "null", "-"),
-            "normalise": lambda: normalise(source, video, audio, settings, deadline_s=120),
+            "normalise": lambda: normalise(
+                open_source(source, Deadline(120)), video, audio, settings, deadline=Deadline(120)
+            ),
             "read_2_fps": lambda: read_frames(video, 2),
             "read_8_fps": lambda: read_frames(video, 8),
         }

@@ -25,10 +25,10 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from pipelines.config import CodecConfig, Config, ModelRef, Section
+from pipelines.engine.fingerprint import digest, file_sha256, folder_digest
+from pipelines.engine.storage import Storage
 from pipelines.errors import RunError, UserError, one_line
-from pipelines.fingerprint import digest, file_sha256, folder_digest
-from pipelines.storage import Storage
+from pipelines.run_config import CodecConfig, Config, ModelRef, Section
 
 CONFIG_NAME = "config.yaml"
 PACKAGES = ("pipelines", "soundcap", "flowley")
@@ -138,7 +138,7 @@ def _absolute(path: str) -> str:
 
 
 def _entrypoint(until: str | None, retry_failed: bool) -> str:
-    words = ["-m", "pipelines.cli", "run", CONFIG_NAME]
+    words = ["-m", "pipelines.cli.soundcap", "run", CONFIG_NAME]
     if until is not None:
         words += ["--until", until]
     if retry_failed:

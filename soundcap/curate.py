@@ -1,4 +1,4 @@
-"""Curation: which captions of the audio-visual LLM are fit to train on, and why the others are not.
+"""Curation rules: drop captions of the audio-visual LLM that are not fit to train on, each with its reason.
 
 The paper keeps the captioner "from learning from misaligned samples" (section 2.3) by warnings in the
 prompt. Rules on the text catch what the model wrote in spite of them. A caption conditions a text encoder
@@ -10,31 +10,24 @@ Every pattern is a regular expression, matched without regard to case between wo
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
-from soundcap.vocabulary import (
-    META_TALK,
-    MUSIC_LABELS,
-    MUSIC_WORDS,
-    REFUSALS,
-    SOUND_WORDS,
-    SPEECH_LABELS,
-    SPEECH_WORDS,
-    VISUAL_WORDS,
-)
+from soundcap.prompts import NoiseWarning, reach_meaning
+from soundcap.vocabulary import META_TALK, REFUSALS, SOUND_WORDS, VISUAL_WORDS, Patterns, compiled, first_match
 
-Patterns = tuple[str, ...]
+Check = Callable[[str, "Rules"], str | None]
+"""Caption and rules -> what in the caption fails the rule, or None."""
 
 
 class RulesError(ValueError):
-    """A rule's setting that cannot be used; names the field."""
+    """Setting of a rule that cannot be used; names the field."""
 
 
 @dataclass(frozen=True, slots=True)
 class CaptionRow:
-    """A caption as the model wrote it."""
+    """Caption as the model wrote it."""
 
     clip_id: str
     label: str
@@ -44,7 +37,7 @@ class CaptionRow:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What curation decided on one caption."""
+    """Curation's decision on one caption."""
 
     clip_id: str
     kept: bool
@@ -56,7 +49,11 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """Thresholds and word lists, in the order in which the rules apply. None switches a rule off."""
+    """Thresholds and word lists, in the order in which the rules apply. None switches a rule off.
+
+    Raises:
+        RulesError: a threshold below 0, or a pattern that is no regular expression.
+    """
 
     min_words: int | None = 6
     """Fewer words than this: `empty` without any word, else `too_short`."""
@@ -75,14 +72,8 @@ class Rules:
     """`repetition`: bytes of the caption / bytes of it deflated; plain captions stay below 1.7."""
     meta_talk: Patterns | None = META_TALK
     """`meta_talk`: speaks of the task, the prompt or the recording."""
-    music_words: Patterns | None = MUSIC_WORDS
-    """`music`: mentions music although the label does not."""
-    music_labels: Patterns = MUSIC_LABELS
-    """Labels, beside those that match `music_words`, of which music is the sound."""
-    speech_words: Patterns | None = SPEECH_WORDS
-    """`speech`: mentions someone speaking although the label does not."""
-    speech_labels: Patterns = SPEECH_LABELS
-    """Labels, beside those that match `speech_words`, of which a voice is the sound."""
+    violations: bool = True
+    """`music`, `speech` and other names of warnings: says what that warning forbids."""
     sound_words: Patterns | None = SOUND_WORDS
     """`no_sound`: no word of this list, so the caption names no sound."""
     visual_words: Patterns = VISUAL_WORDS
@@ -98,47 +89,76 @@ class Rules:
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, int | float) and value < 0:
-                raise RulesError(f"{field.name} is {value}: wanted 0 or more, or None to switch the rule off")
+                raise RulesError(f"{field.name}: got {value}, wanted 0 or more, or none to switch the rule off")
             if isinstance(value, tuple):
                 try:
-                    _compiled(value)
+                    compiled(value)
                 except re.error as error:
                     raise RulesError(f"{field.name}: not a regular expression: {error}") from error
 
 
-def curate(captions: Iterable[CaptionRow], rules: Rules) -> list[Verdict]:
-    """One verdict for each caption, in the order given; the order does not change any verdict."""
+def curate(captions: Iterable[CaptionRow], rules: Rules, warnings: Sequence[NoiseWarning]) -> list[Verdict]:
+    """Judge captions.
+
+    Args:
+        captions: Captions of all clips; their order does not change any verdict.
+        rules: Thresholds and word lists.
+        warnings: Warnings of the captions' prompts, whose `violations` drop a caption. A run without warnings
+            forbade nothing, so no caption is dropped for noise.
+
+    Returns:
+        One verdict for each caption, in the order of `captions`.
+    """
     rows = list(captions)
     copies = Counter(_folded(row.caption) for row in rows)
-    return [_judge(row, rules, copies[_folded(row.caption)], len(rows)) for row in rows]
+    return [_judge(row, rules, warnings, copies[_folded(row.caption)], len(rows)) for row in rows]
 
 
-def _judge(row: CaptionRow, rules: Rules, copies: int, clips: int) -> Verdict:
-    for name, check in _CHECKS:
-        detail = check(row, rules)
+def curation_meaning(rules: Rules, warnings: Sequence[NoiseWarning]) -> dict[str, Any]:
+    """All that can change a verdict, as plain data in canonical form, for fingerprints."""
+    judged = judged_warnings(rules, warnings)
+    violations = [{"name": w.name, "mentions": list(w.violations)} | reach_meaning(w) for w in judged]
+    return {"rules": asdict(rules), "violations": violations}
+
+
+def judged_warnings(rules: Rules, warnings: Sequence[NoiseWarning]) -> list[NoiseWarning]:
+    """The warnings that can drop a caption, in the order of `violations` in :func:`curation_meaning`."""
+    return [warning for warning in warnings if rules.violations and warning.violations]
+
+
+def _judge(row: CaptionRow, rules: Rules, warnings: Sequence[NoiseWarning], copies: int, clips: int) -> Verdict:
+    for rule, detail in _details(row, rules, warnings, copies, clips):
         if detail is not None:
-            return Verdict(row.clip_id, False, name, detail)
-    detail = _duplicate(copies, clips, rules)
-    return Verdict(row.clip_id, detail is None, None if detail is None else "duplicate", detail)
+            return Verdict(row.clip_id, False, rule, detail)
+    return Verdict(row.clip_id, True)
 
 
-def _empty(row: CaptionRow, rules: Rules) -> str | None:
-    return "no word" if rules.min_words and not row.caption.strip() else None
+def _details(
+    row: CaptionRow, rules: Rules, warnings: Sequence[NoiseWarning], copies: int, clips: int
+) -> Iterator[tuple[str, str | None]]:
+    """Each rule with what in the caption fails it, or None, in order; the caller stops at the first failure."""
+    yield from ((name, check(row.caption, rules)) for name, check in _FORM_CHECKS)
+    for warning in judged_warnings(rules, warnings):
+        yield warning.name, _quoted(warning.violation(row.caption, row.label))
+    yield from ((name, check(row.caption, rules)) for name, check in _SOUND_CHECKS)
+    if rules.max_duplicate_share is not None:
+        allowed = max(rules.always_allowed_duplicates, rules.max_duplicate_share * clips)
+        yield "duplicate", f"{copies} of {clips} clips" if copies > allowed else None
 
 
-def _not_text(row: CaptionRow, rules: Rules) -> str | None:
+def _not_text(caption: str, rules: Rules) -> str | None:
     if rules.max_non_letter_share is None:
         return None
-    for character in row.caption:
+    for character in caption:
         if character == "\N{REPLACEMENT CHARACTER}" or (not character.isprintable() and not character.isspace()):
             return f"character U+{ord(character):04X}"
-    characters = "".join(row.caption.split())
+    characters = "".join(caption.split())
     share = sum(not character.isalpha() for character in characters) / max(1, len(characters))
     return f"{share:.0%} of it are no letters" if share > rules.max_non_letter_share else None
 
 
-def _foreign_script(row: CaptionRow, rules: Rules) -> str | None:
-    letters = [character for character in row.caption if character.isalpha()]
+def _foreign_script(caption: str, rules: Rules) -> str | None:
+    letters = [character for character in caption if character.isalpha()]
     if rules.max_foreign_letter_share is None or not letters:
         return None
     last_latin = 0x24F  # end of the Unicode block Latin Extended-B
@@ -146,99 +166,58 @@ def _foreign_script(row: CaptionRow, rules: Rules) -> str | None:
     return f"{share:.0%} of the letters are not Latin" if share > rules.max_foreign_letter_share else None
 
 
-def _refusal(row: CaptionRow, rules: Rules) -> str | None:
-    return _first_match(rules.refusals, row.caption)
-
-
-def _too_short(row: CaptionRow, rules: Rules) -> str | None:
-    count = len(_words(row.caption))
-    return f"{count} words" if rules.min_words is not None and count < rules.min_words else None
-
-
-def _too_long(row: CaptionRow, rules: Rules) -> str | None:
-    count = len(_words(row.caption))
-    return f"{count} words" if rules.max_words is not None and count > rules.max_words else None
-
-
-def _repetition(row: CaptionRow, rules: Rules) -> str | None:
-    words = _words(row.caption)
+def _repetition(caption: str, rules: Rules) -> str | None:
+    words = _words(caption)
     if rules.max_ngram_repeats is not None:
         trigrams = Counter(zip(words, words[1:], words[2:], strict=False))
         for trigram, count in sorted(trigrams.items()):
             if count > rules.max_ngram_repeats:
                 return f"`{' '.join(trigram)}` {count} times"
     if rules.max_compression_ratio is not None:
-        raw = row.caption.encode()
+        raw = caption.encode()
         ratio = len(raw) / len(zlib.compress(raw, 9))
         if ratio > rules.max_compression_ratio:
             return f"compression ratio {ratio:.1f}"
     return None
 
 
-def _meta_talk(row: CaptionRow, rules: Rules) -> str | None:
-    return _first_match(rules.meta_talk, row.caption)
-
-
-def _music(row: CaptionRow, rules: Rules) -> str | None:
-    return _unlabelled(row, rules.music_words, rules.music_labels)
-
-
-def _speech(row: CaptionRow, rules: Rules) -> str | None:
-    return _unlabelled(row, rules.speech_words, rules.speech_labels)
-
-
-def _unlabelled(row: CaptionRow, words: Patterns | None, labels: Patterns) -> str | None:
-    """The mention of something that neither the label nor its kind speaks of."""
-    if words is None or _first_match(words, row.label) or _first_match(labels, row.label):
-        return None
-    return _first_match(words, row.caption)
-
-
-def _no_sound(row: CaptionRow, rules: Rules) -> str | None:
-    silent = rules.sound_words is not None and _first_match(rules.sound_words, row.caption) is None
-    return "no word of a sound" if silent else None
-
-
-def _visual(row: CaptionRow, rules: Rules) -> str | None:
+def _visual(caption: str, rules: Rules) -> str | None:
     if rules.max_visual_words is None:
         return None
-    found = [match.group().lower() for match in _compiled(rules.visual_words).finditer(row.caption)]
+    found = [match.group().lower() for match in compiled(rules.visual_words).finditer(caption)]
     return ", ".join(found) if len(found) > rules.max_visual_words else None
 
 
-def _duplicate(copies: int, clips: int, rules: Rules) -> str | None:
-    if rules.max_duplicate_share is None:
-        return None
-    allowed = max(rules.always_allowed_duplicates, rules.max_duplicate_share * clips)
-    return f"{copies} of {clips} clips" if copies > allowed else None
+def _too_short(caption: str, rules: Rules) -> str | None:
+    count = len(_words(caption))
+    return f"{count} words" if rules.min_words is not None and count < rules.min_words else None
 
 
-_CHECKS: tuple[tuple[str, Callable[[CaptionRow, Rules], str | None]], ...] = (
-    ("empty", _empty),
+def _too_long(caption: str, rules: Rules) -> str | None:
+    count = len(_words(caption))
+    return f"{count} words" if rules.max_words is not None and count > rules.max_words else None
+
+
+def _no_sound(caption: str, rules: Rules) -> str | None:
+    silent = rules.sound_words is not None and first_match(rules.sound_words, caption) is None
+    return "no word of a sound" if silent else None
+
+
+_FORM_CHECKS: tuple[tuple[str, Check], ...] = (
+    ("empty", lambda caption, rules: "no word" if rules.min_words and not caption.strip() else None),
     ("not_text", _not_text),
     ("foreign_script", _foreign_script),
-    ("refusal", _refusal),
+    ("refusal", lambda caption, rules: _quoted(first_match(rules.refusals or (), caption))),
     ("too_short", _too_short),
     ("repetition", _repetition),
     ("too_long", _too_long),
-    ("meta_talk", _meta_talk),
-    ("music", _music),
-    ("speech", _speech),
-    ("no_sound", _no_sound),
-    ("visual", _visual),
+    ("meta_talk", lambda caption, rules: _quoted(first_match(rules.meta_talk or (), caption))),
 )
+_SOUND_CHECKS: tuple[tuple[str, Check], ...] = (("no_sound", _no_sound), ("visual", _visual))
 
 
-@lru_cache(maxsize=64)
-def _compiled(patterns: Patterns) -> re.Pattern[str]:
-    if not patterns:
-        return re.compile(r"(?!)")  # matches nothing
-    return re.compile(rf"\b(?:{'|'.join(patterns)})\b", re.IGNORECASE)
-
-
-def _first_match(patterns: Patterns | None, text: str) -> str | None:
-    match = _compiled(patterns).search(text) if patterns else None
-    return None if match is None else f"`{match.group().lower()}`"
+def _quoted(mention: str | None) -> str | None:
+    return None if mention is None else f"`{mention}`"
 
 
 def _words(text: str) -> list[str]:

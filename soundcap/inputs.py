@@ -1,4 +1,4 @@
-"""Requests to model inputs: the one way in which engines and fine-tuning show a clip to a model.
+"""Model inputs from captioning requests, made the same way for every engine and for fine-tuning.
 
 The video, interleaved with its audio where there is any, comes before the text. Frame times and rotary
 positions are explicit, so that training, transformers and vLLM see the same clip at any frame rate.
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from soundcap.checkpoint import CaptionProcessor
 from soundcap.positions import AUDIO, TEXT, VIDEO, rope_positions
+from soundcap.pretrained import CaptionProcessor
 from soundcap.request import CaptionRequest
 
 if TYPE_CHECKING:
@@ -43,21 +43,26 @@ def prepare_inputs(
     max_frame_px: int,
     max_tokens: int | None = None,
 ) -> "dict[str, Tensor]":
-    """A batch of model inputs.
+    """Batch of model inputs. Nothing is ever truncated.
 
-    Frames are scaled to a multiple of 28 px per side with an area in [`min_frame_px`, `max_frame_px`]
-    (pixels per frame). Returned, for B requests and L tokens: `input_ids`, `attention_mask` (B, L);
-    `position_ids` (3, B, L), see `soundcap.positions`; `pixel_values_videos` (patches, 1176),
-    `video_grid_thw` (B, 3); the seconds per frame pair (`second_per_grid_ts` or `video_second_per_grid`)
-    (B,); for Qwen2.5-VL `mm_token_type_ids` (B, L); for Omni, when any request has audio, `input_features`
-    (B', 128, frames of 10 ms) and `feature_attention_mask` (B', frames).
+    Args:
+        processor: Of the checkpoint.
+        requests: B clips.
+        answers: None pads on the left, ready to generate. B captions pad on the right: each row ends with its
+            answer and `<|im_end|>`.
+        min_frame_px: Smallest area of a frame in pixels; sides become multiples of 28 px.
+        max_frame_px: Largest area of a frame in pixels.
+        max_tokens: Longest row; default: the model's own limit.
 
-    Without `answers` the batch is padded on the left, ready to generate. With `answers` (B captions) it is
-    padded on the right, each row ends with its answer and `<|im_end|>`, and `labels` (B, L) holds these and
-    is -100 elsewhere.
+    Returns:
+        For L tokens: `input_ids`, `attention_mask` (B, L); `position_ids` (3, B, L), see `soundcap.positions`;
+        `pixel_values_videos` (patches, 1176), `video_grid_thw` (B, 3); the seconds per frame pair
+        (`second_per_grid_ts` or `video_second_per_grid`) (B,); for Qwen2.5-VL `mm_token_type_ids` (B, L); for
+        Omni, when any request has audio, `input_features` (B', 128, frames of 10 ms) and
+        `feature_attention_mask` (B', frames). With answers, `labels` (B, L): the answer, and -100 elsewhere.
 
-    Raises ValueError if a request cannot be shown to this model, and if a row is longer than `max_tokens`
-    (default: the model's own limit). Nothing is ever truncated.
+    Raises:
+        ValueError: The model cannot take a request, or a row is longer than `max_tokens`.
     """
     if not requests:
         raise ValueError("got no requests, wanted at least one")
@@ -78,8 +83,8 @@ def render_chat(processor: CaptionProcessor, request: CaptionRequest) -> str:
 
     Raises ValueError if the prompt holds a special token, or the request does not suit the model.
     """
-    check_suits_model(processor, request)
-    refuse_special_tokens(processor, request.prompt, "prompt")
+    _check_audio(processor, request)
+    _refuse_special_tokens(processor, request.prompt, "prompt")
     content = [{"type": "video"}, {"type": "text", "text": request.prompt}]
     chat: str = processor.hf.apply_chat_template(
         [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
@@ -87,7 +92,7 @@ def render_chat(processor: CaptionProcessor, request: CaptionRequest) -> str:
     return chat
 
 
-def refuse_special_tokens(processor: CaptionProcessor, text: str, what: str) -> None:
+def _refuse_special_tokens(processor: CaptionProcessor, text: str, what: str) -> None:
     """Raise ValueError if `text` holds a token that structures the input, such as `<|im_start|>`."""
     # Normalisation comes first because the tokenizer normalises too
     normalised = unicodedata.normalize("NFC", text)
@@ -96,7 +101,7 @@ def refuse_special_tokens(processor: CaptionProcessor, text: str, what: str) -> 
             raise ValueError(f"{what}: holds {token!r}, which structures the model's input; remove it from the text")
 
 
-def check_suits_model(processor: CaptionProcessor, request: CaptionRequest) -> None:
+def _check_audio(processor: CaptionProcessor, request: CaptionRequest) -> None:
     """Raise ValueError if the model cannot take this request's audio."""
     if request.audio is None:
         return
@@ -111,7 +116,7 @@ def check_suits_model(processor: CaptionProcessor, request: CaptionRequest) -> N
 
 
 def video_metadata(request: CaptionRequest) -> dict[str, Any]:
-    """The metadata that keeps the processors from assuming a frame rate and from sampling again."""
+    """Metadata that keeps the processors from assuming a frame rate and from sampling again."""
     n_frames = len(request.frames)
     return {
         "fps": request.frames_fps,
@@ -137,18 +142,23 @@ def _prepare_row(
     """Inputs of one request, not padded; what is per token has no batch axis yet."""
     import torch
 
-    row = _show(processor, request, size)
+    row = _process(processor, request, size)
     prompt_ids = row["input_ids"][0]
     answer_ids = torch.tensor([] if answer is None else _answer_ids(processor, answer), dtype=torch.long)
     if (n_tokens := len(prompt_ids) + len(answer_ids)) > limit:
         raise ValueError(
             f"got {n_tokens} tokens ({len(prompt_ids)} of clip and prompt, {len(answer_ids)} of answer), "
-            f"wanted at most {limit}: lower max_frame_px or the frame rate, or shorten prompt or answer"
+            f"wanted at most {limit}: lower max_px or the frame rate, or shorten prompt or answer"
         )
     input_ids = torch.cat([prompt_ids, answer_ids])
     kinds = _token_kinds(processor, input_ids.numpy())
+    pairs, height, width = row["video_grid_thw"][0].tolist()
+    merge = processor.hf.video_processor.merge_size
+    interval_s = row["video_second_per_grid" if processor.family.hears else "second_per_grid_ts"].item()
+    grid = (pairs, height // merge, width // merge)
+    positions = rope_positions(kinds, grid, interval_s, processor.positions_per_second)
     row |= {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
-    row["position_ids"] = torch.from_numpy(_positions(processor, row, kinds))
+    row["position_ids"] = torch.from_numpy(positions)
     if not processor.family.hears:
         row["mm_token_type_ids"] = torch.from_numpy(kinds)
     if answer is not None:
@@ -156,7 +166,7 @@ def _prepare_row(
     return row
 
 
-def _show(processor: CaptionProcessor, request: CaptionRequest, size: dict[str, int]) -> "dict[str, Tensor]":
+def _process(processor: CaptionProcessor, request: CaptionRequest, size: dict[str, int]) -> "dict[str, Tensor]":
     """The checkpoint's own processor on one request: token ids, patches and, for Omni, audio features."""
     text = render_chat(processor, request)
     videos: dict[str, Any] = {
@@ -180,7 +190,7 @@ def _show(processor: CaptionProcessor, request: CaptionRequest, size: dict[str, 
 def _answer_ids(processor: CaptionProcessor, answer: str) -> list[int]:
     if not answer.strip():
         raise ValueError(f"answer: got {answer!r}, wanted text that is not blank")
-    refuse_special_tokens(processor, answer, "answer")
+    _refuse_special_tokens(processor, answer, "answer")
     tokenizer = processor.hf.tokenizer
     ids: list[int] = tokenizer(answer, add_special_tokens=False)["input_ids"]
     return [*ids, tokenizer.convert_tokens_to_ids(END_OF_TURN)]
@@ -194,14 +204,6 @@ def _token_kinds(processor: CaptionProcessor, input_ids: np.ndarray) -> np.ndarr
     if processor.family.hears:
         kinds[input_ids == to_id(processor.hf.audio_token)] = AUDIO
     return kinds
-
-
-def _positions(processor: CaptionProcessor, row: "dict[str, Tensor]", kinds: np.ndarray) -> np.ndarray:
-    pairs, height, width = row["video_grid_thw"][0].tolist()
-    merge = processor.hf.video_processor.merge_size
-    seconds = row["video_second_per_grid" if processor.family.hears else "second_per_grid_ts"]
-    grid = (pairs, height // merge, width // merge)
-    return rope_positions(kinds, grid, float(seconds[0]), processor.positions_per_second)
 
 
 def _collate(rows: "list[dict[str, Tensor]]", pad_id: int, *, pad_left: bool) -> "dict[str, Tensor]":

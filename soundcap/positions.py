@@ -18,17 +18,23 @@ def rope_positions(
 ) -> np.ndarray:
     """Positions of one sequence that holds one video, alone or interleaved with its audio.
 
-    `kinds` (L,) is TEXT, VIDEO or AUDIO for each token; video and audio tokens form one contiguous block.
-    `grid_thw` is the video's grid *after* spatial merging: (frame pairs, rows, columns). `second_per_grid`
-    is the time between two frame pairs, `positions_per_second` the checkpoint's unit of time.
-
     Text counts up by one. In the block that starts at s, the video token of pair t, row y, column x is at
     s + (floor(t * second_per_grid * positions_per_second), y, x) and the m-th audio token (40 ms each) at
     s + m on all axes, so that what sounds together is seen together. Text resumes at the largest position of
     the video plus one. Around an interleaved block the two markers that open it share one position, as do
     the two that close it, and these follow the chunk (of 2 s of picture or sound) that comes last.
 
-    Returns (3, L) int64. Raises ValueError if the video tokens do not fill the grid.
+    Args:
+        kinds: (L,) TEXT, VIDEO or AUDIO for each token; video and audio tokens form one contiguous block.
+        grid_thw: The video's grid *after* spatial merging: (frame pairs, rows, columns).
+        second_per_grid: Seconds between two frame pairs.
+        positions_per_second: The checkpoint's unit of time.
+
+    Returns:
+        (3, L) int64.
+
+    Raises:
+        ValueError: The video tokens do not fill the grid.
     """
     n_pairs, rows, columns = grid_thw
     is_video, is_audio = kinds == VIDEO, kinds == AUDIO

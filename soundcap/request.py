@@ -1,6 +1,7 @@
-"""What a captioning engine is asked: one clip with its prompt, and how to sample the answer."""
+"""Captioning requests, and the settings of their frames and answers."""
 
 from dataclasses import dataclass
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -12,9 +13,10 @@ _MAX_PEAK = 2.0
 
 @dataclass(frozen=True, slots=True)
 class CaptionRequest:
-    """One clip to caption, already decoded.
+    """Decoded clip with its prompt.
 
-    Raises ValueError, naming what was got and wanted, if a field does not hold what is described here.
+    Raises:
+        ValueError: a field does not hold what is described here.
     """
 
     prompt: str
@@ -46,13 +48,33 @@ class CaptionRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Sampling:
-    """How the answer is drawn. At temperature 0 `top_p` and `seed` do not matter.
+class FrameSettings:
+    """Sampling rate and size of the frames that a model gets of a clip.
 
-    Raises ValueError for a value out of range.
+    Raises:
+        ValueError: a field is out of range.
     """
 
-    max_new_tokens: int
+    fps: float = 2.0
+    """Frames per second, > 0."""
+    min_px: int = 128 * 28 * 28
+    """Smallest area of a scaled frame in pixels, at least one patch of 28 x 28."""
+    max_px: int = 256 * 28 * 28
+    """Largest area of a scaled frame in pixels, >= `min_px`."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, fps="(0, inf)", min_px=f"[{28 * 28}, inf)", max_px=f"[{self.min_px}, inf)")
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Decoding of an answer. At temperature 0 `top_p` and `seed` do not matter.
+
+    Raises:
+        ValueError: a field is out of range.
+    """
+
+    max_new_tokens: int = 96
     """Most tokens of an answer, >= 1."""
     temperature: float = 0.0
     """>= 0; 0 = greedy."""
@@ -61,19 +83,34 @@ class Sampling:
     repetition_penalty: float = 1.0
     """> 0; 1 = none."""
     seed: int = 0
-    """>= 0. Each request is drawn with this seed by itself: its answer does not depend on its batch."""
+    """>= 0. Seeds each request by itself: an answer does not depend on its batch."""
 
     def __post_init__(self) -> None:
-        wanted = {
-            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
-            "temperature": (0 <= self.temperature < float("inf"), "0 (greedy) or more"),
-            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
-            "repetition_penalty": (0 < self.repetition_penalty < float("inf"), "above 0 (1 = no penalty)"),
-            "seed": (self.seed >= 0, "0 or more"),
-        }
-        for name, (holds, what) in wanted.items():
-            if not holds:
-                raise ValueError(f"{name}: got {getattr(self, name)}, wanted {what}")
+        ranges = {"max_new_tokens": "[1, inf)", "temperature": "[0, inf)", "top_p": "(0, 1]", "seed": "[0, inf)"}
+        check_fields(self, **ranges, repetition_penalty="(0, inf)")
+
+
+def check_fields(settings: object, **ranges: str) -> None:
+    """Refuse settings out of range.
+
+    Args:
+        settings: A dataclass. Fields of a `Literal` type must hold one of its values.
+        ranges: Field to interval, such as "[0, 1)" or "(0, inf)". None in an optional field is in range.
+
+    Raises:
+        ValueError: the first field out of range: what was got and what was wanted.
+    """
+    for name, kind in get_type_hints(type(settings)).items():
+        value = getattr(settings, name)
+        if get_origin(kind) is Literal and value not in get_args(kind):
+            raise ValueError(f"{name}: got {value!r}, wanted one of {', '.join(map(str, get_args(kind)))}")
+    for name, interval in ranges.items():
+        value = getattr(settings, name)
+        low, high = interval[1:-1].split(", ")
+        closed = {float(end) for end, mark in ((low, interval[0]), (high, interval[-1])) if mark in "[]"}
+        if value is not None and not (float(low) < value < float(high) or value in closed):
+            least = f"{'at least' if interval[0] == '[' else 'above'} {low}"
+            raise ValueError(f"{name}: got {value!r}, wanted {least if high == 'inf' else f'a number in {interval}'}")
 
 
 def _check_frames(frames: np.ndarray) -> None:

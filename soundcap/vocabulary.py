@@ -1,9 +1,14 @@
-"""Word lists of the curation rules: regular expressions, matched whole words at a time, in any case.
+"""Word lists of the curation rules, and their matching: regular expressions, whole words, in any case.
 
-They hold what a sound caption has no good reason to say. Words that also serve to describe sound are left
-out on purpose, or kept only in the company that makes them noise: rain *drums*, elephants *trumpet*, birds
-*sing*, a chime is *musical*, a siren is a *warning* siren, hooves go *clip*-clop, a window *frame* rattles.
+The lists hold what a sound caption has no good reason to say. Words that also serve to describe sound are left
+out on purpose: a siren is a *warning* siren, hooves go *clip*-clop, a window *frame* rattles. Words of added music
+and speech stand with the warnings against them, in ``prompts/warnings.yaml``.
 """
+
+import re
+from functools import lru_cache
+
+Patterns = tuple[str, ...]
 
 REFUSALS = (
     r"as an? (?:AI|artificial|language model|assistant)",
@@ -27,55 +32,6 @@ META_TALK = (
     r"here(?: is|'s) (?:a|an|the|your) (?:\w+ )?(?:caption|description|paragraph)",
     r"(?:I|we|you) (?:can |could |also )?(?:hear|see|notice)",
     r"(?:caption|answer|output|assistant|user) ?:",
-)
-
-MUSIC_WORDS = (
-    r"music(?! box)",
-    r"soundtracks?",
-    r"jingles? (?:plays?|playing)",
-    r"(?:pop|rock|folk|love|dance|theme|upbeat|sad|background) (?:songs?|tunes?|melod(?:y|ies)|beats?)",
-    r"(?:song|tune) (?:is playing|plays|playing|in the background)",
-    r"singers?",
-    r"vocals",
-    r"lyrics",
-    r"(?:man|woman|men|women|male|female|child|children|girl|boy|people|person|someone|choir|voices?|crowd)"
-    r"\b[^.;]{0,25}\bsing(?:s|ing)?",
-    r"orchestras?(?:l score)?",
-    r"choirs?",
-    r"(?:acoustic |electric |bass |steel )?guitars?(?![- ]?like)",
-    r"(?:piano|violin|fiddle|cello|harp|flute|clarinet|oboe|bassoon|saxophone|trombone|tuba|accordion"
-    r"|harmonica|banjo|mandolin|ukulele|synthesi[sz]er|sitar|tabla|marimba|xylophone|glockenspiel"
-    r"|harpsichord)s?(?![- ]?like)",
-    r"an? trumpets?(?![- ]?like)",
-    r"drummers?|drum ?(?:kit|set|machine|solo)s?|snare drums?",
-)
-
-MUSIC_LABELS = (
-    r"playing (?!badminton|darts|hockey|lacrosse|squash|table tennis|tennis|volleyball)",
-    r"(?:fe)?male singing|child singing|singing (?:choir|bowl)",
-    r"rapping|beat boxing|yodelling|tap dancing|tapping guitar|disc scratching|orchestra",
-    r"people (?:humming|whistling)|wind chime|ice cream (?:truck|van)|metronome",
-)
-
-SPEECH_WORDS = (
-    r"speech(?:es)?",
-    r"speak(?:s|ing|ers?)?(?! grille)",
-    r"spoken|spoke",
-    r"talk(?:s|ed|ing)?",
-    r"narrat(?:es?|ing|ions?|ors?)",
-    r"comment(?:ary|ators?)",
-    r"conversations?|conversing|dialogues?",
-    r"voice[- ]?overs?",
-    r"announce(?:r|rs|ment|ments)",
-    r"interviews?",
-    r"(?:says|saying|said|explains?|explaining)",
-    r"(?:man|woman|male|female|child|girl|boy|person|human|people|someone)(?:'s|s'|’s)? voices?",
-)
-
-SPEECH_LABELS = (
-    r"(?:fe)?male singing|child singing|singing choir|rapping|beat boxing|yodelling",
-    r"people (?:crowd|babbling|whispering|screaming|booing|cheering|battle cry|humming|giggling)",
-    r"children shouting|baby babbling|parrot talking|police radio chatter|auctioneer",
 )
 
 _SOUND_STEMS = (
@@ -103,3 +59,15 @@ VISUAL_WORDS = (
     r"(?:visib(?:le|ly)|seen|look(?:s|ing) (?:at|into|up|down|like)|appears? (?:on|in)|shown|depict(?:s|ed))",
     r"(?:foreground|close-up|bright(?:ly)? lit|sunlit|sunny|shadows?|scenery|landscape|logo)",
 )
+
+
+@lru_cache(maxsize=64)
+def compiled(patterns: Patterns) -> re.Pattern[str]:
+    """One expression for whole words of any pattern; without patterns it matches nothing."""
+    return re.compile(rf"\b(?:{'|'.join(patterns)})\b" if patterns else r"(?!)", re.IGNORECASE)
+
+
+def first_match(patterns: Patterns, text: str) -> str | None:
+    """The first words of a text that match, in lower case; None without a match."""
+    match = compiled(patterns).search(text)
+    return None if match is None else match.group().lower()

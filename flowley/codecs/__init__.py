@@ -1,4 +1,4 @@
-"""Between sound and the latent frames Flowley generates.
+"""Audio codecs: sound to the latent frames that a network generates, and back.
 
 A codec gives its latents on their own scale; the network standardises them per channel with the statistics of
 its training corpus (`Flowley.latent_mean`, `latent_std`), so no codec needs constants of its own.
@@ -14,12 +14,11 @@ from typing import Protocol
 from torch import Tensor
 
 from flowley.codecs.audioldm2 import AudioLDM2Codec
-from flowley.codecs.folder import find_folder
-from flowley.codecs.log_mel import LogMelCodec
-from flowley.codecs.log_mel_pca import LogMelPCACodec
-from flowley.codecs.mmaudio import MMAudioCodec
+from flowley.codecs.log_mel import LogMelCodec, LogMelPCACodec
+from flowley.codecs.mmaudio_16k import MMAudioCodec
 from flowley.codecs.oobleck import OobleckCodec
-from flowley.codecs.pretrained import PretrainedCodec
+from flowley.codecs.pretrained_codec import PretrainedCodec
+from flowley.weights import find_folder
 
 
 class AudioCodec(Protocol):
@@ -66,6 +65,7 @@ def load_codec(name: str, *, path: str | None = None, revision: str | None = Non
         name: one of `CODECS`.
         path: local folder or hub id of its weights; for every codec but the weight-free `log_mel`.
         revision: of a hub id.
+        device: of the codec and of what it answers.
 
     Raises:
         ValueError: no such codec, a path missing or superfluous, or weights that are missing, unreadable or of
@@ -80,5 +80,5 @@ def load_codec(name: str, *, path: str | None = None, revision: str | None = Non
     kind = PRETRAINED[name]
     if path is None:
         raise ValueError(f"codec {name!r} needs path: {kind.contents}, or the hub id of one")
-    codec = kind.from_folder(find_folder(path, revision, kind.files, kind.contents))
+    codec = kind.from_folder(find_folder(path, kind.files, revision=revision, wanted=kind.contents))
     return codec.eval().requires_grad_(False).to(device)

@@ -12,12 +12,11 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from flowley.codecs.folder import find_file
-from flowley.codecs.hub_models import CONFIG, DIFFUSERS_WEIGHTS, TRANSFORMERS_WEIGHTS, class_of, load_model
 from flowley.codecs.mel import LogMel
-from flowley.codecs.pretrained import PretrainedCodec
+from flowley.codecs.pretrained_codec import PretrainedCodec
+from flowley.weights import CONFIG, DIFFUSERS_WEIGHTS, WEIGHTS, class_of, find_file, load_model
 
-_PARTS = (("vae", "AutoencoderKL", DIFFUSERS_WEIGHTS), ("vocoder", "SpeechT5HifiGan", TRANSFORMERS_WEIGHTS))
+_PARTS = (("vae", "AutoencoderKL", DIFFUSERS_WEIGHTS), ("vocoder", "SpeechT5HifiGan", WEIGHTS))
 
 
 class AudioLDM2Codec(PretrainedCodec):
@@ -56,10 +55,10 @@ class AudioLDM2Codec(PretrainedCodec):
         """See `PretrainedCodec.from_folder`."""
         models = []
         for part, kind, weights in _PARTS:
-            config = find_file(folder, f"{part}/{CONFIG}", contents=cls.contents)
+            config = find_file(folder, f"{part}/{CONFIG}", wanted=cls.contents)
             if class_of(config) != kind:
                 raise ValueError(f"{config} is of a {class_of(config)}: wanted {cls.contents}")
-            models.append(load_model(folder / part, kind, weights, contents=cls.contents))
+            models.append(load_model(folder / part, kind, weights, wanted=cls.contents))
         return cls(*models)
 
     def _encode(self, wave: Tensor) -> tuple[Tensor, Tensor]:

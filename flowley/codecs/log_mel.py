@@ -1,17 +1,22 @@
-"""The weight-free codec.
+"""Log-mel codecs: the weight-free one, and its principal components over a corpus.
 
-Shapes: B batch, N samples, L latent frames, C latent channels, F frequency bins.
+Shapes: B batch, N samples, L latent frames, C latent channels, M mel bands, F frequency bins.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from fractions import Fraction
+from pathlib import Path
+from typing import ClassVar, Self
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from flowley.codecs.waves import check_latent, check_wave
+from flowley.codecs.pretrained_codec import PretrainedCodec, check_latent, check_wave
+from flowley.weights import WEIGHTS, find_file, read_tensors
 
 
 class LogMelCodec(nn.Module):
@@ -88,3 +93,70 @@ class LogMelCodec(nn.Module):
         for _ in range(self.nnls_steps):
             S = S * numerator / (self.mel.T @ (self.mel @ S) + 1e-8)
         return S
+
+
+class LogMelPCACodec(PretrainedCodec):
+    """Log-mel codec in fewer channels: latent = components (log_mel - mean), log_mel = mean + components^T latent.
+
+    The components are the principal ones of a corpus: orthonormal, found in closed form.
+
+    For small networks: a flow over 64 correlated mel bands needs a width well beyond 64, one over a dozen of their
+    components does not (docs/log.md, 2026-11-25).
+    """
+
+    files: ClassVar = (WEIGHTS,)
+    contents: ClassVar = f"a folder with {WEIGHTS} as `LogMelPCACodec.save` writes it"
+
+    mean: Tensor
+    components: Tensor
+
+    def __init__(self, mean: Tensor, components: Tensor) -> None:
+        """Args: mean (M,); components (C, M), orthonormal rows, the one of most variance first."""
+        super().__init__()
+        self.log_mel = LogMelCodec()
+        self.audio_hz, self.frame_samples, self.latent_dim = LogMelCodec.audio_hz, LogMelCodec.hop, len(components)
+        self.register_buffer("mean", mean.float())
+        self.register_buffer("components", components.float())
+
+    @classmethod
+    def fit(cls, waves: Iterable[Tensor], latent_dim: int) -> Self:
+        """The components of the log-mel frames of some mono waves (N_i,) at 16 kHz.
+
+        Raises:
+            ValueError: latent_dim is not within 1 and the number of mel bands, or there are fewer frames than bands.
+        """
+        codec, bands = LogMelCodec(), LogMelCodec.latent_dim
+        if not 1 <= latent_dim <= bands:
+            raise ValueError(f"latent_dim = {latent_dim}, wanted within [1, {bands}]")
+        frames = torch.cat([codec.encode(wave[None])[0][0] for wave in waves]).double()
+        if len(frames) < bands:
+            raise ValueError(f"{len(frames)} frames of sound, wanted at least {bands} to find components of")
+        mean = frames.mean(0)
+        _, directions = torch.linalg.eigh((frames - mean).T @ (frames - mean))
+        components = directions.T.flip(0)[:latent_dim]
+        signs = components.gather(1, components.abs().argmax(1, keepdim=True)).sign()  # eigenvectors have none
+        return cls(mean, components * signs)
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> Self:
+        """See `PretrainedCodec.from_folder`."""
+        file = find_file(folder, WEIGHTS, wanted=cls.contents)
+        weights = read_tensors(file)
+        mean, components = weights.get("mean"), weights.get("components")
+        bands = LogMelCodec.latent_dim
+        if mean is None or components is None or mean.shape != (bands,) or components.shape[1:] != (bands,):
+            found = {name: tuple(value.shape) for name, value in weights.items()}
+            raise ValueError(f"{file} holds {found}: wanted mean ({bands},) and components (C, {bands})")
+        return cls(mean, components)
+
+    def save(self, folder: Path) -> None:
+        """Writes the mean and the components, in float32, into a folder."""
+        save_file({"mean": self.mean, "components": self.components}, folder / WEIGHTS)
+
+    def _encode(self, wave: Tensor) -> tuple[Tensor, Tensor]:
+        latent = (self.log_mel.encode(wave)[0] - self.mean) @ self.components.T
+        return latent, torch.zeros_like(latent)
+
+    def _decode(self, latent: Tensor) -> Tensor:
+        # One by one: Griffin-Lim makes other phases of what differs by rounding, as products of batches do.
+        return torch.cat([self.log_mel.decode(one[None] @ self.components + self.mean) for one in latent])

@@ -201,7 +201,7 @@ def _conv(C_in: int, C_out: int, kernel: int) -> nn.Conv1d:
 
 
 def _normalise(x: Tensor, *, dim: int) -> Tensor:
-    """x / (eps + its root mean square over dim)."""
+    """Divides x by eps + its root mean square over dim."""
     norm: Tensor = torch.linalg.vector_norm(x, dim=dim, keepdim=True)
     return x / (_EPS + norm / sqrt(x.shape[dim]))
 

@@ -8,9 +8,8 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
-from flowley.codecs.folder import find_file
-from flowley.codecs.hub_models import CONFIG, DIFFUSERS_WEIGHTS, class_of, load_model
-from flowley.codecs.pretrained import PretrainedCodec
+from flowley.codecs.pretrained_codec import PretrainedCodec
+from flowley.weights import CONFIG, DIFFUSERS_WEIGHTS, class_of, find_file, load_model
 
 
 class OobleckCodec(PretrainedCodec):
@@ -38,8 +37,8 @@ class OobleckCodec(PretrainedCodec):
         for candidate in (folder, folder / "vae"):
             config = candidate / CONFIG
             if config.is_file() and class_of(config) == "AutoencoderOobleck":
-                return cls(load_model(candidate, "AutoencoderOobleck", DIFFUSERS_WEIGHTS, contents=cls.contents))
-        found = find_file(folder, CONFIG, below=("vae",), contents=cls.contents)
+                return cls(load_model(candidate, "AutoencoderOobleck", DIFFUSERS_WEIGHTS, wanted=cls.contents))
+        found = find_file(folder, CONFIG, below=("vae",), wanted=cls.contents)
         raise ValueError(f"{found} is of a {class_of(found)}: wanted {cls.contents}")
 
     def _encode(self, wave: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
-"""How good generated sound is: `score` compares a set of generated clips with their originals.
+"""Metrics of generated sound: `score` compares a set of generated clips with their originals.
 
-`frechet` and `kernel` compare sets of embeddings (`embed`), `spectral` and `onsets` each clip with its original.
+`distances` compares sets of embeddings, `spectral` and `onsets` each clip with its original; `backbones` embed clips.
 """
 
 from __future__ import annotations
@@ -12,12 +12,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from flowley.metrics.checks import checked_wave
-from flowley.metrics.embed import EMBEDDING_NAME, log_mel_statistics
-from flowley.metrics.frechet import frechet_distance
-from flowley.metrics.kernel import kernel_distance
+from flowley.metrics.distances import EMBEDDING_NAME, frechet_distance, kernel_distance, log_mel_statistics
 from flowley.metrics.onsets import detect_onsets, onset_f1
 from flowley.metrics.spectral import (
+    checked_wave,
     log_mel_correlation,
     log_mel_distance_db,
     loudness_difference_db,
@@ -34,12 +32,12 @@ ONSET_TOLERANCE_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """The table of one evaluation, with all that its figures depend on."""
+    """Scores of one evaluation, with every setting that they depend on."""
 
     n_clips: int
     hz: int
     embedding: str
-    """What `frechet_distance` and `kernel_distance` are distances of."""
+    """Embedding that `frechet_distance` and `kernel_distance` are computed on."""
     kernel_bandwidth_of: str
     onset_tolerance_s: float
     set_metrics: dict[str, float | None]
@@ -47,10 +45,10 @@ class Scores:
     clip_metrics: dict[str, list[float]]
     """Each metric of `score_pair`, in the order of the clips."""
     missing: dict[str, str]
-    """Why a set metric is None."""
+    """Reason for each set metric that is None."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types only, fit for JSON: no NaN, no infinity."""
+        """JSON values, without NaN or infinity."""
         return asdict(self)
 
 
@@ -92,7 +90,7 @@ def score_pair(generated: NDArray[np.floating], original: NDArray[np.floating], 
     """The clip metrics of one pair of mono waveforms (N,) at hz, compared over the length of the shorter.
 
     Raises:
-        ValueError: see `checks.checked_wave`; lengths more than `MAX_LENGTH_GAP_S` apart.
+        ValueError: see `spectral.checked_wave`; lengths more than `MAX_LENGTH_GAP_S` apart.
     """
     g, o = checked_wave(generated, hz, "generated"), checked_wave(original, hz, "original")
     if abs(g.size - o.size) > MAX_LENGTH_GAP_S * hz:

@@ -1,4 +1,4 @@
-"""When sounds begin, and how well the beginnings of two sounds agree."""
+"""Onset detection, and the F1 score of two sets of onsets."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from scipy.ndimage import maximum_filter1d, uniform_filter1d
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
-from flowley.metrics.checks import Floats
-from flowley.metrics.spectral import log_mel_db
+from flowley.metrics.spectral import Floats, log_mel_db
 
 WINDOW_S, HOP_S = 0.032, 0.010
 PAST_FRAMES = (2, 6)
@@ -34,7 +33,7 @@ def detect_onsets(wave: NDArray[np.floating], hz: int) -> Floats:
     onset there; the first 76 ms and the last 16 ms are not searched.
 
     Raises:
-        ValueError: see `checks.checked_wave`.
+        ValueError: see `spectral.checked_wave`.
     """
     mel = log_mel_db(wave, hz, window_s=WINDOW_S, hop_s=HOP_S)
     hop_s = round(HOP_S * hz) / hz

@@ -1,4 +1,4 @@
-"""Weight-free measures between a generated waveform and the original it stands for.
+"""Spectral metrics between a generated waveform and its original.
 
 Magnitudes are scaled so that a full-scale sine peaks at 1. Shapes: N samples, T frames, F frequency bins, M bands.
 """
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from flowley.metrics.checks import Floats, checked_pair, checked_wave
+Floats = NDArray[np.float64]
 
 N_BANDS = 64
 WINDOW_S, HOP_S = 0.064, 0.016
@@ -22,6 +22,8 @@ HANN_BANDWIDTH_BINS = 1.5
 STFT_WINDOWS_S = (0.016, 0.064, 0.128)
 MAGNITUDE_FLOOR = 1e-4
 SILENCE_RMS = 1e-5
+MIN_HZ = 8_000
+"""Below this the mel bands have no room."""
 
 
 def log_mel_db(wave: NDArray[np.floating], hz: int, *, window_s: float = WINDOW_S, hop_s: float = HOP_S) -> Floats:
@@ -30,7 +32,7 @@ def log_mel_db(wave: NDArray[np.floating], hz: int, *, window_s: float = WINDOW_
     Slaney bands from 0 to hz / 2, not below `FLOOR_DB`.
 
     Raises:
-        ValueError: see `checks.checked_wave`.
+        ValueError: see `checked_wave`.
     """
     power = _magnitude(checked_wave(wave, hz), hz, window_s, hop_s) ** 2 / HANN_BANDWIDTH_BINS
     bands = power @ _mel_filters(power.shape[1], hz)
@@ -44,7 +46,7 @@ def log_mel_correlation(generated: NDArray[np.floating], original: NDArray[np.fl
     Two silences correlate by 1, silence with sound by 0. Blind to loudness as long as nothing meets the floor.
 
     Raises:
-        ValueError: see `checks.checked_pair`.
+        ValueError: see `checked_pair`.
     """
     g, o = (log_mel_db(wave, hz) for wave in checked_pair(generated, original, hz))
     g, o = g - g.mean(), o - o.mean()
@@ -58,7 +60,7 @@ def log_mel_distance_db(generated: NDArray[np.floating], original: NDArray[np.fl
     """Mean absolute difference of the log-mel spectrograms of two (N,), in dB; >= 0, 0 for equal ones.
 
     Raises:
-        ValueError: see `checks.checked_pair`.
+        ValueError: see `checked_pair`.
     """
     g, o = checked_pair(generated, original, hz)
     return float(np.abs(log_mel_db(g, hz) - log_mel_db(o, hz)).mean())
@@ -72,7 +74,7 @@ def multi_resolution_stft_distance(generated: NDArray[np.floating], original: ND
     case, as it would be for spectral convergence. Magnitudes are floored at `MAGNITUDE_FLOOR` (-80 dB).
 
     Raises:
-        ValueError: see `checks.checked_pair`.
+        ValueError: see `checked_pair`.
     """
     pair = checked_pair(generated, original, hz)
     distances = []
@@ -86,7 +88,7 @@ def loudness_difference_db(generated: NDArray[np.floating], original: NDArray[np
     """RMS level of generated over that of original, in dB; positive: too loud. RMS below 1e-5 counts as 1e-5.
 
     Raises:
-        ValueError: see `checks.checked_pair`.
+        ValueError: see `checked_pair`.
     """
     g, o = (max(float(np.sqrt(np.mean(w**2))), SILENCE_RMS) for w in checked_pair(generated, original, hz))
     return float(20 * np.log10(g / o))
@@ -110,3 +112,33 @@ def _mel_filters(n_bins: int, hz: int) -> Floats:
 
     filters: Floats = melscale_fbanks(n_bins, 0.0, hz / 2, N_BANDS, hz, None, "slaney").double().numpy()
     return filters
+
+
+def checked_wave(wave: NDArray[np.floating], hz: int, name: str = "wave") -> Floats:
+    """Mono waveform (N,), checked and in float64.
+
+    Raises:
+        ValueError: not (N >= 1,), a sample that is not finite, or hz below `MIN_HZ`.
+    """
+    if hz < MIN_HZ:
+        raise ValueError(f"{hz} Hz: the metrics need at least {MIN_HZ} Hz; resample first")
+    if wave.ndim != 1 or wave.size == 0:
+        raise ValueError(f"{name} has shape {wave.shape}, wanted mono (N >= 1,); mix down or drop it")
+    bad = np.flatnonzero(~np.isfinite(wave))
+    if bad.size:
+        raise ValueError(
+            f"{name}: {bad.size} of {wave.size} samples are not finite, first at {bad[0]}; generate it anew"
+        )
+    return wave.astype(np.float64)
+
+
+def checked_pair(generated: NDArray[np.floating], original: NDArray[np.floating], hz: int) -> tuple[Floats, Floats]:
+    """Both waveforms, each (N,), checked to cover the same time.
+
+    Raises:
+        ValueError: as `checked_wave`, or unequal lengths.
+    """
+    g, o = checked_wave(generated, hz, "generated"), checked_wave(original, hz, "original")
+    if g.size != o.size:
+        raise ValueError(f"generated has {g.size} samples, original {o.size}: cut or pad them to one length")
+    return g, o

@@ -1,4 +1,4 @@
-"""What a clip is (settings) and what became of a source (facts measured from the finished files)."""
+"""Clips: settings of the normaliser, and facts measured from the finished files."""
 
 from dataclasses import dataclass
 
@@ -9,33 +9,37 @@ NORMALISED_TAG = f"normalised clip v{NORMALISER_VERSION}: frame index is time"
 """Comment in the header of every clip, by which the reader knows the project's own files."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NormaliserSettings:
-    """What every clip of a run is like. Raises ValueError for values that fit no clip."""
+    """Form of every clip of a run.
 
-    duration_s: float
+    Raises:
+        ValueError: values that fit no clip.
+    """
+
+    duration_s: float = 8.0
     """Seconds kept of each source, from its first picture on."""
-    fps: int
+    fps: int = 25
     """Constant frame rate; duration_s * fps is a whole number."""
-    long_side_px: int
+    long_side_px: int = 448
     """Even. Larger pictures shrink to it; a smaller one keeps its size."""
-    crf: int
+    crf: int = 12
     """x264's quality: 0 is lossless, about 12 near-lossless."""
-    max_audio_hz: int
+    max_audio_hz: int = 48_000
     """Sound of a higher rate is resampled to this; other sound keeps its own rate."""
-    require_audio: bool
+    require_audio: bool = True
     """Whether a source without sound is an error."""
 
     def __post_init__(self) -> None:
         frames = self.duration_s * self.fps
         if frames < 1 or abs(frames - round(frames)) > 1e-9:
-            raise ValueError(f"duration_s {self.duration_s} * fps {self.fps} must be whole frames, at least 1")
+            raise ValueError(f"duration_s: got {self.duration_s} at {self.fps} fps, wanted whole frames, at least 1")
         if self.long_side_px < 2 or self.long_side_px % 2:
-            raise ValueError(f"long_side_px is {self.long_side_px}, wanted an even number >= 2")
+            raise ValueError(f"long_side_px: got {self.long_side_px}, wanted an even number >= 2")
         if not 0 <= self.crf <= 51:
-            raise ValueError(f"crf is {self.crf}, wanted 0 (lossless) to 51")
+            raise ValueError(f"crf: got {self.crf}, wanted 0 (lossless) to 51")
         if self.max_audio_hz < 1:
-            raise ValueError(f"max_audio_hz is {self.max_audio_hz}, wanted a sample rate such as 48000")
+            raise ValueError(f"max_audio_hz: got {self.max_audio_hz}, wanted a sample rate such as 48000")
 
     @property
     def n_frames(self) -> int:

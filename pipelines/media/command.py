@@ -1,11 +1,11 @@
-"""The one ffmpeg command that turns a source into a clip, built with ffmpeg-python."""
+"""ffmpeg command that turns a source into a clip, built with ffmpeg-python."""
 
 from pathlib import Path
 
 import ffmpeg
 
 from pipelines.media.clip import NORMALISED_TAG, NormaliserSettings
-from pipelines.media.probe import GLOBAL_ARGS, AudioStream, SourceInfo, VideoStream, open_input
+from pipelines.media.probe import GLOBAL_ARGS, AudioStream, Source, VideoStream, open_input
 
 HARD_COMPENSATION_S = 0.02
 """Longer gaps in sound timestamps are filled with silence; shorter ones are container rounding."""
@@ -15,24 +15,16 @@ HD_HEIGHT_PX = 720
 
 
 def normalising_command(
-    source: Path,
-    info: SourceInfo,
-    *,
-    origin_us: int,
-    video_out: Path,
-    audio_out: Path,
-    settings: NormaliserSettings,
+    source: Source, settings: NormaliserSettings, *, video_out: Path | None, audio_out: Path | None
 ) -> list[str]:
-    """Argument list that writes `video_out` and, if the source has sound, `audio_out`.
-
-    origin_us: time of the first picture on the container's clock; it becomes t = 0 of both outputs.
-    """
-    assert info.video is not None, "a source without picture is refused before"
-    opened = open_input(source)
-    outputs = [_picture(opened, info.video, origin_us, video_out, settings)]
-    if info.audio is not None:
-        outputs.append(_sound(opened, info.audio, origin_us, audio_out, settings))
-    # ffmpeg's own limit of decode errors is off: the evidence is judged afterwards, stream by stream.
+    """Argument list that writes `video_out` and, if the source has sound, `audio_out`; None: not wanted."""
+    opened = open_input(source.path)
+    outputs = []
+    if video_out is not None:
+        outputs.append(_picture(opened, source.video, source.origin_us, video_out, settings))
+    if audio_out is not None and source.info.audio is not None:
+        outputs.append(_sound(opened, source.info.audio, source.origin_us, audio_out, settings))
+    # ffmpeg's own limit of decode errors is off: its log is judged afterwards, stream by stream.
     both = ffmpeg.merge_outputs(*outputs).global_args(*GLOBAL_ARGS, "-max_error_rate", "1")
     argv: list[str] = both.compile(overwrite_output=True)
     return argv

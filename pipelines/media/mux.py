@@ -1,11 +1,11 @@
-"""Put generated sound onto a clip's picture."""
+"""Muxing of generated sound onto a clip's picture."""
 
 from pathlib import Path
 
 import ffmpeg
 import numpy as np
 
-from pipelines.media.errors import UnreadableSource
+from pipelines.media.faults import UnreadableSource
 from pipelines.media.normalise import temporary_beside
 from pipelines.media.process import Deadline, log_tail, run
 

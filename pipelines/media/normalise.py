@@ -1,97 +1,101 @@
-"""Turn any source into a clip: frame k is shown at k / fps seconds, sample n sounds at n / hz.
+"""Normalisation of any source to a clip: frame k is shown at k / fps seconds, sample n sounds at n / hz.
 
 t = 0 is the first picture a player would show; sound keeps its place against the picture: earlier sound is
 cut, missing sound is silence. docs/decisions/media-ffmpeg-decord.md tells why.
 """
 
+from __future__ import annotations
+
 import errno
 import json
+import re
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.media.clip import NORMALISED_TAG, NORMALISER_VERSION, NormalisedClip, NormaliserSettings
+from pipelines.media.clip import NormalisedClip, NormaliserSettings
 from pipelines.media.command import normalising_command
-from pipelines.media.errors import (
+from pipelines.media.faults import (
     ChangingSource,
     DamagedSource,
     MediaError,
     NoAudioStream,
-    NoVideoStream,
     TooShort,
 )
-from pipelines.media.evidence import Evidence, read_evidence
-from pipelines.media.probe import SourceInfo, VideoStream, first_shown_us, probe
-from pipelines.media.process import Deadline, run
-
-__all__ = [
-    "NORMALISED_TAG",
-    "NORMALISER_VERSION",
-    "MediaError",
-    "NormalisedClip",
-    "NormaliserSettings",
-    "normalise",
-]
+from pipelines.media.probe import Source
+from pipelines.media.process import Deadline, Finished, log_tail, run
 
 AUDIO_DAMAGE_FORGIVEN = 2
 """Undecodable sound packets allowed: a cut often starts inside one; two are some 50 ms."""
 
 
 def normalise(
-    source: Path, video_out: Path, audio_out: Path, settings: NormaliserSettings, *, deadline_s: float
+    source: Source,
+    video_out: Path | None,
+    audio_out: Path | None,
+    settings: NormaliserSettings,
+    *,
+    deadline: Deadline,
 ) -> NormalisedClip:
-    """Write the first `duration_s` of a source as H.264 MP4 (`video_out`) and FLAC (`audio_out`).
+    """Writes the first `duration_s` of a source as H.264 MP4 (`video_out`), FLAC (`audio_out`), or both.
 
-    Both appear complete or not at all; without sound there is no `audio_out`. deadline_s: wall seconds.
-    Raises a MediaError that names every fault found, in the class of the most fundamental one.
+    Both appear complete or not at all; without sound there is no `audio_out`. A stream whose file is None is not
+    decoded, so its faults are not found.
+
+    Raises:
+        MediaError: names every fault found, in the class of the most fundamental one.
+        OSError: no space left.
     """
-    deadline = Deadline(deadline_s)
-    info = probe(source, deadline)
-    if info.video is None:
-        raise NoVideoStream(f"{source.name}: no video stream, wanted sight and sound; leave this file out")
-    origin_us = first_shown_us(source, info.video, deadline)
-    with temporary_beside(video_out) as video_tmp, temporary_beside(audio_out) as audio_tmp:
-        command = normalising_command(
-            source, info, origin_us=origin_us, video_out=video_tmp, audio_out=audio_tmp, settings=settings
-        )
+    info = source.info
+    with _temporary(video_out) as video_tmp, _temporary(audio_out) as audio_tmp:
+        command = normalising_command(source, settings, video_out=video_tmp, audio_out=audio_tmp)
         done = run(command, subject=source.name, deadline=deadline)
         if "No space left on device" in done.stderr:
-            raise OSError(errno.ENOSPC, "no space left for a clip; free some, then run again", video_out.name)
-        evidence = read_evidence(done, source, info.video, info.audio)
-        n_frames, width_px, height_px = _measure_video(video_tmp, deadline)
-        faults = _faults(info, info.video, settings, evidence, n_frames)
+            raise OSError(errno.ENOSPC, "no space left for a clip; free some, then run again", source.name)
+        log = read_log(done, source)
+        n_frames, width_px, height_px = settings.n_frames, 0, 0
+        if video_tmp is not None:
+            n_frames, width_px, height_px = _measure_video(video_tmp, deadline)
+        faults = _faults(source, settings, log, n_frames, wants_sound=settings.require_audio and audio_out is not None)
         if faults:
             raise faults[0][0](_complain(source, settings, [text for _, text in faults]))
         audio_hz, audio_channels = None, None
-        if evidence.has_sound:
-            audio_hz, audio_channels = _measure_audio(audio_tmp, settings)
-            audio_tmp.replace(audio_out)
-        else:
-            audio_out.unlink(missing_ok=True)
-        video_tmp.replace(video_out)
+        if audio_out is not None and audio_tmp is not None:
+            if log.has_sound:
+                audio_hz, audio_channels = _measure_audio(audio_tmp, settings)
+                audio_tmp.replace(audio_out)
+            else:
+                audio_out.unlink(missing_ok=True)
+        if video_out is not None and video_tmp is not None:
+            video_tmp.replace(video_out)
     return NormalisedClip(
         duration_s=n_frames / settings.fps,
         fps=settings.fps,
         n_frames=n_frames,
         width_px=width_px,
         height_px=height_px,
-        has_audio=evidence.has_sound,
+        has_audio=log.has_sound,
         audio_hz=audio_hz,
         audio_channels=audio_channels,
         source_container=info.container,
-        source_duration_s=info.video.duration_s or info.duration_s,
-        source_video_codec=info.video.codec,
-        source_fps=info.video.fps,
-        source_width_px=info.video.width_px,
-        source_height_px=info.video.height_px,
-        source_rotation_deg=info.video.rotation_deg,
+        source_duration_s=source.video.duration_s or info.duration_s,
+        source_video_codec=source.video.codec,
+        source_fps=source.video.fps,
+        source_width_px=source.video.width_px,
+        source_height_px=source.video.height_px,
+        source_rotation_deg=source.video.rotation_deg,
         source_audio_codec=info.audio.codec if info.audio else None,
         source_audio_hz=info.audio.hz if info.audio else None,
         source_audio_channels=info.audio.channels if info.audio else None,
-        source_audio_start_s=evidence.sound_start_s,
-        source_audio_end_s=evidence.sound_end_s,
+        source_audio_start_s=log.sound_start_s,
+        source_audio_end_s=log.sound_end_s,
     )
+
+
+def _temporary(final: Path | None) -> AbstractContextManager[Path | None]:
+    return nullcontext(None) if final is None else temporary_beside(final)
 
 
 @contextmanager
@@ -105,32 +109,32 @@ def temporary_beside(final: Path) -> Iterator[Path]:
 
 
 def _faults(
-    info: SourceInfo, video: VideoStream, settings: NormaliserSettings, evidence: Evidence, n_frames: int
+    source: Source, settings: NormaliserSettings, log: DecodingLog, n_frames: int, *, wants_sound: bool
 ) -> list[tuple[type[MediaError], str]]:
     """Every fault of a source that could be opened, the most fundamental first."""
     faults: list[tuple[type[MediaError], str]] = []
     whole = n_frames >= settings.n_frames
     # One repeated frame is allowed at the end: a short source gave one frame less than was written.
     picture_s = settings.duration_s if whole else max(0, n_frames - 1) / settings.fps
-    damaged = evidence.damaged_video > 0 or evidence.damaged_audio > AUDIO_DAMAGE_FORGIVEN
-    if damaged or evidence.returncode != 0:
-        lost = f"{evidence.damaged_video} picture and {evidence.damaged_audio} sound packets do not decode"
-        status = f", ffmpeg ended with status {evidence.returncode}" if evidence.returncode else ""
-        faults.append((DamagedSource, f"{lost}{status} ({evidence.complaint or 'no reason given'})"))
-    if not whole and (video.duration_s or 0.0) >= settings.duration_s:
-        faults.append((DamagedSource, f"cut off: its header promises {video.duration_s:.1f} s"))
-    if evidence.restarts:
+    damaged = log.damaged_video > 0 or log.damaged_audio > AUDIO_DAMAGE_FORGIVEN
+    if damaged or log.returncode != 0:
+        lost = f"{log.damaged_video} picture and {log.damaged_audio} sound packets do not decode"
+        status = f", ffmpeg ended with status {log.returncode}" if log.returncode else ""
+        faults.append((DamagedSource, f"{lost}{status} ({log.complaint or 'no reason given'})"))
+    if not whole and (source.video.duration_s or 0.0) >= settings.duration_s:
+        faults.append((DamagedSource, f"cut off: its header promises {source.video.duration_s:.1f} s"))
+    if log.restarts:
         faults.append((ChangingSource, "its picture changes size, or its sound rate or channels, on the way"))
-    if settings.require_audio and info.audio is None:
+    if wants_sound and source.info.audio is None:
         faults.append((NoAudioStream, "no audio stream"))
-    elif settings.require_audio and not evidence.has_sound:
+    elif wants_sound and not log.has_sound:
         faults.append((NoAudioStream, f"no sound in the first {settings.duration_s:g} s of its audio stream"))
     if not whole:
         faults.append((TooShort, f"{picture_s:.1f} s of picture"))
     return faults
 
 
-def _complain(source: Path, settings: NormaliserSettings, found: list[str]) -> str:
+def _complain(source: Source, settings: NormaliserSettings, found: list[str]) -> str:
     wanted = f"{settings.duration_s:g} s of undamaged picture" + (" with sound" * settings.require_audio)
     return f"{source.name}: {'; '.join(found)}; wanted {wanted}: fetch it again or leave it out"
 
@@ -153,3 +157,53 @@ def _measure_audio(audio: Path, settings: NormaliserSettings) -> tuple[int, int]
     written = soundfile.info(audio)
     assert written.frames == round(settings.duration_s * written.samplerate), "as long as the picture"
     return written.samplerate, written.channels
+
+
+# --- log of a normalising command ---------------------------------------------------------------------------
+
+# These three come from ffmpeg itself, for every codec alike, and mean lost data. What demuxers and decoders
+# complain of beside them (odd edit lists, unordered references) may be harmless and does not count.
+_DAMAGE = re.compile(r"(?:Error while decoding stream #0:|corrupt (?:decoded frame|input packet) in stream )(\d+)")
+_PICTURE_FILTERS = re.compile(r"showinfo.* config in time_base")
+_SOUND = re.compile(r"ashowinfo.* n: *\d+ .*pts_time:(\S+) .*rate:(\d+) nb_samples:(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class DecodingLog:
+    """Counts of lost data by stream, and the stretch of sound that was really there.
+
+    sound_start_s, sound_end_s: on the clip's clock (0 = first picture), before padding; None: no sound.
+    restarts: how often ffmpeg set its filters up anew as picture or sound changed its format; what
+    follows a restart is misplaced in time.
+    """
+
+    returncode: int
+    damaged_video: int
+    damaged_audio: int
+    sound_start_s: float | None
+    sound_end_s: float | None
+    restarts: int
+    complaint: str
+
+    @property
+    def has_sound(self) -> bool:
+        """Whether any sound falls into the clip."""
+        return self.sound_end_s is not None and self.sound_end_s > 0.0
+
+
+def read_log(done: Finished, source: Source) -> DecodingLog:
+    """Parses the log of a normalising command (levels on, ashowinfo before padding)."""
+    audio = source.info.audio
+    damaged = [int(index) for index in _DAMAGE.findall(done.stderr)]
+    sounds = _SOUND.findall(done.stderr)
+    starts = [float(start) for start, *_ in sounds]
+    ends = [float(start) + int(n) / int(hz) for start, hz, n in sounds]
+    return DecodingLog(
+        returncode=done.returncode,
+        damaged_video=damaged.count(source.video.index),
+        damaged_audio=0 if audio is None else damaged.count(audio.index),
+        sound_start_s=min(starts, default=None),
+        sound_end_s=max(ends, default=None),
+        restarts=max(0, len(_PICTURE_FILTERS.findall(done.stderr)) - 1),
+        complaint=log_tail(done.stderr, source.path),
+    )

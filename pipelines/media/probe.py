@@ -13,7 +13,7 @@ from typing import Any
 
 import ffmpeg
 
-from pipelines.media.errors import DamagedSource, EmptyFile, UnreadableSource
+from pipelines.media.faults import DamagedSource, EmptyFile, NoVideoStream, UnreadableSource
 from pipelines.media.process import Deadline, log_tail, run
 
 GLOBAL_ARGS = (
@@ -66,6 +66,43 @@ class SourceInfo:
     duration_s: float | None
     video: VideoStream | None
     audio: AudioStream | None
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A source with a picture, probed once for all that is made of it.
+
+    origin_us: time of the first picture on the container's clock, in microseconds; t = 0 of everything made.
+    """
+
+    path: Path
+    info: SourceInfo
+    video: VideoStream
+    origin_us: int
+
+    @property
+    def name(self) -> str:
+        """File name, for messages."""
+        return self.path.name
+
+
+def open_source(path: Path, deadline: Deadline) -> Source:
+    """Probes a source and finds its first picture.
+
+    Raises:
+        MediaError: it cannot be read (UnreadableSource, EmptyFile), has no picture (NoVideoStream) or none that
+            decodes (DamagedSource), or the deadline passed.
+    """
+    info = probe(path, deadline)
+    video = require_picture(path, info)
+    return Source(path, info, video, first_shown_us(path, video, deadline))
+
+
+def require_picture(path: Path, info: SourceInfo) -> VideoStream:
+    """The picture's stream. Raises NoVideoStream where there is none."""
+    if info.video is None:
+        raise NoVideoStream(f"{path.name}: no video stream; wanted a video: leave this file out")
+    return info.video
 
 
 def open_input(source: Path) -> ffmpeg.nodes.FilterableStream:

@@ -1,4 +1,4 @@
-"""Run one media process that cannot outlive its deadline."""
+"""Media processes that cannot outlive their deadline."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipelines.media.errors import DeadlineExceeded, FfmpegMissing
+from pipelines.media.faults import DeadlineExceeded, FfmpegMissing
 
 REAP_S = 5.0
 LOG_TAIL_CHARS = 240

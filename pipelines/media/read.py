@@ -1,4 +1,4 @@
-"""Read clips that `normalise` wrote: frames by time with decord, sound by sample with soundfile.
+"""Readers of clips that `normalise` wrote: frames by time with decord, sound by sample with soundfile.
 
 decord trusts the container's frame index, which is right only for files of constant rate without edit lists:
 our own. So it is handed no other file (docs/decisions/media-ffmpeg-decord.md).
@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.media.errors import NotNormalised, UnreadableSource
-from pipelines.media.normalise import NORMALISED_TAG
+from pipelines.media.clip import NORMALISED_TAG
+from pipelines.media.faults import NotNormalised, UnreadableSource
 
 HEADER_BYTES = 1 << 18
 """The header lies in front (faststart); that of a clip of 8 s takes a few KiB."""

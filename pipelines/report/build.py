@@ -12,18 +12,17 @@ from typing import Any
 
 import jinja2
 
-from pipelines.config import Config
+from pipelines.engine.plan import read_status
+from pipelines.engine.storage import Storage
+from pipelines.engine.store import Output, open_store
 from pipelines.errors import one_line
-from pipelines.media.errors import MediaError
+from pipelines.media.faults import MediaError
 from pipelines.media.read import read_audio
 from pipelines.progress import human_time
-from pipelines.report.charts import loss_curve, spectrograms
-from pipelines.report.drawn import drawn_sounds
-from pipelines.report.media import data_uri, player, video_sound
-from pipelines.stages import all_stages
-from pipelines.status import read_status
-from pipelines.storage import Storage
-from pipelines.store import Output
+from pipelines.report.figures import data_uri, loss_curve, player, spectrograms, video_sound
+from pipelines.report.training_sounds import training_sounds
+from pipelines.run_config import Config
+from pipelines.stages import STAGES
 
 REPORT = "report/index.html"
 MAX_CLIPS = 24
@@ -62,10 +61,10 @@ def build_report(config: Config) -> str:
     It shows the last output of each stage and says where that is out of date. Media that cannot be read are
     named in the page. Raises UserError where `plan` would: for a source, prompt or checkpoint that is missing.
     """
-    storage = Storage(config.root)
-    statuses = read_status(config)
+    storage = open_store(config.root, write=True)
+    statuses = read_status(STAGES, config, storage)
     outputs = {s["name"]: Output(storage, s["name"], s["fingerprint"]) for s in statuses if _has_output(s)}
-    reads = {stage.name: stage.inputs(config) for stage in all_stages()}
+    reads = {stage.name: stage.inputs(config) for stage in STAGES}
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -83,7 +82,7 @@ def build_report(config: Config) -> str:
         left_out=_left_out(outputs),
         max_listed=MAX_LISTED,
         curves=_curves(storage, outputs),
-        drawn=drawn_sounds(storage, outputs),
+        drawn=training_sounds(storage, outputs),
         samples=_samples(storage, outputs),
     )
     storage.write_bytes(REPORT, page.encode("utf-8", errors="replace"))

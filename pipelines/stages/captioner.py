@@ -2,30 +2,51 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import shutil
 import tempfile
-import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pipelines.checkpoints import model_identity, model_location
-from pipelines.config import Config
-from pipelines.fingerprint import digest, file_sha256
-from pipelines.given import given_files, take_over
-from pipelines.stage import Context, Counts, Spec, Stage
+import numpy as np
+
+from pipelines.engine.fingerprint import digest, file_sha256
+from pipelines.engine.ray_train import TrainingRun, train_under_ray
+from pipelines.engine.recipe import Recipe
+from pipelines.engine.stage import Context, Refused, Result, Stage, WholeWork
+from pipelines.engine.storage import Storage
+from pipelines.engine.store import RUNS
+from pipelines.media.read import read_frames
+from pipelines.run_config import Config
 from pipelines.stages.captions import read_prompts
-from pipelines.storage import Storage
-from pipelines.store import Manifest
-
-if TYPE_CHECKING:
-    import numpy as np
+from pipelines.stages.model_refs import Model, Weights, model_of, take_over, weights_of
+from soundcap.finetune import RESULT_FILE, FinetuneError, FinetuneResult, TrainExample, finetune, load_result
+from soundcap.finetune_settings import FinetuneExecution, FinetuneSettings
+from soundcap.prompts import PromptSet
 
 ADAPTER_FOLDER = "adapter"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-RUNS_FOLDER = "runs"
+
+
+@dataclass(frozen=True)
+class CaptionerRecipe(Recipe):
+    """All that decides the adapter beside the captions it learns from."""
+
+    model: Model
+    prompts: PromptSet
+    training: FinetuneSettings
+
+
+@dataclass(frozen=True)
+class AdapterRecipe(Recipe):
+    """An adapter to take over."""
+
+    adapter: Weights
 
 
 class CaptionerStage(Stage):
@@ -36,69 +57,20 @@ class CaptionerStage(Stage):
     def inputs(self, config: Config) -> tuple[str, ...]:
         return ("clips", "curation") if config.captioner.adapter is None else ()
 
-    def spec(self, config: Config, storage: Storage) -> Spec:
-        if config.captioner.adapter is not None:
-            return Spec({"adapter": given_files(config.captioner.adapter, ADAPTER_FILES, "captioner.adapter")})
-        prompts = read_prompts(config.captioner.instruction, None)
-        meaning = {
-            "model": model_identity(config.captioner.model, "captioner.model"),
-            "prompts": prompts.meaning(),
-            "training": asdict(config.captioner.training),
-        }
-        return Spec(meaning, {f"prompts.{place}": origin for place, origin in prompts.origins.items()})
-
-    def counts(self, context: Context) -> Counts:
-        count = len(training_rows(context)) if context.config.captioner.adapter is None else 1
-        return Counts(count, count)
-
-    def run(self, context: Context) -> Manifest:
-        from pipelines.training.captioner_worker import train_captioner
-        from pipelines.training.run import TrainingRun
-        from soundcap.finetune_data import TrainExample
-
-        section = context.config.captioner
+    def recipe(self, config: Config, storage: Storage) -> CaptionerRecipe | AdapterRecipe:
+        section = config.captioner
         if section.adapter is not None:
-            meaning = _adapter_digest(Path(section.adapter))
-            return take_over(context, section.adapter, ADAPTER_FILES, ADAPTER_FOLDER, meaning)
-        started = time.monotonic()
+            return AdapterRecipe(weights_of(section.adapter, ADAPTER_FILES, "captioner.adapter"))
+        model = model_of(section.model, "captioner.model")
+        return CaptionerRecipe(model, read_prompts(section.instruction, None), section.training)
+
+    def work(self, context: Context) -> WholeWork:
+        if isinstance(context.recipe, AdapterRecipe):
+            adapter = context.recipe.adapter
+            meaning = _adapter_digest(Path(adapter.folder))
+            return WholeWork(1, lambda: take_over(context, adapter, ADAPTER_FOLDER, meaning))
         rows = training_rows(context)
-        prompt = read_prompts(section.instruction, None).render("")
-        examples = [TrainExample(r["clip_id"], prompt, r["caption"], r["video"]) for r in rows]
-        with tempfile.TemporaryDirectory(prefix="soundcap-adapter-") as folder:
-            result = train_captioner(
-                model=model_location(section.model),
-                revision=section.model.revision,
-                examples=examples,
-                read_frames=frame_reader(context.storage, section.training.frames_fps),
-                settings=section.training,
-                execution=section.execution.settings,
-                run=TrainingRun(
-                    name=context.output.fingerprint,
-                    storage_path=context.storage.address(f"{RUNS_FOLDER}/{self.name}"),
-                    num_workers=section.execution.workers,
-                    cpus_per_worker=int(section.execution.cpus_per_worker),
-                    max_failures=section.execution.max_failures,
-                ),
-                output_dir=Path(folder),
-                say=context.say,
-            )
-            meaning = _adapter_digest(Path(folder))
-            context.storage.upload_folder(Path(folder), context.output.name(ADAPTER_FOLDER))
-        curve = [asdict(point) for point in result.loss_curve]
-        context.storage.write_json(context.output.name("loss.json"), curve)
-        dropped = [_dropped(self.name, d.clip_id, d.reason) for d in result.examples_dropped]
-        context.output.write_quarantine(dropped)
-        return Manifest(
-            stage=self.name,
-            fingerprint=context.output.fingerprint,
-            digest=meaning,
-            rows_in=len(rows),
-            rows_out=len(rows) - len(dropped),
-            rows_quarantined=len(dropped),
-            rows_computed=len(rows),
-            seconds=round(time.monotonic() - started, 3),
-            figures={"steps": curve[-1]["step"], "first_loss": curve[0]["loss"], "last_loss": curve[-1]["loss"]},
-        )
+        return WholeWork(len(rows), lambda: _train_adapter(context, rows))
 
 
 def training_rows(context: Context) -> list[dict[str, Any]]:
@@ -108,24 +80,145 @@ def training_rows(context: Context) -> list[dict[str, Any]]:
     return [{**row, "video": videos[row["clip_id"]]} for row in sorted(kept, key=lambda row: str(row["clip_id"]))]
 
 
+def _train_adapter(context: Context, rows: list[dict[str, Any]]) -> Result:
+    recipe: CaptionerRecipe = context.recipe
+    execution, output, storage = context.config.captioner.execution, context.output, context.storage
+    prompt = recipe.prompts.render("")
+    with tempfile.TemporaryDirectory(prefix="soundcap-adapter-") as name:
+        folder = Path(name)
+        result = train_captioner(
+            recipe.model,
+            [TrainExample(r["clip_id"], prompt, r["caption"], r["video"]) for r in rows],
+            frame_reader(storage, recipe.training.frames.fps),
+            recipe.training,
+            execution.settings,
+            TrainingRun(
+                name=output.fingerprint,
+                storage_path=storage.address(f"{RUNS}/{output.stage}"),
+                num_workers=execution.workers,
+                cpus_per_worker=int(execution.cpus_per_worker),
+                use_gpu=execution.settings.use_gpu,
+                max_failures=execution.max_failures,
+            ),
+            output_dir=folder,
+            say=context.say,
+        )
+        meaning = _adapter_digest(folder)
+        storage.upload_folder(folder, output.name(ADAPTER_FOLDER))
+    curve = [asdict(point) for point in result.loss_curve]
+    storage.write_json(output.name("loss.json"), curve)
+    dropped = [Refused(one.clip_id, "CannotTrainOn", one.reason) for one in result.examples_dropped]
+    figures = {"steps": curve[-1]["step"], "first_loss": curve[0]["loss"], "last_loss": curve[-1]["loss"]}
+    return Result(len(rows), len(rows), meaning, dropped, figures)
+
+
 def frame_reader(storage: Storage, fps: float) -> Callable[[str], np.ndarray]:
     """Video name in the storage -> frames (T, H, W, 3) uint8; can be sent to other processes."""
     return partial(_read_frames, storage, fps)
 
 
 def _read_frames(storage: Storage, fps: float, name: str) -> np.ndarray:
-    from pipelines.media.read import read_frames
-
     with storage.local(name) as video:
         return read_frames(video, fps)
 
 
 def _adapter_digest(folder: Path) -> str:
-    """Of the weights and of what they attach to; not of the base model's path, which the config also holds."""
+    """Digest of the weights and of what they attach to; not of the base model's path, which the config also holds."""
     config = json.loads((folder / "adapter_config.json").read_text())
     kept = {k: config[k] for k in ("r", "lora_alpha", "target_modules", "peft_type")}
     return digest([kept, file_sha256(folder / "adapter_model.safetensors")])
 
 
-def _dropped(stage: str, clip_id: str, reason: str) -> dict[str, Any]:
-    return {"row_id": clip_id, "stage": stage, "error_class": "CannotTrainOn", "message": reason}
+# --- under Ray Train ------------------------------------------------------------------------------------------
+
+
+def train_captioner(
+    model: Model,
+    examples: list[TrainExample],
+    frames_of: Callable[[str], np.ndarray],
+    settings: FinetuneSettings,
+    execution: FinetuneExecution,
+    run: TrainingRun,
+    *,
+    output_dir: Path,
+    say: Callable[[str], None],
+) -> FinetuneResult:
+    """Trains, or goes on with `run`, and puts the adapter into `output_dir`. Ray must be initialised.
+
+    Args:
+        model: the base.
+        examples: what is learnt; a video is an address that `frames_of` takes.
+        frames_of: sent to the workers: address -> frames (T, H, W, 3) uint8 at `settings.frames.fps`.
+        settings: they decide the weights.
+        execution: how training is carried out.
+        run: where and on how many processes.
+        output_dir: local folder.
+        say: gets lines of progress, in this process.
+
+    Raises:
+        UserError: settings or examples that cannot be trained on.
+        RunError: training failed more often than `run.max_failures`.
+    """
+    import ray
+
+    # ZeRO's checkpoints fit only the stage and number of processes that wrote them: others start afresh.
+    run = run.renamed(f"{run.name}-zero{execution.zero_stage}-{run.num_workers}")
+    work_dir = _work_dir(run.storage_path, run.name)
+    train = partial(
+        finetune,
+        model.path,
+        model.revision,
+        read_frames=frames_of,
+        settings=settings,
+        execution=execution,
+        output_dir=work_dir,
+    )
+    train_under_ray("captioner", partial(_work, train, ray.put(examples), work_dir), run, output_dir, say)
+    return load_result(output_dir)
+
+
+def _work(
+    train: Callable[..., FinetuneResult], examples: Any, work_dir: Path, say: Callable[[str], None]
+) -> str | None:
+    """Life of one training process. `examples`: Ray's reference to the list of them."""
+    import ray
+    import ray.train
+
+    train = partial(train, examples=ray.get(examples))
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return _train(train, work_dir, say, resume_from=None)
+    with checkpoint.as_directory() as folder:
+        if (Path(folder) / RESULT_FILE).exists():
+            return None  # an earlier run got this far, and its caller died before it took the adapter
+        return _train(train, work_dir, say, resume_from=Path(folder))
+
+
+def _train(
+    train: Callable[..., FinetuneResult], work_dir: Path, say: Callable[[str], None], resume_from: Path | None
+) -> str | None:
+    import ray.train
+    import torch.distributed
+
+    from pipelines.stages.trainer_callbacks import CheckpointToStorage, SayProgress
+
+    first_of_node = int(os.environ["LOCAL_RANK"]) == 0
+    if first_of_node:
+        shutil.rmtree(work_dir, ignore_errors=True)  # left by a process that was killed
+    torch.distributed.barrier()
+    try:
+        result = train(callbacks=[CheckpointToStorage(), SayProgress(say)], resume_from=resume_from)
+    except FinetuneError as error:
+        return str(error)
+    first = ray.train.get_context().get_world_rank() == 0
+    adapter = ray.train.Checkpoint.from_directory(result.adapter_dir) if first else None
+    ray.train.report({"loss": result.loss_curve[-1].loss}, checkpoint=adapter)
+    if first_of_node:
+        shutil.rmtree(work_dir)
+    return None
+
+
+def _work_dir(storage_path: str, name: str) -> Path:
+    """Folder on a node's own disk, the same for all processes of this run there and for its restarts."""
+    run = hashlib.sha256(f"{storage_path}\0{name}".encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"soundcap-captioner-{run}"

@@ -2,19 +2,101 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipelines.captioning import CAPTION_SCHEMA, CAPTIONER_VERSION, CaptionWorker, caption_key
-from pipelines.checkpoints import model_identity, model_location
-from pipelines.config import Config, Workers
-from pipelines.errors import UserError
-from pipelines.stage import Context, Refused, Row, RowStage, Spec
-from pipelines.stages.clips import normaliser_meaning
-from pipelines.storage import Storage
+import pyarrow as pa
+
+from pipelines.engine.ledger import Failed
+from pipelines.engine.recipe import Recipe, per_row
+from pipelines.engine.stage import Context, Refused, Row, Rows, RowSet, RowStage
+from pipelines.engine.storage import Storage
+from pipelines.errors import UserError, one_line
+from pipelines.media.faults import MediaError
+from pipelines.media.read import read_audio, read_frames
+from pipelines.run_config import CaptioningExecution, Config, Workers
+from pipelines.stages.model_refs import Model, model_of
+from soundcap.engines import CaptionEngine, EngineError, load_engine
 from soundcap.prompts import PromptError, PromptSet, load_prompts
+from soundcap.request import CaptionRequest, FrameSettings, Sampling
+
+CAPTIONER_VERSION = 1
+"""Part of every caption's key: raise it when the same inputs would be shown to the model another way."""
+
+AUDIO_HZ = 16_000
+
+
+@dataclass(frozen=True)
+class CaptionRecipe(Recipe):
+    """All that decides a caption beside the clip, its rendered prompt and the adapter's weights."""
+
+    model: Model
+    frames: FrameSettings
+    sampling: Sampling
+    with_sound: bool
+    prompts: PromptSet = per_row()
+    captioner_version: int = CAPTIONER_VERSION
+
+
+class CaptionStage(RowStage):
+    """Base of the stages that caption clips: one row for each clip."""
+
+    schema = pa.schema([(name, pa.string()) for name in ("clip_id", "label", "split", "caption", "prompt")])
+
+    def meaning_of(self, row: Mapping[str, Any], keys: Sequence[str]) -> Any:
+        return [row["clip_id"], row["label"], row["split"], row["caption"]]
+
+    def figures(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        words = sorted(len(row["caption"].split()) for row in rows)
+        return {
+            "prompts": len({row["prompt"] for row in rows}),
+            "words_median": words[len(words) // 2] if words else 0,
+            "different_captions": len({row["caption"] for row in rows}),
+        }
+
+
+class CaptionsStage(CaptionStage):
+    """The teacher may caption test clips too, for scoring; training never reads those (stage `captioner`)."""
+
+    name = "captions"
+    ledgers = ("captions",)
+
+    def inputs(self, config: Config) -> tuple[str, ...]:
+        return ("clips",)
+
+    def recipe(self, config: Config, storage: Storage) -> CaptionRecipe:
+        section = config.captions
+        return CaptionRecipe(
+            model=model_of(section.model, "captions.model"),
+            frames=section.frames,
+            sampling=section.sampling,
+            with_sound=True,
+            prompts=read_prompts(section.instruction, section.warnings),
+        )
+
+    def rows(self, context: Context) -> Rows:
+        recipe: CaptionRecipe = context.recipe
+        carried, rows, refused = {}, [], []
+        for clip in context.inputs["clips"].rows():
+            clip_id = clip["clip_id"]
+            if not clip["has_audio"]:
+                message = f"{clip['source_name']}: no sound to describe; an audio-visual caption needs some"
+                refused.append(Refused(clip_id, "NoAudioStream", message))
+                continue
+            prompt = recipe.prompts.render(clip["label"])
+            task = {"video": clip["video"], "audio": clip["audio"], "prompt": prompt}
+            rows.append(Row(clip_id, {"clip_id": clip_id, "prompt": prompt}, task))
+            carried[clip_id] = {k: clip[k] for k in ("clip_id", "label", "split")}
+        worker = CaptionWorker(recipe, context.config.captions.execution, context.storage)
+        return Rows(carried, [RowSet(self.name, recipe, rows, worker)], refused)
+
+    def execution(self, config: Config) -> Workers:
+        return config.captions.execution
 
 
 def read_prompts(instruction: str, warnings: str | None) -> PromptSet:
@@ -25,83 +107,61 @@ def read_prompts(instruction: str, warnings: str | None) -> PromptSet:
         raise UserError(str(error)) from error
 
 
-class CaptionsStage(RowStage):
-    """The teacher may caption test clips too, for scoring; training never reads those (stage `captioner`)."""
+@dataclass
+class CaptionWorker:
+    """Captioning engine with its reader of clips. `adapter`: storage name of a LoRA adapter's folder, or None."""
 
-    name = "captions"
-    schema = CAPTION_SCHEMA
+    recipe: CaptionRecipe
+    execution: CaptioningExecution
+    storage: Storage
+    adapter: str | None = None
+    engine: CaptionEngine = field(init=False, repr=False)
 
-    def inputs(self, config: Config) -> tuple[str, ...]:
-        return ("clips",)
-
-    def spec(self, config: Config, storage: Storage) -> Spec:
-        section = config.captions
-        prompts = read_prompts(section.instruction, section.warnings)
-        meaning = {
-            "captioner_version": CAPTIONER_VERSION,
-            "model": model_identity(section.model, "captions.model"),
-            "frames": section.frames.model_dump(),
-            "sampling": section.sampling.model_dump(),
-            "prompts": prompts.meaning(),
-        }
-        origins = {f"prompts.{place}": origin for place, origin in prompts.origins.items()}
-        return Spec(meaning, origins)
-
-    def rows(self, context: Context) -> tuple[list[Row], list[Refused]]:
-        section = context.config.captions
-        prompts = read_prompts(section.instruction, section.warnings)
-        model = model_identity(section.model, "captions.model")
-        normaliser = normaliser_meaning(context.config.clips)
-        rows, refused = [], []
-        for clip in context.inputs["clips"].rows():
-            if not clip["has_audio"]:
-                message = f"{clip['source_name']}: no sound to describe; an audio-visual caption needs some"
-                refused.append(Refused(clip["clip_id"], "NoAudioStream", message))
-                continue
-            prompt = prompts.render(clip["label"])
-            key = caption_key(
-                clip,
-                model=model,
-                adapter=None,
-                frames=section.frames,
-                prompt=prompt,
-                sampling=section.sampling,
-                normaliser=normaliser,
-                with_sound=True,
+    def setup(self) -> None:
+        """Loads the engine."""
+        with ExitStack() as stack:
+            adapter = None if self.adapter is None else str(stack.enter_context(self.storage.local(self.adapter)))
+            self.engine = load_engine(
+                self.recipe.model.path,
+                self.recipe.model.revision,
+                adapter,
+                frames=self.recipe.frames,
+                sampling=self.recipe.sampling,
+                execution=self.execution,
             )
-            task = {"video": clip["video"], "audio": clip["audio"], "prompt": prompt}
-            rows.append(Row(clip["clip_id"], key, task, {k: clip[k] for k in ("clip_id", "label", "split")}))
-        return rows, refused
 
-    def worker(self, context: Context) -> Callable[[], CaptionWorker]:
-        section = context.config.captions
-        return partial(
-            CaptionWorker,
-            storage=context.storage,
-            model=model_location(section.model),
-            revision=section.model.revision,
-            adapter=None,
-            frames=section.frames,
-            sampling=section.sampling,
-            execution=section.execution,
-            with_sound=True,
-        )
+    def process(self, tasks: list[dict[str, Any]]) -> list[dict[str, Any] | Failed]:
+        read = [self._read(task) for task in tasks]
+        answers = iter(self._ask([request for request in read if not isinstance(request, Failed)]))
+        return [
+            request if isinstance(request, Failed) else _row(task, next(answers))
+            for task, request in zip(tasks, read, strict=True)
+        ]
 
-    def execution(self, config: Config) -> Workers:
-        return config.captions.execution
+    def _ask(self, requests: list[CaptionRequest]) -> list[str | Exception]:
+        try:
+            return self.engine.caption(requests) if requests else []
+        except EngineError as error:
+            # A lost engine fails every row it is given. Ending the process has another actor started, with a new
+            # engine, and only the rows that do this again and again are quarantined.
+            print(f"engine lost: {one_line(error)}", file=sys.stderr, flush=True)
+            os._exit(1)
 
-    def meaning_of(self, row: Mapping[str, Any]) -> Any:
-        return [row["clip_id"], row["label"], row["split"], row["caption"]]
+    def _read(self, task: Mapping[str, Any]) -> CaptionRequest | Failed:
+        fps = self.recipe.frames.fps
+        try:
+            with self.storage.local(task["video"]) as video:
+                frames = read_frames(video, fps)
+            audio = None
+            if self.recipe.with_sound:
+                with self.storage.local(task["audio"]) as file:
+                    audio = read_audio(file, AUDIO_HZ)
+            return CaptionRequest(task["prompt"], frames, fps, audio, AUDIO_HZ)
+        except (MediaError, OSError, ValueError) as error:
+            return Failed(type(error).__name__, one_line(error))
 
-    def figures(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        return caption_figures(rows)
 
-
-def caption_figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Figures of a caption stage's manifest."""
-    words = sorted(len(row["caption"].split()) for row in rows)
-    return {
-        "prompts": len({row["prompt"] for row in rows}),
-        "words_median": words[len(words) // 2] if words else 0,
-        "different_captions": len({row["caption"] for row in rows}),
-    }
+def _row(task: Mapping[str, Any], answer: str | Exception) -> dict[str, Any] | Failed:
+    if isinstance(answer, Exception):
+        return Failed(type(answer).__name__, one_line(answer))
+    return {"caption": answer, "prompt": task["prompt"]}

@@ -4,39 +4,91 @@ from __future__ import annotations
 
 import errno
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
-from pipelines.config import ClipsConfig, Config, Workers
+from pipelines.engine.fingerprint import digest
+from pipelines.engine.ledger import Failed
+from pipelines.engine.recipe import Recipe, per_row, unhashed
+from pipelines.engine.stage import Context, Counts, NotYetKnown, Refused, Row, Rows, RowSet, RowStage
+from pipelines.engine.storage import Storage
 from pipelines.errors import MachineFault, one_line
-from pipelines.fingerprint import digest
-from pipelines.source import (
-    SourceClip,
-    digests_of,
-    hash_new_files,
-    is_quick_to_hash,
-    list_source,
-    source_digest,
-    split_of,
-    unhashed,
-)
-from pipelines.stage import Context, Counts, Failed, NotYetKnown, Refused, Row, RowStage, Spec
-from pipelines.storage import Storage
+from pipelines.media.clip import NORMALISER_VERSION, NormaliserSettings
+from pipelines.media.faults import FfmpegMissing, MediaError
+from pipelines.media.normalise import normalise
+from pipelines.media.probe import open_source
+from pipelines.media.process import Deadline
+from pipelines.run_config import Config, Workers
+from pipelines.stages.source import SourceClip, SourceFolder, SourceHashes, list_source, split_of
 
-if TYPE_CHECKING:
-    from pipelines.media.normalise import NormaliserSettings
+MEASURED = ("duration_s", "fps", "n_frames", "width_px", "height_px", "has_audio", "audio_hz", "audio_channels")
+"""Facts of a finished clip that its row keeps."""
+
+
+@dataclass(frozen=True)
+class HashedSource:
+    """The raw files with the digests of their bytes."""
+
+    source: SourceFolder
+    sha256: Mapping[str, str]
+    refused: Sequence[Refused]
+    """Files that are missing, doubled or unreadable."""
+    origins: Mapping[str, str] = field(default_factory=dict)
+
+    def meaning(self) -> str:
+        """Digest of every file's name, bytes, split and label, and of what is missing."""
+        sha256 = self.sha256
+        present = [
+            [c.name, sha256[c.name], c.split, c.label, c.video_id, c.start_s]
+            for c in self.source.clips
+            if c.name in sha256
+        ]
+        absent = [[one.row_id, one.error_class] for one in self.refused]
+        return digest([sorted(present, key=lambda item: str(item[0])), sorted(absent)])
+
+
+@dataclass(frozen=True)
+class Normaliser:
+    """The normaliser's version and settings: with a source's SHA-256, a clip's identity.
+
+    Encoders are not bit-exact between versions, so encoded bytes decide nothing.
+    """
+
+    settings: NormaliserSettings
+
+    def meaning(self) -> dict[str, Any]:
+        """Version and settings."""
+        settings = {one.name: getattr(self.settings, one.name) for one in fields(NormaliserSettings)}
+        return {"version": NORMALISER_VERSION, **settings}
+
+    def clip_id(self, source_sha256: str) -> str:
+        """Name of the clip that this normaliser makes of a source."""
+        return digest({"source_sha256": source_sha256, "normaliser": self.meaning()})[:16]
+
+
+@dataclass(frozen=True)
+class ClipRecipe(Recipe):
+    """All that decides a clip beside its source's bytes, and the clips that there are."""
+
+    normaliser: Normaliser
+    source: HashedSource = per_row()
+    test_fraction: float = per_row()
+    folder: str = unhashed()
+
+    @property
+    def origins(self) -> Mapping[str, str]:
+        return {"source": f"the source folder {self.folder}"}
 
 
 class ClipsStage(RowStage):
-    """A clip's identity is its source's SHA-256 with the normaliser's settings and version: encoders are not
-    bit-exact between versions, so encoded bytes decide nothing."""
+    """One row for each raw file."""
 
     name = "clips"
+    ledgers = ("clips",)
     schema = pa.schema(
         [
             ("clip_id", pa.string()),
@@ -63,48 +115,47 @@ class ClipsStage(RowStage):
         return ()
 
     def prepare(self, config: Config, storage: Storage, say: Callable[[str], None]) -> None:
-        hash_new_files(list_source(config), config, storage, say)
+        SourceHashes(list_source(config), storage).complete(config.clips.execution.workers, say)
 
-    def spec(self, config: Config, storage: Storage) -> Spec:
-        source = list_source(config)
-        todo = unhashed(source, storage)
-        if todo and not is_quick_to_hash(source, todo):
-            raise NotYetKnown(
-                f"{len(todo)} source files not hashed yet", Counts(len(source.clips) + len(source.refused), len(todo))
-            )
-        hash_new_files(source, config, storage, _silent)
-        sha256, unreadable = digests_of(source, storage)
-        meaning = {
-            "normaliser": normaliser_meaning(config.clips),
-            "source": source_digest(source.clips, sha256, source.refused + unreadable),
-            "test_fraction": config.source.test_fraction,
-        }
-        return Spec(meaning, {"source": f"the source folder {config.source.folder}"})
+    def recipe(self, config: Config, storage: Storage) -> ClipRecipe:
+        hashes = SourceHashes(list_source(config), storage)
+        source = hashes.source
+        if hashes.todo and not hashes.is_quick:
+            counts = Counts(len(source.clips) + len(source.refused), len(hashes.todo))
+            raise NotYetKnown(f"{len(hashes.todo)} source files not hashed yet", counts)
+        hashes.known |= hashes.hash_here()
+        sha256, unreadable = hashes.read()
+        return ClipRecipe(
+            normaliser=Normaliser(config.clips),
+            source=HashedSource(source, sha256, source.refused + unreadable),
+            test_fraction=config.source.test_fraction,
+            folder=config.source.folder,
+        )
 
-    def rows(self, context: Context) -> tuple[list[Row], list[Refused]]:
-        source = list_source(context.config)
-        sha256, unreadable = digests_of(source, context.storage)
-        refused = source.refused + unreadable
+    def rows(self, context: Context) -> Rows:
+        recipe: ClipRecipe = context.recipe
+        refused = list(recipe.source.refused)
         first_of: dict[str, str] = {}
-        rows = []
-        for clip in source.clips:
-            if clip.name not in sha256:
+        carried, rows = {}, []
+        for clip in recipe.source.source.clips:
+            sha256 = recipe.source.sha256.get(clip.name)
+            if sha256 is None:
                 continue
-            same = first_of.setdefault(sha256[clip.name], clip.name)
+            same = first_of.setdefault(sha256, clip.name)
             if same != clip.name:
                 refused.append(Refused(clip.name, "DuplicateSource", f"{clip.name}: the same bytes as {same}"))
                 continue
-            rows.append(_row(clip, sha256[clip.name], context.config))
-        return rows, refused
-
-    def worker(self, context: Context) -> Callable[[], ClipWorker]:
-        config = context.config
-        return partial(ClipWorker, Storage(config.source.folder), context.storage, config.clips)
+            clip_id = recipe.normaliser.clip_id(sha256)
+            carried[clip.name] = _carried(clip, clip_id, sha256, recipe.test_fraction)
+            rows.append(Row(clip.name, {"source_sha256": sha256}, {"name": clip.name, "clip_id": clip_id}))
+        execution = context.config.clips.execution
+        worker = ClipWorker(recipe.normaliser.settings, Storage(recipe.folder), context.storage, execution.deadline_s)
+        return Rows(carried, [RowSet("clips", recipe, rows, worker)], refused)
 
     def execution(self, config: Config) -> Workers:
         return config.clips.execution
 
-    def meaning_of(self, row: Mapping[str, Any]) -> Any:
+    def meaning_of(self, row: Mapping[str, Any], keys: Sequence[str]) -> Any:
         return [row["clip_id"], row["label"], row["split"]]
 
     def figures(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -115,67 +166,40 @@ class ClipsStage(RowStage):
         }
 
 
-def normaliser_meaning(config: ClipsConfig) -> dict[str, Any]:
-    """The normaliser's settings and version: with a source's SHA-256, a clip's identity."""
-    from pipelines.media.normalise import NORMALISER_VERSION
-
-    return {"version": NORMALISER_VERSION, **asdict(normaliser_settings(config))}
-
-
-def normaliser_settings(config: ClipsConfig) -> NormaliserSettings:
-    from pipelines.media.normalise import NormaliserSettings
-
-    return NormaliserSettings(
-        duration_s=config.duration_s,
-        fps=config.fps,
-        long_side_px=config.long_side_px,
-        crf=config.crf,
-        max_audio_hz=config.max_audio_hz,
-        require_audio=config.require_audio,
-    )
-
-
-def _row(clip: SourceClip, sha256: str, config: Config) -> Row:
-    identity = {"source_sha256": sha256, "normaliser": normaliser_meaning(config.clips)}
-    clip_id = digest(identity)[:16]
-    carried = {
+def _carried(clip: SourceClip, clip_id: str, sha256: str, test_fraction: float) -> dict[str, Any]:
+    return {
         "clip_id": clip_id,
         "source_name": clip.name,
         "source_sha256": sha256,
         "video_id": clip.video_id,
         "start_s": clip.start_s,
         "label": clip.label,
-        "split": split_of(clip, sha256, config.source.test_fraction),
+        "split": split_of(clip, sha256, test_fraction),
     }
-    return Row(clip.name, identity, {"name": clip.name, "clip_id": clip_id}, carried)
 
 
-@dataclass(frozen=True)
+@dataclass
 class ClipWorker:
-    """Normalises files one after the other; each is uploaded whole before its row is committed."""
+    """Normaliser of files, one after the other; each clip is uploaded whole before its row is committed."""
 
+    settings: NormaliserSettings
     source: Storage
     storage: Storage
-    config: ClipsConfig
+    deadline_s: float
+
+    def setup(self) -> None:
+        """Nothing to load."""
 
     def process(self, tasks: list[dict[str, Any]]) -> list[dict[str, Any] | Failed]:
         return [self._normalise(task["name"], task["clip_id"]) for task in tasks]
 
     def _normalise(self, name: str, clip_id: str) -> dict[str, Any] | Failed:
-        from pipelines.media.errors import FfmpegMissing
-        from pipelines.media.normalise import MediaError, normalise
-
         with tempfile.TemporaryDirectory(prefix="soundcap-clip-") as folder:
             video, audio = Path(folder) / "clip.mp4", Path(folder) / "clip.flac"
             try:
                 with self.source.local(name) as path:
-                    clip = normalise(
-                        path,
-                        video,
-                        audio,
-                        normaliser_settings(self.config),
-                        deadline_s=self.config.execution.deadline_s,
-                    )
+                    deadline = Deadline(self.deadline_s)
+                    clip = normalise(open_source(path, deadline), video, audio, self.settings, deadline=deadline)
             except MediaError as error:
                 return Failed(type(error).__name__, one_line(error))
             except FfmpegMissing as error:
@@ -188,19 +212,6 @@ class ClipWorker:
             self.storage.upload(video, f"{stem}.mp4")
             if clip.has_audio:
                 self.storage.upload(audio, f"{stem}.flac")
-        return {
-            "video": f"{stem}.mp4",
-            "audio": f"{stem}.flac" if clip.has_audio else "",
-            "duration_s": clip.duration_s,
-            "fps": clip.fps,
-            "n_frames": clip.n_frames,
-            "width_px": clip.width_px,
-            "height_px": clip.height_px,
-            "has_audio": clip.has_audio,
-            "audio_hz": clip.audio_hz,
-            "audio_channels": clip.audio_channels,
-        }
-
-
-def _silent(message: str) -> None:
-    pass
+        facts = asdict(clip)
+        sound = f"{stem}.flac" if clip.has_audio else ""
+        return {"video": f"{stem}.mp4", "audio": sound, **{name: facts[name] for name in MEASURED}}

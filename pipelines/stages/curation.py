@@ -2,73 +2,78 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
-from pipelines.config import Config
-from pipelines.fingerprint import digest
-from pipelines.stage import Context, Counts, Spec, Stage
-from pipelines.storage import Storage
-from pipelines.store import Manifest
-from soundcap.curate import CaptionRow, Rules, curate
+from pipelines.engine.fingerprint import digest
+from pipelines.engine.recipe import Recipe
+from pipelines.engine.stage import Context, Result, Stage, WholeWork
+from pipelines.engine.storage import Storage
+from pipelines.run_config import Config
+from pipelines.stages.captions import read_prompts
+from soundcap.curate import CaptionRow, Rules, curate, curation_meaning, judged_warnings
+from soundcap.prompts import NoiseWarning
 
-SCHEMA = pa.schema(
-    [
-        ("clip_id", pa.string()),
-        ("label", pa.string()),
-        ("split", pa.string()),
-        ("caption", pa.string()),
-        ("kept", pa.bool_()),
-        ("rule", pa.string()),
-        ("detail", pa.string()),
-    ]
-)
+
+@dataclass(frozen=True)
+class CurationRecipe(Recipe):
+    """All that decides a verdict beside the captions. `warnings`: those that the captions were asked for with."""
+
+    rules: Rules
+    warnings: tuple[NoiseWarning, ...]
+
+    def meaning(self) -> dict[str, Any]:
+        return curation_meaning(self.rules, self.warnings)
+
+    @property
+    def origins(self) -> dict[str, str]:
+        judged = judged_warnings(self.rules, self.warnings)
+        return {f"violations[{i}]": warning.origin for i, warning in enumerate(judged)}
 
 
 class CurationStage(Stage):
     """Dropped captions stay in the output, with `kept` false: nothing is lost without a reason."""
 
     name = "curation"
+    schema = pa.schema(
+        [
+            ("clip_id", pa.string()),
+            ("label", pa.string()),
+            ("split", pa.string()),
+            ("caption", pa.string()),
+            ("kept", pa.bool_()),
+            ("rule", pa.string()),
+            ("detail", pa.string()),
+        ]
+    )
 
     def inputs(self, config: Config) -> tuple[str, ...]:
         return ("captions",)
 
-    def spec(self, config: Config, storage: Storage) -> Spec:
-        return Spec({"rules": asdict(config.curation.rules)})
+    def recipe(self, config: Config, storage: Storage) -> CurationRecipe:
+        prompts = read_prompts(config.captions.instruction, config.captions.warnings)
+        return CurationRecipe(config.curation.rules, prompts.warnings)
 
-    def counts(self, context: Context) -> Counts:
-        manifest = context.inputs["captions"].manifest()
-        assert manifest is not None
-        return Counts(manifest.rows_out, manifest.rows_out)
+    def work(self, context: Context) -> WholeWork:
+        return WholeWork(context.inputs["captions"].committed().rows_out, lambda: self._curate(context))
 
-    def run(self, context: Context) -> Manifest:
-        started = time.monotonic()
-        captions = context.inputs["captions"].rows()
-        rows = judge(captions, context.config.curation.rules)
-        context.output.write_rows(rows, SCHEMA)
-        context.output.write_quarantine([])
+    def _curate(self, context: Context) -> Result:
+        rows = judge(context.inputs["captions"].rows(), context.recipe)
+        context.output.write_rows(rows, self.schema)
         kept = [row for row in rows if row["kept"]]
         dropped = Counter(row["rule"] for row in rows if not row["kept"])
-        return Manifest(
-            stage=self.name,
-            fingerprint=context.output.fingerprint,
-            digest=digest([[r["clip_id"], r["split"], r["caption"]] for r in kept]),
-            rows_in=len(captions),
-            rows_out=len(rows),
-            rows_quarantined=0,
-            rows_computed=len(rows),
-            seconds=round(time.monotonic() - started, 3),
-            figures={"kept": len(kept), "dropped": dict(sorted(dropped.items()))},
-        )
+        meaning = digest([[r["clip_id"], r["split"], r["caption"]] for r in kept])
+        figures = {"kept": len(kept), "dropped": dict(sorted(dropped.items()))}
+        return Result(len(rows), len(rows), meaning, figures=figures)
 
 
-def judge(captions: list[dict[str, Any]], rules: Rules) -> list[dict[str, Any]]:
+def judge(captions: list[dict[str, Any]], recipe: CurationRecipe) -> list[dict[str, Any]]:
     """Each caption's row with its verdict."""
-    verdicts = curate([CaptionRow(r["clip_id"], r["label"], r["caption"]) for r in captions], rules)
+    rows = [CaptionRow(r["clip_id"], r["label"], r["caption"]) for r in captions]
+    verdicts = curate(rows, recipe.rules, recipe.warnings)
     return [
         {
             **{k: row[k] for k in ("clip_id", "label", "split", "caption")},

@@ -1,266 +1,317 @@
-"""Stage `features`: what the frozen encoders and the codec make of each clip, for Flowley.
+"""Stage `features`: frozen encoders' and the codec's view of each clip, for Flowley.
 
-Two ledgers: picture and sound, and text. A changed caption encodes its text again, never the film.
+Two ledgers, `features-av` and `features-text`: a changed caption encodes its text again, never the film.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
-from pathlib import PurePosixPath
+import io
+import tempfile
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
-from pipelines.checkpoints import codec_identity, located, model_identity, model_location
-from pipelines.config import Config
-from pipelines.errors import UserError
-from pipelines.featuring import FEATURES_VERSION, AVWorker, GivenSync, TextWorker
-from pipelines.fingerprint import digest
-from pipelines.ledger import Entry, Ledger, missing
-from pipelines.stage import Context, Counts, Refused, Row, Spec, Stage, Worker
-from pipelines.stages.clips import normaliser_meaning
-from pipelines.storage import Storage
-from pipelines.store import Manifest
+from flowley.features.files import AVFeatures, write_av_features, write_text_features
+from flowley.network.config import NetworkConfig
+from flowley.network.feature_spec import FeatureSpec
+from flowley.network.presets import preset
+from pipelines.engine.ledger import Entry, Failed
+from pipelines.engine.recipe import Recipe, unhashed
+from pipelines.engine.stage import Context, Refused, Row, Rows, RowSet, RowStage
+from pipelines.engine.storage import Storage
+from pipelines.errors import UserError, one_line
+from pipelines.media.faults import MediaError
+from pipelines.media.read import read_audio, read_frames
+from pipelines.run_config import Config, FeaturesExecution, Workers
+from pipelines.stages.model_refs import Codec, Model, codec_of, model_of
 
 if TYPE_CHECKING:
-    from flowley.config import NetworkConfig
+    from flowley.features.encode import Encoders
 
-SCHEMA = pa.schema(
-    [
-        ("clip_id", pa.string()),
-        ("label", pa.string()),
-        ("split", pa.string()),
-        ("caption", pa.string()),
-        ("video", pa.string()),
-        ("audio", pa.string()),
-        ("av_file", pa.string()),
-        ("av_row", pa.int32()),
-        ("text_file", pa.string()),
-        ("text_row", pa.int32()),
-        ("tokens_cut", pa.int32()),
-    ]
-)
+FEATURES_VERSION = 2
+"""Part of every feature row's key: raise it when the same inputs would give other features."""
+
+AV, TEXT = "features-av", "features-text"
+PARTS_FOLDER = "features/parts"
 NULL_TEXT = "null_text.json"
+"""Place of the encoded empty caption, Flowley's null condition: `{"file", "row"}`."""
 NULL_ID = ""
-"""Row id of the encoded empty caption, Flowley's null condition."""
 
 
 @dataclass(frozen=True)
-class _Work:
-    """The rows of both ledgers; `clips` are those that have all a clip needs."""
+class AVRecipe(Recipe):
+    """All that decides the features of picture and sound beside the clip."""
 
-    clips: list[dict[str, Any]]
-    av: list[Row]
-    text: list[Row]
-    refused: list[Refused]
+    visual: Model
+    visual_fps: float
+    codec: Codec
+    version: int = FEATURES_VERSION
 
 
-class FeaturesStage(Stage):
+@dataclass(frozen=True)
+class TextRecipe(Recipe):
+    """All that decides the features of a caption."""
+
+    text: Model
+    max_tokens: int
+    normalisation: str
+    keep_padding: bool
+    version: int = FEATURES_VERSION
+
+
+@dataclass(frozen=True)
+class FeaturesRecipe(Recipe):
+    """Both, and whose captions are encoded.
+
+    Attributes:
+        network: the network that the features are for; the other fields derive from it.
+        sync: folder of synchronisation features made elsewhere, for networks that take them. A row's key has its
+            file's size and version.
+    """
+
+    captions: str
+    av: AVRecipe
+    text: TextRecipe
+    network: NetworkConfig = unhashed()
+    duration_s: float = unhashed()
+    sync: str | None = unhashed()
+
+    def spec(self, duration_s: float) -> FeatureSpec:
+        """The same in the words of a checkpoint, so that a checkpoint of this run alone says how to use it."""
+        return FeatureSpec(
+            visual=self.av.visual.path,
+            visual_revision=self.av.visual.revision,
+            text=self.text.text.path,
+            text_revision=self.text.text.revision,
+            codec=self.av.codec.name,
+            codec_path=self.av.codec.path,
+            codec_revision=self.av.codec.revision,
+            duration_s=duration_s,
+        )
+
+
+def features_recipe(config: Config) -> FeaturesRecipe:
+    """The recipe under a configuration.
+
+    Raises:
+        UserError: a model is missing, or synchronisation features are and the preset takes them, or the reverse.
+    """
+    section = config.features
+    network = preset(config.flowley.preset, **config.flowley.overrides)
+    if network.sync_dim and section.sync is None:
+        raise UserError(
+            f"features.sync: missing; preset {config.flowley.preset} takes synchronisation features "
+            f"(L, {network.sync_dim}): give the folder that holds them"
+        )
+    if not network.sync_dim and section.sync is not None:
+        raise UserError(
+            f"features.sync: got {section.sync!r}, but preset {config.flowley.preset} takes none; leave it out"
+        )
+    return FeaturesRecipe(
+        captions=section.captions,
+        av=AVRecipe(
+            visual=model_of(section.visual, "features.visual"),
+            visual_fps=float(network.r_v),
+            codec=codec_of(section.codec),
+        ),
+        text=TextRecipe(
+            text=model_of(section.text, "features.text"),
+            max_tokens=network.max_text_tokens,
+            normalisation=network.text_normalisation,
+            keep_padding=not network.mask_text,
+        ),
+        network=network,
+        duration_s=config.clips.duration_s,
+        sync=section.sync,
+    )
+
+
+class FeaturesStage(RowStage):
     """`features.captions` says whose text conditions Flowley: nobody's, the label, the teacher's or the captioner's."""
 
     name = "features"
+    ledgers = (AV, TEXT)
+    schema = pa.schema(
+        [
+            ("clip_id", pa.string()),
+            ("label", pa.string()),
+            ("split", pa.string()),
+            ("caption", pa.string()),
+            ("video", pa.string()),
+            ("audio", pa.string()),
+            ("av_file", pa.string()),
+            ("av_row", pa.int32()),
+            ("text_file", pa.string()),
+            ("text_row", pa.int32()),
+            ("tokens_cut", pa.int32()),
+        ]
+    )
 
     def inputs(self, config: Config) -> tuple[str, ...]:
         source = config.features.captions
         return ("clips", source) if source in ("captions", "silent_captions") else ("clips",)
 
-    def spec(self, config: Config, storage: Storage) -> Spec:
-        _given_sync(config)  # given where none are taken, or the reverse: said before anything runs
-        return Spec({"captions": config.features.captions, "av": _av_meaning(config), "text": _text_meaning(config)})
+    def recipe(self, config: Config, storage: Storage) -> FeaturesRecipe:
+        return features_recipe(config)
 
-    def counts(self, context: Context) -> Counts:
-        work = _work(context)
-        todo = {
-            row_id
-            for name, rows in (("features-av", work.av), ("features-text", work.text))
-            for row_id in _missing(context, name, rows)
-        }
-        return Counts(len(work.clips) + len(work.refused), len(todo - {NULL_ID}), len(work.refused))
-
-    def run(self, context: Context) -> Manifest:
-        started = time.monotonic()
-        work = _work(context)
-        computed = self.counts(context).to_run
-        av = _compute(context, "features-av", work.av, _av_worker(context.config, context.storage))
-        text = _compute(context, "features-text", work.text, _text_worker(context.config, context.storage))
-        rows: list[dict[str, Any]] = []
-        quarantined = [_quarantined(r.row_id, r.error_class, r.message) for r in work.refused]
-        for clip in work.clips:
-            entries = av[clip["clip_id"]], text[clip["clip_id"]]
-            bad = next((entry for entry in entries if entry.status != "ok"), None)
-            if bad is not None:
-                quarantined.append(_quarantined(clip["clip_id"], bad.error_class, bad.message))
+    def rows(self, context: Context) -> Rows:
+        recipe: FeaturesRecipe = context.recipe
+        captions, sync = _captions(context), _sync_files(recipe)
+        carried: dict[str, dict[str, Any]] = {}
+        refused, av, text = [], [], [_text_row(NULL_ID, "")]
+        for clip in context.inputs["clips"].rows():
+            clip_id, sync_name = clip["clip_id"], f"{PurePosixPath(clip['source_name']).stem}.npy"
+            why = _why_refused(
+                clip, captions, recipe, sync_name if sync is not None and sync_name not in sync else None
+            )
+            if why is not None:
+                refused.append(Refused(clip_id, *why))
                 continue
-            av_entry, text_entry = entries
-            places = {f"av_{k}": av_entry.value[k] for k in _PLACE} | {f"text_{k}": text_entry.value[k] for k in _PLACE}
-            rows.append({**clip, **places, "tokens_cut": text_entry.value["tokens_cut"]})
-        context.output.write_rows(rows, SCHEMA)
-        context.output.write_quarantine(quarantined)
-        context.storage.write_json(context.output.name(NULL_TEXT), text[NULL_ID].value)
-        keys = {row.row_id: row.key for row in work.av}, {row.row_id: row.key for row in work.text}
-        return Manifest(
-            stage=self.name,
-            fingerprint=context.output.fingerprint,
-            digest=digest([[r["clip_id"], r["split"], *(k[r["clip_id"]] for k in keys)] for r in rows]),
-            rows_in=len(work.clips) + len(work.refused),
-            rows_out=len(rows),
-            rows_quarantined=len(quarantined),
-            rows_computed=computed,
-            seconds=round(time.monotonic() - started, 3),
-            figures={"captions_cut": sum(row["tokens_cut"] > 0 for row in rows)},
-        )
+            task = {"clip_id": clip_id, "video": clip["video"], "audio": clip["audio"]}
+            parts = {"clip_id": clip_id}
+            if sync is not None:
+                task["sync"], parts["sync"] = sync_name, sync[sync_name]
+            av.append(Row(clip_id, parts, task))
+            text.append(_text_row(clip_id, captions[clip_id]))
+            carried[clip_id] = {k: clip[k] for k in ("clip_id", "label", "split", "video", "audio")}
+            carried[clip_id]["caption"] = captions[clip_id]
+        execution = context.config.features.execution
+        sets = [
+            RowSet(AV, recipe.av, av, AVWorker(recipe, execution, context.storage)),
+            RowSet(TEXT, recipe.text, text, TextWorker(recipe, execution, context.storage)),
+        ]
+        return Rows(carried, sets, refused)
+
+    def execution(self, config: Config) -> Workers:
+        return config.features.execution
+
+    def meaning_of(self, row: Mapping[str, Any], keys: Sequence[str]) -> Any:
+        return [row["clip_id"], row["split"], *keys]
+
+    def figures(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        return {"captions_cut": sum(row["tokens_cut"] > 0 for row in rows)}
+
+    def finish(self, context: Context, made: Mapping[str, Mapping[str, Entry]]) -> None:
+        value = made[TEXT][NULL_ID].value
+        place = {"file": value["text_file"], "row": value["text_row"]}
+        context.storage.write_json(context.output.name(NULL_TEXT), place)
 
 
-_PLACE = ("file", "row")
+def _text_row(clip_id: str, caption: str) -> Row:
+    """The clip is part of the key: a feature file's row says whose it is."""
+    parts = {"clip_id": clip_id, "caption": caption}
+    return Row(clip_id, parts, parts)
 
 
-def _network(config: Config) -> NetworkConfig:
-    from flowley.presets import preset
-
-    return preset(config.flowley.preset, **config.flowley.overrides)
-
-
-def _av_meaning(config: Config) -> dict[str, Any]:
-    return {
-        "version": FEATURES_VERSION,
-        "visual": model_identity(config.features.visual, "features.visual"),
-        "visual_fps": float(_network(config).r_v),
-        "codec": codec_identity(config.features.codec),
-    }
-
-
-def _text_meaning(config: Config) -> dict[str, Any]:
-    network = _network(config)
-    return {
-        "version": FEATURES_VERSION,
-        "text": model_identity(config.features.text, "features.text"),
-        "max_tokens": network.max_text_tokens,
-        "normalisation": network.text_normalisation,
-        "keep_padding": not network.mask_text,
-    }
-
-
-def _work(context: Context) -> _Work:
-    config = context.config
-    captions = _captions(context)
-    av_meaning, text_meaning = _av_meaning(config), _text_meaning(config)
-    normaliser = normaliser_meaning(config.clips)
-    sync = _sync_files(config)
-    clips, refused = [], []
-    av, text = [], [Row(NULL_ID, {**text_meaning, "caption": ""}, {"clip_id": NULL_ID, "caption": ""})]
-    for clip in context.inputs["clips"].rows():
-        clip_id = clip["clip_id"]
-        if not clip["has_audio"]:
-            refused.append(Refused(clip_id, "NoAudioStream", f"{clip['source_name']}: no sound to learn from"))
-            continue
-        if clip_id not in captions:
-            message = f"{clip['source_name']}: stage {config.features.captions} has no caption of it"
-            refused.append(Refused(clip_id, "NoCaption", message))
-            continue
-        sync_name = f"{PurePosixPath(clip['source_name']).stem}.npy"
-        if sync is not None and sync_name not in sync:
-            message = f"{clip['source_name']}: no {sync_name} in features.sync ({config.features.sync})"
-            refused.append(Refused(clip_id, "NoSyncFeatures", message))
-            continue
-        caption = captions[clip_id]
-        identity = {"source_sha256": clip["source_sha256"], "normaliser": normaliser}
-        task = {"clip_id": clip_id, "video": clip["video"], "audio": clip["audio"]}
-        given = {} if sync is None else {"sync": sync[sync_name]}
-        if sync is not None:
-            task["sync"] = sync_name
-        av.append(Row(clip_id, {**av_meaning, **identity, **given}, task))
-        # The clip is part of the key: a feature file's row says whose it is.
-        text.append(
-            Row(clip_id, {**text_meaning, **identity, "caption": caption}, {"clip_id": clip_id, "caption": caption})
-        )
-        clips.append({k: clip[k] for k in ("clip_id", "label", "split", "video", "audio")} | {"caption": caption})
-    return _Work(clips, av, text, refused)
-
-
-def _sync_files(config: Config) -> dict[str, list[Any]] | None:
-    """Size and version by name of the given synchronisation features; None where the network takes none."""
-    given = _given_sync(config)
-    if given is None:
-        return None
-    found = {i.name: [i.size, i.version] for i in Storage(given.folder).files() if i.name.endswith(".npy")}
-    if not found:
-        raise UserError(f"features.sync: no .npy file in {given.folder!r}; give a folder of (L, C) arrays")
-    return found
-
-
-def _given_sync(config: Config) -> GivenSync | None:
-    """Raises UserError where the preset takes synchronisation features and none are given, or the reverse."""
-    network, folder = _network(config), config.features.sync
-    if network.sync_dim == 0 and folder is None:
-        return None
-    if folder is None:
-        raise UserError(
-            f"features.sync: missing; preset {config.flowley.preset} takes synchronisation features "
-            f"(L, {network.sync_dim}): give the folder that holds them"
-        )
-    if network.sync_dim == 0:
-        raise UserError(f"features.sync: got {folder!r}, but preset {config.flowley.preset} takes none; leave it out")
-    return GivenSync(folder, network.sync_dim, network.sync_length(config.clips.duration_s))
+def _why_refused(
+    clip: Mapping[str, Any], captions: Mapping[str, str], recipe: FeaturesRecipe, missing_sync: str | None
+) -> tuple[str, str] | None:
+    """(error class, message) of a clip that lacks something, else None."""
+    name = clip["source_name"]
+    if not clip["has_audio"]:
+        return "NoAudioStream", f"{name}: no sound to learn from"
+    if clip["clip_id"] not in captions:
+        return "NoCaption", f"{name}: stage {recipe.captions} has no caption of it"
+    if missing_sync is not None:
+        return "NoSyncFeatures", f"{name}: no {missing_sync} in features.sync ({recipe.sync})"
+    return None
 
 
 def _captions(context: Context) -> dict[str, str]:
-    source = context.config.features.captions
+    source = context.recipe.captions
     if source in ("captions", "silent_captions"):
         return {row["clip_id"]: row["caption"] for row in context.inputs[source].rows()}
     clips = context.inputs["clips"].rows()
     return {clip["clip_id"]: clip["label"] if source == "label" else "" for clip in clips}
 
 
-def _missing(context: Context, ledger: str, rows: list[Row]) -> list[str]:
-    known = Ledger(context.storage, ledger).read()
-    return missing({row.row_id: row.key for row in rows}, known, retry_failed=context.retry_failed)
+def _sync_files(recipe: FeaturesRecipe) -> dict[str, list[Any]] | None:
+    """Size and version by name of the synchronisation features; None where the network takes none."""
+    if recipe.sync is None:
+        return None
+    found = {i.name: [i.size, i.version] for i in Storage(recipe.sync).files() if i.name.endswith(".npy")}
+    if not found:
+        raise UserError(f"features.sync: no .npy file in {recipe.sync!r}; give a folder of (L, C) arrays")
+    return found
 
 
-def _compute(context: Context, name: str, rows: list[Row], worker: Callable[[], Worker]) -> dict[str, Entry]:
-    """Computes what is missing; returns every row's entry by row id."""
-    from pipelines.fanout import fan_out
+@dataclass
+class _FeatureWorker:
+    recipe: FeaturesRecipe
+    execution: FeaturesExecution
+    storage: Storage
+    encoders: Encoders = field(init=False, repr=False)
 
-    ledger = Ledger(context.storage, name)
-    todo = set(_missing(context, name, rows))
-    items = [(row.row_id, row.key, dict(row.task)) for row in rows if row.row_id in todo]
-    if items:
-        workers = context.config.features.execution
-        fan_out(items, worker, ledger=ledger, workers=workers, label=name, say=context.say)
-        ledger.compact()
-    entries = ledger.read()
-    return {row.row_id: entries[row.key] for row in rows}
+    def setup(self) -> None:
+        from flowley.features.encode import Encoders
 
-
-def _av_worker(config: Config, storage: Storage) -> Callable[[], Worker]:
-    section = config.features
-    return partial(
-        AVWorker,
-        storage,
-        model_location(section.visual),
-        section.visual.revision,
-        _av_meaning(config)["visual_fps"],
-        located(section.codec),
-        _given_sync(config),
-        section.execution,
-    )
+        self.encoders = Encoders(
+            self.recipe.spec(self.recipe.duration_s),
+            self.recipe.network,
+            device=self.execution.device,
+            dtype=self.execution.dtype,
+        )
 
 
-def _text_worker(config: Config, storage: Storage) -> Callable[[], Worker]:
-    section, meaning = config.features, _text_meaning(config)
-    return partial(
-        TextWorker,
-        storage,
-        model_location(section.text),
-        section.text.revision,
-        meaning["max_tokens"],
-        meaning["normalisation"],
-        meaning["keep_padding"],
-        section.execution,
-    )
+class AVWorker(_FeatureWorker):
+    """Encoder of picture and sound. Writes one feature file for each batch."""
+
+    def setup(self) -> None:
+        """Loads the visual encoder and the codec."""
+        super().setup()
+        _ = self.encoders.visual, self.encoders.codec
+
+    def process(self, tasks: list[dict[str, Any]]) -> list[dict[str, Any] | Failed]:
+        made = [self._encode(task) for task in tasks]
+        good = [one for one in made if not isinstance(one, Failed)]
+        file = _write(self.storage, "av", lambda path: write_av_features(path, good)) if good else ""
+        places = iter(range(len(good)))
+        return [one if isinstance(one, Failed) else {"av_file": file, "av_row": next(places)} for one in made]
+
+    def _encode(self, task: Mapping[str, Any]) -> AVFeatures | Failed:
+        from flowley.features.encode import checked_sync, encode_clip
+
+        recipe, sync = self.recipe, None
+        try:
+            with self.storage.local(task["video"]) as video:
+                frames = read_frames(video, recipe.av.visual_fps)
+            with self.storage.local(task["audio"]) as file:
+                wave = read_audio(file, self.encoders.codec.audio_hz)
+            if recipe.sync is not None:
+                data = Storage(recipe.sync).read_bytes(task["sync"])
+                array = np.load(io.BytesIO(data), allow_pickle=False)
+                sync = checked_sync(array, recipe.network, recipe.duration_s, name=task["sync"])
+            return encode_clip(self.encoders, task["clip_id"], frames, wave, sync=sync)
+        except (MediaError, OSError, ValueError) as error:
+            return Failed(type(error).__name__, one_line(error))
 
 
-def _quarantined(row_id: str, error_class: str, message: str) -> dict[str, Any]:
-    return {"row_id": row_id, "stage": FeaturesStage.name, "error_class": error_class, "message": message}
+class TextWorker(_FeatureWorker):
+    """Encoder of captions. Writes one feature file for each batch."""
+
+    def setup(self) -> None:
+        """Loads the text encoder."""
+        super().setup()
+        _ = self.encoders.text
+
+    def process(self, tasks: list[dict[str, Any]]) -> list[dict[str, Any] | Failed]:
+        from flowley.features.encode import encode_captions
+
+        made = encode_captions(self.encoders, {task["clip_id"]: task["caption"] for task in tasks})
+        file = _write(self.storage, "text", lambda path: write_text_features(path, made))
+        return [{"text_file": file, "text_row": row, "tokens_cut": one.tokens_cut} for row, one in enumerate(made)]
+
+
+def _write(storage: Storage, kind: str, write: Callable[[Path], int]) -> str:
+    """Writes one feature file and moves it into the storage. Returns its name there."""
+    name = f"{PARTS_FOLDER}/{kind}-{uuid.uuid4().hex}.arrow"
+    with tempfile.TemporaryDirectory(prefix="soundcap-features-") as folder:
+        path = Path(folder) / "part.arrow"
+        write(path)
+        storage.upload(path, name)
+    return name

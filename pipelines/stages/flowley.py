@@ -3,27 +3,57 @@
 from __future__ import annotations
 
 import tempfile
-import time
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipelines.checkpoints import located
-from pipelines.config import Config
-from pipelines.feature_spec import feature_spec
-from pipelines.fingerprint import digest, file_sha256
-from pipelines.given import given_files, take_over
-from pipelines.stage import Context, Counts, Spec, Stage
-from pipelines.stages.captioner import RUNS_FOLDER
-from pipelines.stages.features import NULL_TEXT
-from pipelines.storage import Storage
-from pipelines.store import Manifest
+from flowley.features.files import EMPTY_CAPTION_ID
+from flowley.network.config import NetworkConfig
+from flowley.network.feature_spec import FeatureSpec
+from flowley.network.presets import preset
+from flowley.training.settings import Callback, StepReport, TrainExecution, TrainSettings, ValidationSound
+from pipelines.engine.fingerprint import digest, file_sha256
+from pipelines.engine.ray_train import TrainingRun, train_under_ray
+from pipelines.engine.recipe import Recipe, unhashed
+from pipelines.engine.stage import Context, Result, Stage, WholeWork
+from pipelines.engine.storage import Storage
+from pipelines.engine.store import RUNS
+from pipelines.progress import human_time
+from pipelines.run_config import Config
+from pipelines.stages.features import NULL_TEXT, features_recipe
+from pipelines.stages.model_refs import Weights, take_over, weights_of
 
-MODEL_FOLDER = "model"
-GIVEN_FILES = ("config.json", "model.safetensors")
-MODEL_FILES = (*GIVEN_FILES, "README.md")
+if TYPE_CHECKING:
+    from flowley.features.dataset import FeatureDataset
+
+MODEL_FOLDER, SNAPSHOTS_FOLDER = "model", "model/ema"
+CHECKPOINT_FILES = ("config.json", "model.safetensors")
+MODEL_FILES = (*CHECKPOINT_FILES, "README.md")
 SOUNDS_FOLDER = "sounds"
-"""What the network drew for a few test clips over its training."""
+"""Sounds of a few test clips over the training: `{step}-{number}.flac`, and SOUND_CLIPS."""
+SOUND_CLIPS = "clips.json"
+"""Clip ids in the order of the sounds' numbers."""
+
+FeatureRow = Mapping[str, Any]
+"""Row of the stage `features`: clip_id, av_file, av_row, text_file, text_row."""
+
+
+@dataclass(frozen=True)
+class FlowleyRecipe(Recipe):
+    """All that decides the weights beside the features. `features`: the record of them that a checkpoint keeps."""
+
+    network: NetworkConfig
+    training: TrainSettings
+    features: FeatureSpec = unhashed()
+
+
+@dataclass(frozen=True)
+class CheckpointRecipe(Recipe):
+    """A checkpoint to take over."""
+
+    checkpoint: Weights
 
 
 class FlowleyStage(Stage):
@@ -35,83 +65,245 @@ class FlowleyStage(Stage):
     def inputs(self, config: Config) -> tuple[str, ...]:
         return ("features",) if config.flowley.checkpoint is None else ()
 
-    def spec(self, config: Config, storage: Storage) -> Spec:
-        from flowley.presets import preset
-
-        if config.flowley.checkpoint is not None:
-            return Spec({"checkpoint": given_files(config.flowley.checkpoint, GIVEN_FILES, "flowley.checkpoint")})
-        network = preset(config.flowley.preset, **config.flowley.overrides)
-        training = asdict(config.flowley.training)
-        return Spec({"network": network.to_dict(), "training": training})
-
-    def counts(self, context: Context) -> Counts:
-        if context.config.flowley.checkpoint is not None:
-            return Counts(1, 1)
-        count = sum(row["split"] == "train" for row in context.inputs["features"].rows())
-        return Counts(count, count)
-
-    def run(self, context: Context) -> Manifest:
-        from flowley.ema import SNAPSHOTS
-        from flowley.presets import preset
-        from pipelines.training.flowley_worker import Places, Task, train_flowley
-        from pipelines.training.run import TrainingRun
-
-        section = context.config.flowley
+    def recipe(self, config: Config, storage: Storage) -> FlowleyRecipe | CheckpointRecipe:
+        section = config.flowley
         if section.checkpoint is not None:
-            meaning = digest(given_files(section.checkpoint, GIVEN_FILES, "flowley.checkpoint"))
-            return take_over(context, section.checkpoint, GIVEN_FILES, MODEL_FOLDER, meaning)
-        started = time.monotonic()
-        rows = context.inputs["features"].rows()
-        train = [row for row in rows if row["split"] == "train"]
-        with tempfile.TemporaryDirectory(prefix="soundcap-flowley-") as folder:
-            history = train_flowley(
-                task=Task(
-                    config=preset(section.preset, **section.overrides),
-                    settings=section.training,
-                    execution=section.execution.settings,
-                    features=feature_spec(context.config),
-                    codec=located(context.config.features.codec),
-                ),
-                storage=context.storage,
-                places=Places(
-                    snapshots=context.output.name(f"{MODEL_FOLDER}/{SNAPSHOTS}"),
-                    sounds=context.output.name(SOUNDS_FOLDER),
-                    tensorboard=f"{RUNS_FOLDER}/tensorboard/{context.output.fingerprint}",
-                ),
-                train=train,
-                validation=[row for row in rows if row["split"] == "test"],
-                null_text=context.storage.read_json(context.inputs["features"].name(NULL_TEXT)),
-                run=TrainingRun(
-                    name=context.output.fingerprint,
-                    storage_path=context.storage.address(f"{RUNS_FOLDER}/{self.name}"),
-                    num_workers=section.execution.workers,
-                    cpus_per_worker=int(section.execution.cpus_per_worker),
-                    max_failures=section.execution.max_failures,
-                ),
-                use_gpu=section.execution.use_gpu,
-                output_dir=Path(folder),
-                say=context.say,
-            )
-            weights = file_sha256(Path(folder) / "model.safetensors")
-            for name in MODEL_FILES:
-                context.storage.upload(Path(folder) / name, context.output.name(f"{MODEL_FOLDER}/{name}"))
-        curve: list[dict[str, Any]] = [asdict(report) for report in history]
-        context.storage.write_json(context.output.name("loss.json"), curve)
-        context.output.write_quarantine([])
-        validated = [report["validation_loss"] for report in curve if report["validation_loss"] is not None]
-        return Manifest(
-            stage=self.name,
-            fingerprint=context.output.fingerprint,
-            digest=digest([context.output.fingerprint, weights]),
-            rows_in=len(train),
-            rows_out=len(train),
-            rows_quarantined=0,
-            rows_computed=len(train),
-            seconds=round(time.monotonic() - started, 3),
-            figures={
-                "steps": curve[-1]["step"],
-                "first_loss": round(curve[0]["loss"], 4),
-                "last_loss": round(curve[-1]["loss"], 4),
-                **({"validation_loss": round(validated[-1], 4)} if validated else {}),
-            },
+            return CheckpointRecipe(weights_of(section.checkpoint, CHECKPOINT_FILES, "flowley.checkpoint"))
+        return FlowleyRecipe(
+            network=preset(section.preset, **section.overrides),
+            training=section.training,
+            features=features_recipe(config).spec(section.training.duration_s),
         )
+
+    def work(self, context: Context) -> WholeWork:
+        if isinstance(context.recipe, CheckpointRecipe):
+            checkpoint = context.recipe.checkpoint
+            return WholeWork(1, lambda: take_over(context, checkpoint, MODEL_FOLDER, digest(checkpoint.files)))
+        rows = context.inputs["features"].rows()
+        total = sum(row["split"] == "train" for row in rows)
+        return WholeWork(total, lambda: _train_network(context, rows))
+
+
+def _train_network(context: Context, rows: list[dict[str, Any]]) -> Result:
+    output, storage = context.output, context.storage
+    execution = context.config.flowley.execution
+    features = Features(
+        storage,
+        train=[row for row in rows if row["split"] == "train"],
+        validation=[row for row in rows if row["split"] == "test"],
+        null_text=storage.read_json(context.inputs["features"].name(NULL_TEXT)),
+    )
+    places = Places(
+        snapshots=output.name(SNAPSHOTS_FOLDER),
+        sounds=output.name(SOUNDS_FOLDER),
+        tensorboard=f"{RUNS}/tensorboard/{output.fingerprint}",
+    )
+    run = TrainingRun(
+        name=output.fingerprint,
+        storage_path=storage.address(f"{RUNS}/{output.stage}"),
+        num_workers=execution.workers,
+        cpus_per_worker=int(execution.cpus_per_worker),
+        use_gpu=execution.use_gpu,
+        max_failures=execution.max_failures,
+    )
+    with tempfile.TemporaryDirectory(prefix="soundcap-flowley-") as name:
+        folder = Path(name)
+        history = train_flowley(
+            context.recipe, execution.settings, features, places, run, output_dir=folder, say=context.say
+        )
+        weights = file_sha256(folder / "model.safetensors")
+        for file in MODEL_FILES:
+            storage.upload(folder / file, output.name(f"{MODEL_FOLDER}/{file}"))
+    curve = [asdict(report) for report in history]
+    storage.write_json(output.name("loss.json"), curve)
+    figures = {
+        "steps": curve[-1]["step"],
+        "first_loss": round(curve[0]["loss"], 4),
+        "last_loss": round(curve[-1]["loss"], 4),
+    }
+    validated = [report["validation_loss"] for report in curve if report["validation_loss"] is not None]
+    if validated:
+        figures["validation_loss"] = round(validated[-1], 4)
+    total = len(features.train)
+    return Result(total, total, digest([output.fingerprint, weights]), figures=figures)
+
+
+# --- under Ray Train ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """Folders of the storage that training fills while it runs; every file once, so that a crash costs nothing."""
+
+    snapshots: str
+    """Snapshots of the averages: `ema/` beside the network's files."""
+    sounds: str
+    """See SOUNDS_FOLDER."""
+    tensorboard: str
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of both splits, as rows of files in the storage. `null_text`: file and row of the empty caption."""
+
+    storage: Storage
+    train: Sequence[FeatureRow]
+    validation: Sequence[FeatureRow]
+    null_text: Mapping[str, Any]
+
+    def load(self, folder: Path) -> tuple[FeatureDataset, FeatureDataset | None]:
+        """Both datasets; a bucket's files are downloaded into `folder`, those of a disk are mapped as they lie."""
+        from flowley.features.dataset import FeatureDataset, Row
+
+        rows = [*self.train, *self.validation]
+        files = {row[f"{kind}_file"] for row in rows for kind in ("av", "text")} | {self.null_text["file"]}
+        paths = {name: str(self._local(name, folder)) for name in files}
+        null_text = {EMPTY_CAPTION_ID: Row(paths[self.null_text["file"]], self.null_text["row"])}
+
+        def dataset(rows: Sequence[FeatureRow]) -> FeatureDataset:
+            av, text = (
+                {row["clip_id"]: Row(paths[row[f"{kind}_file"]], row[f"{kind}_row"]) for row in rows}
+                for kind in ("av", "text")
+            )
+            return FeatureDataset.from_rows(av, text | null_text)
+
+        return dataset(self.train), dataset(self.validation) if self.validation else None
+
+    def _local(self, name: str, folder: Path) -> Path:
+        if self.storage.is_local:
+            return Path(self.storage.path(name))
+        target = folder / Path(name).name
+        self.storage.download(name, target)
+        return target
+
+
+def train_flowley(
+    recipe: FlowleyRecipe,
+    execution: TrainExecution,
+    features: Features,
+    places: Places,
+    run: TrainingRun,
+    *,
+    output_dir: Path,
+    say: Callable[[str], None],
+) -> list[StepReport]:
+    """Trains, or goes on with `run`, and puts the last checkpoint into `output_dir`. Ray must be initialised.
+
+    A run goes on with any number of processes.
+
+    Args:
+        recipe: network and training.
+        execution: how training is carried out.
+        features: of both splits.
+        places: where to put what training makes on its way.
+        run: where and on how many processes.
+        output_dir: local folder.
+        say: gets lines of progress, in this process.
+
+    Returns:
+        Every report of the loss.
+
+    Raises:
+        UserError: features and settings do not fit together, or the loss is not finite.
+        RunError: training failed more often than `run.max_failures`.
+    """
+    from flowley.training.checkpoint import read_history
+
+    threads = None if run.use_gpu else run.cpus_per_worker
+    train_under_ray("flowley", partial(_work, recipe, execution, features, places, threads), run, output_dir, say)
+    return read_history(output_dir)
+
+
+def _work(
+    recipe: FlowleyRecipe,
+    execution: TrainExecution,
+    features: Features,
+    places: Places,
+    threads: int | None,
+    say: Callable[[str], None],
+) -> str | None:
+    """Life of one training process."""
+    import ray.train
+    import ray.train.torch
+    import torch
+
+    from flowley.codecs import load_codec
+    from flowley.training.loop import train_network
+    from flowley.training.tensorboard import TensorBoard
+    from flowley.training.trainer import NonFiniteLossError
+
+    context = ray.train.get_context()
+    rank, device = context.get_world_rank(), ray.train.torch.get_device()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    with tempfile.TemporaryDirectory(prefix="soundcap-flowley-") as name:
+        folder = Path(name)
+        checkpoint = ray.train.get_checkpoint()
+        start = None if checkpoint is None else Path(checkpoint.to_directory(str(folder / "start")))
+        keeper = _Keeper(features.storage, places, folder / "tensorboard", say)
+        codec, spec = None, recipe.features
+        if rank == 0 and execution.sample_every_steps > 0:
+            codec = load_codec(spec.codec, path=spec.codec_path, revision=spec.codec_revision, device=str(device))
+        try:
+            dataset, validation = features.load(folder)
+            train_network(
+                recipe.network,
+                recipe.training,
+                execution,
+                dataset,
+                validation=validation,
+                features=recipe.features,
+                codec=codec,
+                checkpoint_in=start,
+                callbacks=[TensorBoard(keeper.log_dir), keeper],
+                rank=rank,
+                world_size=context.get_world_size(),
+                device=device,
+            )
+        except (ValueError, NonFiniteLossError) as error:
+            if context.get_world_size() > 1:
+                raise  # the others may wait for this one: only a failure ends them too
+            return str(error)
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Keeper(Callback):
+    """Carrier of reports, checkpoints, snapshots and sounds from a training process to the driver and the storage."""
+
+    storage: Storage
+    places: Places
+    log_dir: Path
+    say: Callable[[str], None]
+
+    def on_report(self, report: StepReport) -> None:
+        line = (
+            f"  flowley: {report.step}/{report.steps} steps, {report.clips_per_s:.2g} clips/s, loss {report.loss:.4f}"
+            f", {human_time(report.seconds_left)} left"
+        )
+        validated = report.validation_loss is not None
+        self.say(f"{line}, validation loss {report.validation_loss:.4f}" if validated else line)
+
+    def on_checkpoint(self, folder: Path | None, step: int) -> None:
+        """Reports a checkpoint to Ray Train's storage; every rank must, rank 0 with the folder."""
+        import ray.train
+
+        checkpoint = None
+        if folder is not None:
+            for file in self.log_dir.iterdir():  # TensorBoard still writes to it, so a copy goes
+                self.storage.write_bytes(f"{self.places.tensorboard}/{file.name}", file.read_bytes())
+            checkpoint = ray.train.Checkpoint.from_directory(str(folder))
+        ray.train.report({"step": step}, checkpoint=checkpoint)
+
+    def on_snapshot(self, file: Path) -> None:
+        self.storage.upload(file, f"{self.places.snapshots}/{file.name}")
+
+    def on_sounds(self, sounds: list[ValidationSound]) -> None:
+        import soundfile
+
+        with tempfile.TemporaryDirectory(prefix="soundcap-sound-") as name:
+            for sound in sounds:
+                file = Path(name) / f"{sound.step:08d}-{sound.number}.flac"
+                soundfile.write(file, sound.wave, sound.audio_hz)
+                self.storage.upload(file, f"{self.places.sounds}/{file.name}")
+        self.storage.write_json(f"{self.places.sounds}/{SOUND_CLIPS}", [sound.clip_id for sound in sounds])

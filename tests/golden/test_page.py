@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ def test_the_page_and_its_plots_are_those_of_the_results(project: Any, run: Any,
     for file in committed:
         (folder / file).unlink()
     one_done = ["--cells", results[0].name.removesuffix(".json").replace(".", "/")]
-    run(*project.miniature_command(), *one_done, cwd=folder, timeout_s=570).ok()
+    places = ["--results", PLOTS / "results", "--page", PAGE, "--notes", PLOTS / "notes"]
+    run(sys.executable, "-m", "miniature", *one_done, *places, cwd=folder, timeout_s=570).ok()
     made = {PAGE, *(PLOTS / plot.name for plot in (folder / PLOTS).glob("*.svg"))}
     assert made == committed, "other plots than the committed ones"
     differ = [str(one) for one in sorted(made) if (folder / one).read_bytes() != (project.root / one).read_bytes()]

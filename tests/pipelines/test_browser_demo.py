@@ -15,16 +15,16 @@ from typing import Any
 import pytest
 import torch
 
-from flowley.feature_spec import FeatureSpec
-from flowley.presets import preset
-from flowley.registry import build_network
-from flowley.tiny import build_tiny_clip, build_tiny_t5
-from pipelines.browser_demo import require_gradio
+from flowley.network.feature_spec import FeatureSpec
+from flowley.network.presets import preset
+from flowley.network.registry import build_network
+from miniature.tiny.clip_t5 import build_tiny_clip, build_tiny_t5
+from miniature.world.corpus import generate_corpus
+from miniature.world.film import World
+from pipelines.cli.options import require_gradio
 from pipelines.errors import UserError
 from pipelines.media.probe import probe
 from pipelines.media.process import Deadline
-from pipelines.miniature.world.corpus import generate_corpus
-from pipelines.miniature.world.film import World
 
 ROOT = Path(__file__).parents[2]
 START_DEADLINE_S = 180.0
@@ -52,7 +52,7 @@ def client(folder: Path) -> Iterator[Any]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-u", "-m", "pipelines.standalone.cli", "demo", "--checkpoint", folder / "checkpoint",
+    command = [sys.executable, "-u", "-m", "pipelines.cli.flowley", "demo", "--checkpoint", folder / "checkpoint",
                "--port", str(port)]  # fmt: skip
     log = folder / "server.log"
     with log.open("w") as sink:

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def _soundcap(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "pipelines.cli", *arguments]
+    command = [sys.executable, "-m", "pipelines.cli.soundcap", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
 
 
@@ -59,8 +59,8 @@ def test_plan_json_before_anything_ran(tmp_path: Path) -> None:
 def test_planning_imports_nothing_heavy() -> None:
     code = (
         "import sys; sys.argv = ['soundcap', 'plan', 'none.yaml']\n"
-        "from pipelines.stages import all_stages; all_stages()\n"
-        "import pipelines.cli, pipelines.plan\n"
+        "from pipelines.stages import STAGES\n"
+        "import pipelines.cli.soundcap, pipelines.cli.flowley, pipelines.engine.plan\n"
         "heavy = {'torch', 'transformers', 'ray', 'pandas', 'decord', 'vllm'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines.config import load_config
 from pipelines.errors import UserError
+from pipelines.run_config import load_config
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 
@@ -26,6 +26,12 @@ def test_shipped_configurations_are_valid() -> None:
         ("captions.frames.fps=60", "captions.frames.fps: got 60.0, wanted at most clips.fps = 24"),
         ("captioner.training.rnak=4", "captioner.training.rnak: unknown key; did you mean rank?"),
         ("curation.rules.min_wrods=4", "did you mean min_words?"),
+        ("captions.sampling.top_p=2", "captions.sampling.top_p: got 2.0, wanted a number in (0, 1]"),
+        ("captions.frames.max_px=800", "captions.frames.max_px: got 800, wanted at least 3136"),
+        ("captions.execution.device=tpu", "captions.execution.device: got 'tpu', wanted 'cpu' or 'cuda'"),
+        ("captions.execution.options.batch_size=0", "captions.execution.options.batch_size: got 0, wanted at least 1"),
+        ("captioner.training.frames.fps=60", "captioner.training.frames.fps: got 60.0, wanted at most clips.fps = 24"),
+        ("captioner.training.dropout=1", "captioner.training.dropout: got 1.0, wanted a number in [0, 1)"),
         ("root=null", "root: got None, wanted"),
         ("clips", "wanted key=value"),
         ("root.x=1", "root is a value, not a section"),

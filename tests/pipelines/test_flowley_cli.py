@@ -15,16 +15,16 @@ import pytest
 import soundfile
 import torch
 
-from flowley.feature_spec import FeatureSpec
-from flowley.presets import preset
-from flowley.registry import build_network, load_network
-from flowley.tiny import build_tiny_clip, build_tiny_t5
+from flowley.network.feature_spec import FeatureSpec
+from flowley.network.presets import preset
+from flowley.network.registry import build_network, load_network
+from miniature.tiny.clip_t5 import build_tiny_clip, build_tiny_t5
+from miniature.world.corpus import generate_corpus
+from miniature.world.film import World
+from pipelines.cli.flowley import main
+from pipelines.commands.feature_folder import open_dataset
 from pipelines.media.probe import probe
 from pipelines.media.process import Deadline
-from pipelines.miniature.world.corpus import generate_corpus
-from pipelines.miniature.world.film import World
-from pipelines.standalone.cli import main
-from pipelines.standalone.features import open_dataset
 
 ROOT = Path(__file__).parents[2]
 DURATION_S = 2.0
@@ -228,8 +228,8 @@ TRAIN = ("train", "{features}", "-o", "{tmp}/run", "--steps", "1", "--batch-size
         wrong(*GENERATE, "--caption", "rain " * 200, words="tokens, this network takes 128: shorten it by"),
         wrong(*GENERATE, "--negative", "rain " * 200, words="tokens, this network takes 128: shorten it by"),
         wrong(*GENERATE, "--negative", "x", "--guidance", "1", words="--negative needs --guidance other than 1"),
-        wrong(*GENERATE, "--steps", "0", words="steps = 0, wanted at least 1"),
-        wrong(*GENERATE, "--solver", "heun", words="solver 'heun', wanted one of euler, midpoint"),
+        wrong(*GENERATE, "--steps", "0", words="steps: got 0, wanted at least 1"),
+        wrong(*GENERATE, "--solver", "heun", words="solver: got 'heun', wanted one of euler, midpoint"),
         wrong(*GENERATE, "--batch", "0", words="--batch 0"),
         wrong(*GENERATE, "--duration", "0", words="--duration 0: wanted > 0 s"),
         wrong(*GENERATE, "--duration", "1", "--whole", words="--whole and --duration 1: give one"),
@@ -255,7 +255,7 @@ def test_user_errors_are_one_line_with_exit_code_2(
     flowley: Flowley, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     arguments: tuple[str, ...], words: str, code: int,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("pipelines.browser_demo.require_gradio", lambda: None)
+    monkeypatch.setattr("pipelines.cli.flowley.require_gradio", lambda: None)
     names = {name: str(folder / name) for name in ("films", "checkpoint", "clip", "t5")}
     names |= {"captions": str(folder / "captions.csv"), "tmp": str(tmp_path), "features": str(folder / "films")}
     got, _, err = flowley(*(argument.format(**names) for argument in arguments))
@@ -270,7 +270,8 @@ def test_user_errors_are_one_line_with_exit_code_2(
         ("tinny", [], "preset 'tinny': wanted one of flowley_169m"),
         ("tiny", ["learning_rte=1"], "--set learning_rte: unknown key; did you mean learning_rate?"),
         ("tiny", ["learning_rate=-1"], "learning_rate = -1.0, wanted > 0"),
-        ("tiny", ["precision=fp8"], "precision"),
+        ("tiny", ["precision=fp8"], "precision: got 'fp8', Input should be 'fp32' or 'bf16'"),
+        ("tiny", ["timesteps=uniform", "clip_norm=many"], "clip_norm: got 'many', Input should be a valid number"),
         ("tiny", ["D=33"], "D = 33 with 2 heads"),
         ("tiny", ["D"], "--set D: wanted key=value"),
     ],
@@ -288,7 +289,7 @@ def test_recipes_that_cannot_be(
 
 def test_the_command_line_imports_nothing_heavy() -> None:
     code = (
-        "import sys, pipelines.standalone.cli\n"
+        "import sys, pipelines.cli.flowley\n"
         "heavy = {'torch', 'transformers', 'ray', 'pandas', 'decord', 'gradio'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

@@ -9,20 +9,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from flowley.presets import preset
-from flowley.registry import build_network
-from flowley.tiny import build_tiny_clip, build_tiny_t5
-from pipelines.config import Config, load_config
+from flowley.network.presets import preset
+from flowley.network.registry import build_network
+from miniature.tiny.clip_t5 import build_tiny_clip, build_tiny_t5
+from miniature.tiny.qwen import build_tiny_vl
+from miniature.world.corpus import generate_corpus
+from miniature.world.film import World
+from pipelines.commands.generate import generate_from_run as generate
+from pipelines.engine.runner import run_stages
 from pipelines.errors import RunError, UserError
-from pipelines.generate import generate
 from pipelines.media.probe import probe
 from pipelines.media.process import Deadline
-from pipelines.miniature.world.corpus import generate_corpus
-from pipelines.miniature.world.film import World
-from pipelines.runner import run_stages
+from pipelines.run_config import Config, load_config
 from pipelines.stages.captioner import CaptionerStage
 from pipelines.stages.flowley import FlowleyStage
-from soundcap.tiny import build_tiny_vl
 
 ROOT = Path(__file__).parents[2]
 Load = Callable[..., Config]
@@ -32,8 +32,8 @@ Load = Callable[..., Config]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from peft import LoraConfig, get_peft_model
 
-    from soundcap.checkpoint import load_model
-    from soundcap.finetune import LORA_TARGETS
+    from soundcap.lora_trainer import LORA_TARGETS
+    from soundcap.pretrained import load_model
 
     folder = tmp_path_factory.mktemp("generate")
     generate_corpus(folder / "corpus", clips=2, seed=5, workers=1, world=World(duration_s=3.0))

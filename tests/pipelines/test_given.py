@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.config import Config, load_config
+from pipelines.engine.plan import make_plan
+from pipelines.engine.runner import run_stages
+from pipelines.engine.storage import Storage
 from pipelines.errors import UserError
-from pipelines.plan import make_plan
-from pipelines.runner import run_stages
+from pipelines.run_config import Config, load_config
 from pipelines.stages.captioner import CaptionerStage
 from pipelines.stages.flowley import FlowleyStage
-from pipelines.storage import Storage
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.ledger import Ledger
-from pipelines.miniature.world.corpus import generate_corpus
-from pipelines.storage import Storage
-from soundcap.tiny import build_tiny_omni
+from miniature.tiny.qwen import build_tiny_omni
+from miniature.world.corpus import generate_corpus
+from pipelines.engine.ledger import Ledger
+from pipelines.engine.storage import Storage
 
 ROOT = Path(__file__).parents[2]
 CLIPS = 4
@@ -32,7 +32,7 @@ def test_killed_on_s3_and_resumed(s3_url: str, tmp_path: Path) -> None:
         "captions.execution.workers=1",
         "captions.execution.batch_rows=1",
     ]
-    command = [sys.executable, "-m", "pipelines.cli", "run", "configs/demo.yaml", "--until", "captions"]
+    command = [sys.executable, "-m", "pipelines.cli.soundcap", "run", "configs/demo.yaml", "--until", "captions"]
     command += [part for one in sets for part in ("--set", one)]
     log = tmp_path / "first.log"
     with log.open("w") as out:

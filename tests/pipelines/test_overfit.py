@@ -10,17 +10,17 @@ import pytest
 import torch
 
 from flowley.codecs import load_codec
-from flowley.dataset import collate
-from flowley.feature_spec import FeatureSpec
-from flowley.generator import make_sounds
+from flowley.features.dataset import collate
 from flowley.metrics.spectral import log_mel_correlation
-from flowley.registry import load_network
-from flowley.sample import SampleSettings
-from flowley.tiny import build_tiny_clip, build_tiny_t5
-from pipelines.miniature.world.corpus import generate_corpus
-from pipelines.standalone.extract import extract, read_captions
-from pipelines.standalone.features import open_dataset
-from pipelines.standalone.train import make_recipe, train
+from flowley.network.feature_spec import FeatureSpec
+from flowley.network.registry import load_network
+from flowley.sampling.generator import sample_clips
+from flowley.sampling.solvers import SampleSettings
+from miniature.tiny.clip_t5 import build_tiny_clip, build_tiny_t5
+from miniature.world.corpus import generate_corpus
+from pipelines.commands.extract import extract, read_captions
+from pipelines.commands.feature_folder import open_dataset
+from pipelines.commands.train import make_recipe, train
 
 CLIPS, DURATION_S, STEPS = 8, 2.0, 1200
 NETWORK = {"D": 256, "N1": 1, "N2": 2, "heads": 4}
@@ -52,16 +52,13 @@ def test_eight_clips_are_learnt_by_heart(tmp_path: Path) -> None:
     )  # fmt: skip
     train(features, tmp_path / "checkpoint", recipe, validation=None, resume=False, device="cpu", say=print)
     dataset, _ = open_dataset(features)
-    audio_frames, video_frames = config.lengths(DURATION_S)
-    batch = collate(
-        [dataset[row] for row in range(CLIPS)], L_aud=audio_frames, L_vis=video_frames, L_txt=None, L_sync=0
-    )
-    batch = batch.to(torch.device("cpu"))
+    clips = [dataset[row] for row in range(CLIPS)]
     codec = load_codec("log_mel")
-    generated = make_sounds(
-        load_network(tmp_path / "checkpoint").eval(), codec, batch.conditions, L_aud=audio_frames,
+    generated = sample_clips(
+        load_network(tmp_path / "checkpoint").eval(), codec, clips, duration_s=DURATION_S,
         seeds=range(CLIPS), settings=SampleSettings(steps=25, guidance=1.0),
     ).numpy()  # fmt: skip
+    batch = collate(clips, config, DURATION_S).to(torch.device("cpu"))
     reconstructed = codec.decode(batch.audio_mean).numpy()
     alike = [log_mel_correlation(g, r, codec.audio_hz) for g, r in zip(generated, reconstructed, strict=True)]
     assert np.mean(alike) >= 0.95, f"log-mel correlation with the codec's reconstruction, clip by clip: {alike}"

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.config import Config, load_config
-from pipelines.miniature.world.corpus import generate_corpus
-from pipelines.plan import StagePlan, make_plan
-from pipelines.runner import run_stages
+from miniature.tiny.qwen import build_tiny_omni
+from miniature.world.corpus import generate_corpus
+from pipelines.engine.plan import StagePlan, make_plan
+from pipelines.engine.runner import run_stages
+from pipelines.engine.storage import Storage
+from pipelines.run_config import Config, load_config
 from pipelines.stages.captions import CaptionsStage
 from pipelines.stages.clips import ClipsStage
 from pipelines.stages.curation import CurationStage
-from pipelines.storage import Storage
-from soundcap.tiny import build_tiny_omni
 
 ROOT = Path(__file__).parents[2]
 STAGES = [ClipsStage(), CaptionsStage(), CurationStage()]

@@ -10,21 +10,21 @@ import numpy as np
 import pytest
 import soundfile
 
-from flowley.tiny import build_tiny_clip, build_tiny_t5
-from pipelines.config import Config, load_config
+from miniature.tiny.clip_t5 import build_tiny_clip, build_tiny_t5
+from miniature.world.corpus import generate_corpus
+from pipelines.engine.plan import make_plan
+from pipelines.engine.runner import run_stages
+from pipelines.engine.stage import Stage
+from pipelines.engine.storage import Storage
 from pipelines.errors import UserError
 from pipelines.media.probe import probe
 from pipelines.media.process import Deadline
-from pipelines.miniature.world.corpus import generate_corpus
-from pipelines.plan import make_plan
-from pipelines.runner import run_stages
-from pipelines.stage import Stage
+from pipelines.run_config import Config, load_config
 from pipelines.stages.clips import ClipsStage
 from pipelines.stages.features import FeaturesStage
 from pipelines.stages.flowley import FlowleyStage
 from pipelines.stages.samples import SamplesStage
 from pipelines.stages.scores import ScoresStage
-from pipelines.storage import Storage
 
 ROOT = Path(__file__).parents[2]
 STAGES: list[Stage] = [ClipsStage(), FeaturesStage(), FlowleyStage(), SamplesStage(), ScoresStage()]

@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from pipelines.config import Config, load_config
+from miniature.world.corpus import generate_corpus
+from miniature.world.film import World
 from pipelines.errors import RunError, UserError
-from pipelines.miniature.world.corpus import generate_corpus
-from pipelines.miniature.world.film import World
+from pipelines.run_config import Config, load_config
 from pipelines.submit import CONFIG_NAME, S3_VARIABLES, stage_job, submit
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -87,7 +87,7 @@ def test_prompts_keep_their_names_and_code_is_whole(workplace: Path) -> None:
     for name in ("av_caption.yaml", "warnings.yaml", "silent_caption.yaml"):
         assert (staging / "prompts" / name).read_bytes() == (PROMPTS / name).read_bytes()
     modules = {p.relative_to(staging).as_posix() for p in staging.rglob("*.py")}
-    assert {"pipelines/cli.py", "soundcap/prompts.py", "flowley/__init__.py"} <= modules
+    assert {"pipelines/cli/soundcap.py", "soundcap/prompts.py", "flowley/__init__.py"} <= modules
     assert not list(staging.rglob("__pycache__"))
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from miniature.tiny.qwen import build_tiny_omni, build_tiny_vl
 from soundcap.request import CaptionRequest
-from soundcap.tiny import build_tiny_omni, build_tiny_vl
 
 
 @pytest.fixture(scope="session")
@@ -32,8 +32,8 @@ def tiny_adapter(tiny_vl: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     import torch
     from peft import LoraConfig, get_peft_model
 
-    from soundcap.checkpoint import load_model
-    from soundcap.finetune import LORA_TARGETS
+    from soundcap.lora_trainer import LORA_TARGETS
+    from soundcap.pretrained import load_model
 
     folder = tmp_path_factory.mktemp("adapters") / "lora"
     torch.manual_seed(0)

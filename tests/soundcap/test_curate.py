@@ -2,10 +2,15 @@
 
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from soundcap.curate import CaptionRow, Rules, RulesError, curate
+from soundcap.curate import CaptionRow, Rules, RulesError, curate, curation_meaning
+from soundcap.prompts import load_prompts
+
+PROMPTS = Path(__file__).parents[2] / "prompts"
+WARNINGS = load_prompts(PROMPTS / "av_caption.yaml", PROMPTS / "warnings.yaml").warnings
 
 GOOD = [
     (
@@ -92,20 +97,22 @@ def row(caption: str, label: str = "dog barking", clip_id: str = "clip") -> Capt
 
 @pytest.mark.parametrize(("label", "caption"), GOOD)
 def test_good_captions_are_kept(label: str, caption: str) -> None:
-    (verdict,) = curate([row(caption, label)], Rules())
+    (verdict,) = curate([row(caption, label)], Rules(), WARNINGS)
     assert verdict.kept, f"dropped by `{verdict.rule}` ({verdict.detail})"
     assert verdict.rule is None and verdict.detail is None
 
 
 @pytest.mark.parametrize(("rule", "caption"), BAD)
 def test_each_rule_drops_what_it_is_for_and_says_what_failed(rule: str, caption: str) -> None:
-    (verdict,) = curate([row(caption)], Rules())
+    (verdict,) = curate([row(caption)], Rules(), WARNINGS)
     assert (verdict.kept, verdict.rule) == (False, rule)
     assert verdict.detail
 
 
 def test_the_detail_quotes_the_mention() -> None:
-    (verdict,) = curate([row("A dog barks sharply three times while Gentle Music plays throughout.")], Rules())
+    (verdict,) = curate(
+        [row("A dog barks sharply three times while Gentle Music plays throughout.")], Rules(), WARNINGS
+    )
     assert verdict.detail == "`music`"
 
 
@@ -140,8 +147,23 @@ def test_the_detail_quotes_the_mention() -> None:
 def test_music_and_speech_are_noise_only_where_the_label_says_neither(
     label: str, caption: str, dropped_by: str | None
 ) -> None:
-    (verdict,) = curate([row(caption, label)], Rules())
+    (verdict,) = curate([row(caption, label)], Rules(), WARNINGS)
     assert verdict.rule == dropped_by, verdict.detail
+
+
+def test_a_run_without_warnings_drops_nothing_for_noise() -> None:
+    noisy = [row(caption) for rule, caption in BAD if rule in ("music", "speech")]
+    assert noisy and all(verdict.kept for verdict in curate(noisy, Rules(), ()))
+
+
+def test_violations_are_of_curations_meaning_where_they_can_drop_a_caption() -> None:
+    music, speech = (warning for warning in WARNINGS if warning.violations)
+    meaning = curation_meaning(Rules(), WARNINGS)
+    assert [one["name"] for one in meaning["violations"]] == ["music", "speech"]
+    assert curation_meaning(Rules(), (replace(music, text="Another sentence."), speech)) == meaning
+    assert curation_meaning(Rules(), (replace(music, violations=("songs?",)), speech)) != meaning
+    assert curation_meaning(Rules(), (replace(music, except_labels=()), speech)) != meaning
+    assert curation_meaning(Rules(violations=False), WARNINGS)["violations"] == []
 
 
 def test_a_caption_that_too_many_clips_share_is_dropped_from_all_of_them() -> None:
@@ -149,10 +171,10 @@ def test_a_caption_that_too_many_clips_share_is_dropped_from_all_of_them() -> No
     rows = [row(same if i % 2 else same.upper().replace(",", ""), clip_id=f"same{i}") for i in range(4)]
     rows += [row(f"A dog barks {word} three times, then whines.", clip_id=word) for word in ("softly", "loudly")]
     rules = Rules(always_allowed_duplicates=3)
-    dropped = {v.clip_id: v.detail for v in curate(rows, rules) if v.rule == "duplicate"}
+    dropped = {v.clip_id: v.detail for v in curate(rows, rules, WARNINGS) if v.rule == "duplicate"}
     assert dropped == {f"same{i}": "4 of 6 clips" for i in range(4)}
-    assert all(v.kept for v in curate(rows, replace(rules, max_duplicate_share=0.7)))
-    assert all(v.kept for v in curate(rows, replace(rules, always_allowed_duplicates=4)))
+    assert all(v.kept for v in curate(rows, replace(rules, max_duplicate_share=0.7), WARNINGS))
+    assert all(v.kept for v in curate(rows, replace(rules, always_allowed_duplicates=4), WARNINGS))
 
 
 def test_every_rule_can_be_switched_off() -> None:
@@ -165,27 +187,26 @@ def test_every_rule_can_be_switched_off() -> None:
         max_ngram_repeats=None,
         max_compression_ratio=None,
         meta_talk=None,
-        music_words=None,
-        speech_words=None,
+        violations=False,
         sound_words=None,
         max_visual_words=None,
         max_duplicate_share=None,
     )
     rows = [row(caption) for _, caption in BAD] * 5
-    assert all(verdict.kept for verdict in curate(rows, off))
+    assert all(verdict.kept for verdict in curate(rows, off, WARNINGS))
 
 
 def test_order_of_captions_changes_no_verdict() -> None:
     rows = [row(caption, clip_id=f"bad{i}") for i, (_, caption) in enumerate(BAD)]
     rows += [row(caption, label, f"good{i}") for i, (label, caption) in enumerate(GOOD)]
     shuffled = random.Random(0).sample(rows, len(rows))
-    verdicts = curate(shuffled, Rules())
+    verdicts = curate(shuffled, Rules(), WARNINGS)
     assert [v.clip_id for v in verdicts] == [r.clip_id for r in shuffled], "verdicts must keep the rows' order"
-    assert sorted(verdicts, key=lambda v: v.clip_id) == sorted(curate(rows, Rules()), key=lambda v: v.clip_id)
+    assert sorted(verdicts, key=lambda v: v.clip_id) == sorted(curate(rows, Rules(), WARNINGS), key=lambda v: v.clip_id)
 
 
 def test_unusable_settings_name_the_field() -> None:
     with pytest.raises(RulesError, match=r"meta_talk: not a regular expression"):
         Rules(meta_talk=("(",))
-    with pytest.raises(RulesError, match=r"max_words is -1"):
+    with pytest.raises(RulesError, match=r"max_words: got -1, wanted 0 or more"):
         Rules(max_words=-1)

@@ -10,18 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from soundcap.checkpoint import load_model, load_processor
-from soundcap.finetune import (
-    LORA_TARGETS,
-    ExecutionSettings,
-    FinetuneError,
-    FinetuneResult,
-    FinetuneSettings,
-    finetune,
-    load_result,
-)
-from soundcap.finetune_data import ExampleLoader, FrameSettings, TrainExample
-from soundcap.tiny import build_tiny_omni, build_tiny_vl
+from miniature.tiny.qwen import build_tiny_omni, build_tiny_vl
+from soundcap.finetune import ExampleLoader, FinetuneError, FinetuneResult, TrainExample, finetune, load_result
+from soundcap.finetune_settings import FinetuneExecution, FinetuneSettings
+from soundcap.lora_trainer import LORA_TARGETS
+from soundcap.pretrained import load_model, load_processor
+from soundcap.request import FrameSettings
 
 CAPTIONS = (
     "A dog barks twice, close and sharp.",
@@ -39,11 +33,9 @@ SETTINGS = FinetuneSettings(
     batch_size=4,
     max_steps=6,
     precision="float32",
-    frames_fps=2.0,
-    min_frame_px=28 * 28,
-    max_frame_px=56 * 56,
+    frames=FrameSettings(2.0, 28 * 28, 56 * 56),
 )
-EXECUTION = ExecutionSettings(
+EXECUTION = FinetuneExecution(
     per_device_batch=4,
     gradient_checkpointing=False,
     use_gpu=False,
@@ -80,7 +72,7 @@ def losses(result: FinetuneResult) -> list[float]:
 
 def test_loss_falls_and_starts_at_the_papers_nll_of_the_base_model(model: str, trained: FinetuneResult) -> None:
     processor = load_processor(model)
-    loader = ExampleLoader(EXAMPLES, read_frames, processor, FrameSettings(2.0, 28 * 28, 56 * 56, 4096))
+    loader = ExampleLoader(EXAMPLES, read_frames, processor, SETTINGS)
     total, n_tokens = 0.0, 0
     base = load_model(model)
     for index in range(len(EXAMPLES)):  # one at a time, so that padding plays no part
@@ -100,7 +92,7 @@ def test_loss_falls_and_starts_at_the_papers_nll_of_the_base_model(model: str, t
 
 def test_adapter_loads_with_peft_and_changes_the_logits(model: str, trained: FinetuneResult) -> None:
     processor = load_processor(model)
-    loader = ExampleLoader(EXAMPLES, read_frames, processor, FrameSettings(2.0, 28 * 28, 56 * 56, 4096))
+    loader = ExampleLoader(EXAMPLES, read_frames, processor, SETTINGS)
     batch = loader.collate([loader[0]])
     with torch.no_grad():
         before = load_model(model)(**batch)

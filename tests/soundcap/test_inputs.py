@@ -12,9 +12,9 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from soundcap.checkpoint import CaptionProcessor, load_model, load_processor
 from soundcap.inputs import padded_audio_samples, prepare_inputs
 from soundcap.positions import AUDIO, TEXT, VIDEO, rope_positions
+from soundcap.pretrained import CaptionProcessor, load_model, load_processor
 from soundcap.request import CaptionRequest
 
 MakeRequest = Callable[..., CaptionRequest]
@@ -270,7 +270,7 @@ def test_text_cannot_break_the_structure(token: str, vl: CaptionProcessor, make_
 def test_a_row_that_is_too_long_is_refused_with_its_lengths(vl: CaptionProcessor, make_request: MakeRequest) -> None:
     n_tokens = show(vl, make_request(), answers=["Rain."])["input_ids"].shape[1]
     show(vl, make_request(), answers=["Rain."], max_tokens=n_tokens)
-    with pytest.raises(ValueError, match=f"got {n_tokens} tokens .* at most {n_tokens - 1}: lower max_frame_px"):
+    with pytest.raises(ValueError, match=f"got {n_tokens} tokens .* at most {n_tokens - 1}: lower max_px"):
         show(vl, make_request(), answers=["Rain."], max_tokens=n_tokens - 1)
     with pytest.raises(ValueError, match="at most 4096"):
         show(vl, make_request(prompt="bell " * 5000))

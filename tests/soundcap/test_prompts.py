@@ -14,6 +14,7 @@ warnings:
   - name: music
     text: Warning, no music.
     except_labels: ["playing *", "Singing choir"]
+    violations: [music, 'songs?']
   - name: wind
     text: The wind is real.
     labels: [wind noise]
@@ -46,6 +47,7 @@ def test_a_prompt_is_the_instruction_and_the_warnings_that_reach_the_label(files
         ("text: Warning, no music.", 'text: "Warning,   no music.  "'),
         ("text: Warning, no music.", "text: >-\n      Warning,\n      no music."),
         ('["playing *", "Singing choir"]', "[singing choir, 'PLAYING *']"),
+        ("violations: [music, 'songs?']", "violations: [lyrics]"),
     ],
 )
 def test_an_edit_outside_the_prompt_text_changes_no_meaning(files: tuple[Path, Path], before: str, after: str) -> None:
@@ -71,6 +73,24 @@ def test_an_edit_of_the_text_or_the_labels_changes_the_meaning(
     assert before in WARNINGS
     files[1].write_text(WARNINGS.replace(before, after))
     assert load_prompts(*files).meaning() != meaning
+
+
+def test_a_mention_breaks_a_warning_where_it_reaches_and_the_label_does_not_say_the_like(
+    files: tuple[Path, Path],
+) -> None:
+    music, wind = load_prompts(*files).warnings
+    caption = "A dog barks while two SONGS play."
+    assert music.violation(caption, "dog barking") == "songs"
+    assert music.violation(caption, "playing banjo") is None
+    assert music.violation(caption, "a love song") is None
+    assert music.violation("A dog barks at a musician.", "dog barking") is None
+    assert wind.violation(caption, "wind noise") is None
+
+
+def test_a_prompt_is_made_once_for_a_label(files: tuple[Path, Path]) -> None:
+    prompts = load_prompts(*files)
+    assert prompts.render("dog barking") is prompts.render("dog barking") is prompts.render("cat purring")
+    assert prompts == load_prompts(*files), "what was rendered is no part of a set's value"
 
 
 def test_origins_name_the_file_of_each_element_of_the_meaning(files: tuple[Path, Path]) -> None:
@@ -112,6 +132,8 @@ def test_a_bad_instruction_is_one_line_that_names_file_and_line(tmp_path: Path, 
         ("warnings:\n- {name: a, text: x, label: [y]}\n", r":2: unknown key `label`"),
         ("warnings:\n- {name: a, text: x, labels: []}\n", r":2: `labels` must be a list"),
         ("warnings:\n- {name: a, text: x, labels: [y], except_labels: [z]}\n", r":2: warning `a` has both"),
+        ("warnings:\n- {name: a, text: x, violations: ['b', '(']}\n", r":2: `violations` must be regular .*missing \)"),
+        ("warnings:\n- {name: a, text: x, violations: music}\n", r":2: `violations` must be a list"),
         ("warnings:\n- {text: x}\n", r":2: `name` is missing"),
         ("warnings: x\n", r":1: `warnings` must be a list"),
     ],
@@ -148,11 +170,11 @@ def test_the_projects_prompts_keep_music_and_voices_where_they_are_the_sound() -
             "elephant trumpeting",
         )
     }
-    assert {"music", "narration", "silent_objects"} <= reached["dog barking"]
+    assert {"music", "speech", "silent_objects"} <= reached["dog barking"]
     assert "music" not in reached["playing violin, fiddle"]
-    assert "narration" in reached["playing violin, fiddle"]
-    assert not {"music", "narration"} & reached["female singing"]
-    assert "narration" not in reached["male speech, man speaking"]
+    assert "speech" in reached["playing violin, fiddle"]
+    assert not {"music", "speech"} & reached["female singing"]
+    assert "speech" not in reached["male speech, man speaking"]
     assert "music" in reached["male speech, man speaking"]
     assert "wind_and_water_are_real" in reached["wind noise"]
     assert "wind_and_water_are_real" not in reached["dog barking"]

@@ -1,10 +1,11 @@
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from soundcap.request import CaptionRequest, Sampling
+from soundcap.request import CaptionRequest, FrameSettings, Sampling, check_fields
 
 GOOD = CaptionRequest(
     prompt="Describe the sounds.",
@@ -64,3 +65,27 @@ def test_a_wrong_field_is_named_with_what_was_wanted(field: str, value: Any, mes
 def test_sampling_out_of_range_is_refused(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"^{field}: got {value}, wanted"):
         replace(Sampling(max_new_tokens=8), **{field: value})
+
+
+@pytest.mark.parametrize(
+    ("interval", "taken", "refused"),
+    [
+        ("[1, inf)", [1, 7, None], [0, float("inf"), float("nan")]),
+        ("(0, 1]", [0.1, 1], [0, 1.1]),
+        ("[0, 1)", [0, 0.9], [-0.1, 1]),
+    ],
+)
+def test_intervals_are_open_and_closed_as_written(interval: str, taken: list[float], refused: list[float]) -> None:
+    for value in taken:
+        check_fields(SimpleNamespace(x=value), x=interval)
+    for value in refused:
+        with pytest.raises(ValueError, match=f"^x: got {value}, wanted"):
+            check_fields(SimpleNamespace(x=value), x=interval)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("fps", 0.0), ("fps", float("nan")), ("min_px", 0), ("min_px", 500_000), ("max_px", 800)]
+)
+def test_frame_settings_out_of_range_are_refused(field: str, value: float) -> None:
+    with pytest.raises(ValueError, match=r"^(fps|min_px|max_px): got .*, wanted"):
+        replace(FrameSettings(), **{field: value})

@@ -9,23 +9,22 @@ import numpy as np
 import pytest
 import torch
 
-from soundcap.checkpoint import CheckpointError
-from soundcap.engines import CaptionEngine, EngineError, EngineOptions, load_engine
-from soundcap.engines.transformers_engine import TransformersEngine
-from soundcap.request import CaptionRequest, Sampling
+from soundcap.engines import CaptionEngine, EngineError, EngineExecution, EngineOptions, load_engine
+from soundcap.engines.transformers_engine import TransformersEngine, logits_processors
+from soundcap.pretrained import CheckpointError
+from soundcap.request import CaptionRequest, FrameSettings, Sampling
 
 MakeRequest = Callable[..., CaptionRequest]
 GREEDY = Sampling(max_new_tokens=12)
 
 
-def load(model: Path | str, sampling: Sampling = GREEDY, **given: Any) -> CaptionEngine:
-    defaults: dict[str, Any] = {"revision": None, "adapter": None, "dtype": "float32", "device": "cpu"}
-    return load_engine(
-        given.pop("name", "transformers"),
-        model=str(model),
-        sampling=sampling,
-        **({"min_frame_px": 56 * 56, "max_frame_px": 128 * 128} | defaults | given),
-    )
+FRAMES = FrameSettings(min_px=56 * 56, max_px=128 * 128)
+
+
+def load(model: Path | str, sampling: Sampling = GREEDY, adapter: Path | None = None, **given: Any) -> CaptionEngine:
+    execution = EngineExecution(**({"engine": "transformers", "device": "cpu", "dtype": "float32"} | given))
+    folder = None if adapter is None else str(adapter)
+    return load_engine(str(model), None, folder, frames=FRAMES, sampling=sampling, execution=execution)
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +72,6 @@ def test_sampling_follows_its_seed(tiny_vl: Path, silent_clips: list[CaptionRequ
 
 
 def test_sampling_draws_from_the_models_distribution() -> None:
-    from soundcap.engines.sampling import logits_processors
-
     probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05])
     counts = torch.zeros(4)
     processors = logits_processors(Sampling(1, temperature=1.0, top_p=0.9, seed=0), torch.ones(1, 1))
@@ -126,7 +123,7 @@ def test_swapping_the_sound_can_change_the_answer(
 
 
 def test_an_adapter_changes_the_answers(tiny_vl: Path, tiny_adapter: Path, silent_clips: list[CaptionRequest]) -> None:
-    assert load(tiny_vl, adapter=str(tiny_adapter)).caption(silent_clips) != load(tiny_vl).caption(silent_clips)
+    assert load(tiny_vl, adapter=tiny_adapter).caption(silent_clips) != load(tiny_vl).caption(silent_clips)
 
 
 def test_a_lost_gpu_is_the_engines_error_not_the_requests(
@@ -168,16 +165,15 @@ def test_an_unknown_model_type_lists_the_valid_ones(model_type: str, tmp_path: P
 
 def test_an_adapter_folder_without_an_adapter_is_named(tiny_vl: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no adapter_config.json"):
-        load(tiny_vl, adapter=str(tmp_path))
+        load(tiny_vl, adapter=tmp_path)
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"name": "llama.cpp"}, "engine: got 'llama.cpp', wanted one of transformers, vllm"),
+        ({"engine": "llama.cpp"}, "engine: got 'llama.cpp', wanted one of transformers, vllm"),
         ({"dtype": "int8"}, "dtype: got 'int8', wanted one of float32"),
         ({"device": "tpu"}, "device: got 'tpu'"),
-        ({"min_frame_px": 900, "max_frame_px": 800}, "got 900 and 800"),
     ],
 )
 def test_wrong_settings_are_named(given: dict[str, Any], message: str, tiny_vl: Path) -> None:
@@ -194,4 +190,4 @@ def test_a_missing_gpu_is_named(tiny_vl: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_an_engine_that_is_not_installed_names_the_remedy(tiny_vl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("soundcap.engines.vllm_engine.find_spec", lambda _: None)
     with pytest.raises(EngineError, match=r"pip install 'soundcap-flowley\[gpu\]'"):
-        load(tiny_vl, name="vllm")
+        load(tiny_vl, engine="vllm")

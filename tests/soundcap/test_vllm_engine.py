@@ -15,32 +15,35 @@ import numpy as np
 import pytest
 import torch
 
-from soundcap.checkpoint import load_processor
-from soundcap.engines import CaptionEngine, EngineOptions, load_engine
+from soundcap.engines import CaptionEngine, EngineExecution, EngineName, EngineOptions, load_engine
 from soundcap.inputs import prepare_inputs
-from soundcap.request import CaptionRequest, Sampling
+from soundcap.pretrained import load_processor
+from soundcap.request import CaptionRequest, FrameSettings, Sampling
 
 MakeRequest = Callable[..., CaptionRequest]
-SETTINGS: dict[str, Any] = {
-    "revision": None,
-    "sampling": Sampling(max_new_tokens=16),
-    "min_frame_px": 56 * 56,
-    "max_frame_px": 128 * 128,
-    "dtype": "float32",
-    "device": "cpu",
-}
+
+
+def load(engine: EngineName, model: Path, adapter: Path | None = None) -> CaptionEngine:
+    return load_engine(
+        str(model),
+        None,
+        None if adapter is None else str(adapter),
+        frames=FrameSettings(min_px=56 * 56, max_px=128 * 128),
+        sampling=Sampling(max_new_tokens=16),
+        execution=EngineExecution(engine, "cpu", "float32"),
+    )
 
 
 @pytest.fixture(scope="module")
 def omni(tiny_omni: Path) -> Iterator[CaptionEngine]:
-    engine = load_engine("vllm", model=str(tiny_omni), adapter=None, **SETTINGS)
+    engine = load("vllm", tiny_omni)
     yield engine
     engine.close()
 
 
 @pytest.fixture(scope="module")
 def omni_reference(tiny_omni: Path) -> CaptionEngine:
-    return load_engine("transformers", model=str(tiny_omni), adapter=None, **SETTINGS)
+    return load("transformers", tiny_omni)
 
 
 def test_omni_hears_and_sees_what_transformers_does(
@@ -120,15 +123,14 @@ def test_the_silent_captioner_and_its_adapter(
     tiny_vl: Path, tiny_adapter: Path, make_request: MakeRequest, tmp_path: Path
 ) -> None:
     clips = [make_request(seed, fps=fps) for seed, fps in enumerate((2.0, 4.0, 8.0, 3.0))]
-    load = partial(load_engine, model=str(tiny_vl), **SETTINGS)
     local_copy = shutil.copytree(tiny_adapter, tmp_path / "adapter")
-    tuned = load("vllm", adapter=str(local_copy))
+    tuned = load("vllm", tiny_vl, local_copy)
     shutil.rmtree(local_copy)  # as a caller does that fetched it from a bucket
     answers = tuned.caption(clips)
     (refused,) = tuned.caption([make_request(audio_s=8.0)])
     tuned.close()
-    assert answers == load("transformers", adapter=str(tiny_adapter)).caption(clips)
-    assert answers != load("transformers", adapter=None).caption(clips), "the adapter must change the answers"
+    assert answers == load("transformers", tiny_vl, tiny_adapter).caption(clips)
+    assert answers != load("transformers", tiny_vl).caption(clips), "the adapter must change the answers"
     assert isinstance(refused, ValueError) and "does not hear" in str(refused)
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowley.codecs.log_mel_pca import LogMelPCACodec
+from flowley.codecs.log_mel import LogMelPCACodec
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from flowley.codecs import load_codec
-from flowley.codecs.log_mel import LogMelCodec
-from flowley.codecs.log_mel_pca import WEIGHTS, LogMelPCACodec
+from flowley.codecs.log_mel import LogMelCodec, LogMelPCACodec
+from flowley.weights import WEIGHTS
 
 
 def waves(count: int) -> list[torch.Tensor]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from flowley.metrics import score, score_pair
-from flowley.metrics.embed import EMBEDDING_DIM, log_mel_statistics
+from flowley.metrics.distances import EMBEDDING_DIM, log_mel_statistics
 from flowley.metrics.spectral import N_BANDS
 
 HZ = 16_000

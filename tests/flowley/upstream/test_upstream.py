@@ -46,8 +46,8 @@ def a_list(path: Path) -> None:
     ("write", "words"),
     [
         (not_there, "is not a file: wanted a checkpoint, .pth, .pt or .safetensors"),
-        (empty, "is no checkpoint this can read"),
-        (text, "is no checkpoint this can read"),
+        (empty, "cannot be read as weights"),
+        (text, "cannot be read as weights"),
         (tensors_of_another, "1 tensors, 'encoder.weight', ...; wanted the state dict of an MMAudio"),
     ],
 )
@@ -58,9 +58,9 @@ def test_files_that_are_neither(name: str, write: Callable[[Path], None], words:
 @pytest.mark.parametrize(
     ("write", "words"),
     [
-        (code, "is no checkpoint this can read"),
-        (training_state, "holds a dict of it, weights, not tensors by name"),
-        (a_list, "holds a list, not tensors by name"),
+        (code, "cannot be read as weights"),
+        (training_state, "holds no dictionary of tensors, but a dict of it, weights"),
+        (a_list, "holds no dictionary of tensors, but a list"),
     ],
 )
 def test_pickles_that_are_no_state_dict(write: Callable[[Path], None], words: str, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from pipelines.media.normalise import NormaliserSettings
+from pipelines.media.clip import NormaliserSettings
 from pipelines.media.read import read_frames
 
 FPS, WIDTH_PX, HEIGHT_PX, HZ = 30, 128, 96, 44_100
@@ -89,7 +89,7 @@ def long_gop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def settings() -> NormaliserSettings:
-    return NormaliserSettings(duration_s=8.0, fps=25, long_side_px=128, crf=12, max_audio_hz=48_000, require_audio=True)
+    return NormaliserSettings(long_side_px=128)
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.media.errors import (
+from pipelines.media.clip import NormaliserSettings
+from pipelines.media.faults import (
     ChangingSource,
     DamagedSource,
     DeadlineExceeded,
@@ -22,7 +23,14 @@ from pipelines.media.errors import (
     TooShort,
     UnreadableSource,
 )
-from pipelines.media.normalise import NormaliserSettings, normalise
+from pipelines.media.normalise import normalise
+from pipelines.media.probe import open_source
+from pipelines.media.process import Deadline
+
+
+def made(source: Path, video: Path, audio: Path, settings: NormaliserSettings, deadline_s: float = 60):
+    deadline = Deadline(deadline_s)
+    return normalise(open_source(source, deadline), video, audio, settings, deadline=deadline)
 
 
 def refuse(source: Path, settings: NormaliserSettings, deadline_s: float = 60) -> MediaError:
@@ -30,7 +38,7 @@ def refuse(source: Path, settings: NormaliserSettings, deadline_s: float = 60) -
     out = source.parent / "out"
     out.mkdir()
     with pytest.raises(MediaError) as caught:
-        normalise(source, out / "a.mp4", out / "a.flac", settings, deadline_s=deadline_s)
+        made(source, out / "a.mp4", out / "a.flac", settings, deadline_s)
     assert not list(out.iterdir()), "a refused source must leave nothing behind"
     text = str(caught.value)
     assert text.startswith(f"{source.name}: ") and "\n" not in text and len(text) < 600
@@ -111,7 +119,12 @@ def test_too_short(settings, base, make):
 
 def test_one_missing_frame_is_not_too_short(settings, base, make, tmp_path):
     source = make("a.mp4", "-i", base, "-frames:v", "239", "-c:v", "libx264", "-c:a", "copy")
-    assert normalise(source, tmp_path / "o.mp4", tmp_path / "o.flac", settings, deadline_s=60).n_frames == 200
+    assert (
+        normalise(
+            open_source(source, Deadline(60)), tmp_path / "o.mp4", tmp_path / "o.flac", settings, deadline=Deadline(60)
+        ).n_frames
+        == 200
+    )
 
 
 def test_all_faults_are_named_and_the_most_fundamental_is_the_class(settings, base, make):
@@ -127,7 +140,12 @@ def test_flipped_bits_are_damage(settings, base, tmp_path):
 
 def test_flipped_bits_after_the_wanted_seconds_do_no_harm(settings, base, tmp_path):
     source = damaged(base, tmp_path / "a.mp4", 0.92, 0.97)
-    assert normalise(source, tmp_path / "o.mp4", tmp_path / "o.flac", settings, deadline_s=60).n_frames == 200
+    assert (
+        normalise(
+            open_source(source, Deadline(60)), tmp_path / "o.mp4", tmp_path / "o.flac", settings, deadline=Deadline(60)
+        ).n_frames
+        == 200
+    )
 
 
 def test_a_file_cut_off_behind_its_header(settings, base, tmp_path):
@@ -182,14 +200,18 @@ def test_a_hanging_decoder_is_killed_with_its_children(settings, base, tmp_path,
 
 def test_an_earlier_clip_survives_a_later_failure(settings, base, tmp_path):
     video, audio = tmp_path / "a.mp4", tmp_path / "a.flac"
-    normalise(base, video, audio, settings, deadline_s=60)
+    made(base, video, audio, settings)
     before = video.read_bytes(), audio.read_bytes()
     with pytest.raises(TooShort):
-        normalise(base, video, audio, replace(settings, duration_s=20.0), deadline_s=60)
+        normalise(
+            open_source(base, Deadline(60)), video, audio, replace(settings, duration_s=20.0), deadline=Deadline(60)
+        )
     assert before == (video.read_bytes(), audio.read_bytes())
 
 
 def test_a_missing_ffmpeg_is_no_fault_of_the_source(settings, base, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(FfmpegMissing, match="install ffmpeg"):
-        normalise(base, tmp_path / "a.mp4", tmp_path / "a.flac", settings, deadline_s=60)
+        normalise(
+            open_source(base, Deadline(60)), tmp_path / "a.mp4", tmp_path / "a.flac", settings, deadline=Deadline(60)
+        )

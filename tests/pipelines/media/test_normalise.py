@@ -8,7 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.media.normalise import NormalisedClip, NormaliserSettings, normalise
+from pipelines.media.clip import NormalisedClip, NormaliserSettings
+from pipelines.media.normalise import normalise
+from pipelines.media.probe import open_source
+from pipelines.media.process import Deadline
 from pipelines.media.read import read_frames
 
 ONE_FRAME_S = 1 / 25 + 1e-6
@@ -17,7 +20,7 @@ SOUND_S = 0.006
 
 def run(source: Path, settings: NormaliserSettings) -> tuple[NormalisedClip, Path, Path]:
     video, audio = source.parent / "clip.mp4", source.parent / "clip.flac"
-    return normalise(source, video, audio, settings, deadline_s=60), video, audio
+    return normalise(open_source(source, Deadline(60)), video, audio, settings, deadline=Deadline(60)), video, audio
 
 
 def check(

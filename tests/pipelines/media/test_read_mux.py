@@ -7,17 +7,20 @@ import numpy as np
 import pytest
 import soundfile
 
-from pipelines.media.errors import NotNormalised, UnreadableSource
+from pipelines.media.clip import NormaliserSettings
+from pipelines.media.faults import NotNormalised, UnreadableSource
 from pipelines.media.mux import mux
-from pipelines.media.normalise import NormaliserSettings, normalise
+from pipelines.media.normalise import normalise
+from pipelines.media.probe import open_source
+from pipelines.media.process import Deadline
 from pipelines.media.read import frame_indices, read_audio, read_frame_indices, read_frames, resample
 
 
 @pytest.fixture(scope="module", params=[24, 25])
 def clip(request, base, tmp_path_factory) -> tuple[Path, Path, int]:
     folder = tmp_path_factory.mktemp("clip")
-    settings = NormaliserSettings(8.0, request.param, 128, 12, 48_000, True)
-    normalise(base, folder / "a.mp4", folder / "a.flac", settings, deadline_s=60)
+    settings = NormaliserSettings(fps=request.param, long_side_px=128)
+    normalise(open_source(base, Deadline(60)), folder / "a.mp4", folder / "a.flac", settings, deadline=Deadline(60))
     return folder / "a.mp4", folder / "a.flac", request.param
 
 

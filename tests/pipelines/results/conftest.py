@@ -9,22 +9,23 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipelines.config import Config, load_config
-from pipelines.ledger import Entry, Ledger
+from miniature.world.corpus import generate_corpus
+from miniature.world.film import World
+from pipelines.engine.ledger import Entry, Failed, Ledger
+from pipelines.engine.plan import resolve
+from pipelines.engine.recipe import Recipe
+from pipelines.engine.runner import run_stages
+from pipelines.engine.stage import Context, Result, RowSet, RowStage, Stage, WholeWork
+from pipelines.engine.storage import Storage
+from pipelines.engine.store import Manifest, Output, open_store
 from pipelines.media.mux import mux
-from pipelines.miniature.world.corpus import generate_corpus
-from pipelines.miniature.world.film import World
-from pipelines.plan import resolve
 from pipelines.report.build import build_report
-from pipelines.runner import run_stages
-from pipelines.stage import Context, Counts, Failed, RowStage, Spec, Stage
+from pipelines.run_config import Config, load_config
 from pipelines.stages.captioner import CaptionerStage, training_rows
 from pipelines.stages.captions import CaptionsStage
 from pipelines.stages.clips import ClipsStage
 from pipelines.stages.curation import CurationStage
 from pipelines.stages.silent_captions import SilentCaptionsStage
-from pipelines.storage import Storage
-from pipelines.store import Manifest, Output
 
 ROOT = Path(__file__).parents[3]
 HOSTILE = "A </td><script>alert('x')</script> & a *dull*\tthud\x00 <b>near</b> the | wall."
@@ -39,13 +40,13 @@ class SamplesStage(Stage):
     def inputs(self, config: Config) -> tuple[str, ...]:
         return ("clips",)
 
-    def spec(self, config: Config, storage: Storage) -> Spec:
-        return Spec({})
+    def recipe(self, config: Config, storage: Storage) -> Recipe:
+        return Recipe()
 
-    def counts(self, context: Context) -> Counts:
-        return Counts(1, 1)
+    def work(self, context: Context) -> WholeWork:
+        return WholeWork(1, lambda: self._make(context))
 
-    def run(self, context: Context) -> Manifest:
+    def _make(self, context: Context) -> Result:
         rows = []
         for clip in context.inputs["clips"].rows():
             if clip["split"] == "test":
@@ -55,8 +56,7 @@ class SamplesStage(Stage):
                 mux(Path(context.storage.path(clip["video"])), noise, 16_000, Path(context.storage.path(name)))
                 rows.append({"clip_id": clip["clip_id"], "video": name})
         context.output.write_rows(rows, pa.schema([("clip_id", pa.string()), ("video", pa.string())]))
-        context.output.write_quarantine([])
-        return Manifest("samples", context.output.fingerprint, "d", len(rows), len(rows), 0, len(rows), 0.5)
+        return Result(len(rows), len(rows), "d")
 
 
 STAGES: tuple[type[Stage], ...] = (ClipsStage, CaptionsStage, CurationStage, CaptionerStage, SilentCaptionsStage)
@@ -101,35 +101,31 @@ def finished(configure: Callable[[Path], Config], tmp_path_factory: pytest.TempP
     """A store in which every stage up to silent_captions, and samples, is done. Not to be written to but for a
     report."""
     config = configure(tmp_path_factory.mktemp("store"))
-    storage, done = Storage(config.root), {}
+    storage, done = open_store(config.root, write=True), {}
     for make in (*STAGES, SamplesStage):
         stage = make()
         resolved = resolve(stage, config, storage, done)
         assert not isinstance(resolved, str)
         context = resolved.context
         if isinstance(stage, RowStage):
-            rows, _ = stage.rows(context)
-            values = zip(rows, _values(stage, [dict(row.task) for row in rows], context), strict=True)
-            Ledger(storage, stage.name).commit(_entry(row.key, row.row_id, value) for row, value in values)
+            for one in stage.rows(context).sets:
+                values = zip(one.rows, _values(one), strict=True)
+                entries = [Entry.of(row.row_id, one.keys[row.row_id], value) for row, value in values]
+                Ledger(storage, one.ledger).commit(entries)
         if stage.name == "captioner":
-            context.output.commit(_training(context), resolved.spec_record)
+            context.output.commit(_training(context), resolved.spec)
         done[stage.name] = context.output
         run_stages([kind() for kind in (*STAGES, SamplesStage)][: len(done)], config, say=lambda _: None)
     return config
 
 
-def _values(stage: RowStage, tasks: list[dict[str, Any]], context: Context) -> list[dict[str, Any] | Failed]:
+def _values(rows: RowSet) -> list[dict[str, Any] | Failed]:
     """Clips are really normalised; captions are written here: the first hostile, the last too short to keep."""
-    if stage.name == "clips":
-        return stage.worker(context)().process(tasks)
-    texts = [HOSTILE, *(f"{stage.name} hears sound number {i}" for i in range(1, len(tasks) - 1)), "Thud."]
+    tasks = [dict(row.task) for row in rows.rows]
+    if rows.ledger == "clips":
+        return rows.worker.process(tasks)
+    texts = [HOSTILE, *(f"{rows.ledger} hears sound number {i}" for i in range(1, len(tasks) - 1)), "Thud."]
     return [{"caption": text, "prompt": task["prompt"]} for text, task in zip(texts, tasks, strict=True)]
-
-
-def _entry(key: str, row_id: str, value: dict[str, Any] | Failed) -> Entry:
-    if isinstance(value, Failed):
-        return Entry(key, row_id, "quarantined", {}, value.error_class, value.message)
-    return Entry(key, row_id, "ok", value)
 
 
 def _training(context: Context) -> Manifest:
@@ -146,8 +142,7 @@ def report() -> Callable[[Config], str]:
 
     def build(config: Config) -> str:
         with pytest.MonkeyPatch.context() as patch:
-            for module in ("pipelines.status", "pipelines.report.build"):
-                patch.setattr(f"{module}.all_stages", lambda: [kind() for kind in (*STAGES, SamplesStage)])
+            patch.setattr("pipelines.report.build.STAGES", [kind() for kind in (*STAGES, SamplesStage)])
             return Path(build_report(config)).read_text(encoding="utf-8")
 
     return build

@@ -11,10 +11,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.config import Config
 from pipelines.errors import UserError
-from pipelines.publish import clean_text, publish
-from pipelines.publish_card import markdown
+from pipelines.report.card import markdown
+from pipelines.report.publish import clean_text, publish
+from pipelines.run_config import Config
 
 LOAD = """
 import datasets, json, sys

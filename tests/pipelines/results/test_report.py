@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.config import Config
 from pipelines.report.build import choose
-from pipelines.report.charts import loss_curve, spectrograms
+from pipelines.report.figures import loss_curve, spectrograms
+from pipelines.run_config import Config
 
 
 class _Page(HTMLParser):

@@ -1,0 +1,114 @@
+"""Floating-point operations of a network, counted from its shapes: what a GPU's peak is compared with.
+
+Two for each multiply-add of the linear maps, the convolutions and the two products of every attention. Attention
+counts as dense, masked or not, PSCA too. Norms, activations and the like, below 1%, are left out, as usual.
+
+Shapes: L_aud audio latent frames, L_vis video frames, L_txt text tokens, L_sync synchronisation features, D width.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from flowley.network.config import FlowleyConfig, MMAudioConfig, NetworkConfig
+
+
+class Flops(NamedTuple):
+    """Of one clip."""
+
+    embed: int
+    """Of the conditions; a sampler computes them once."""
+    velocity: int
+    """Of the rest, once a step."""
+
+    @property
+    def forward(self) -> int:
+        return self.embed + self.velocity
+
+    @property
+    def training(self) -> int:
+        """Forward and backward: each product has two gradients of its own cost."""
+        return 3 * self.forward
+
+
+def flops_of(config: NetworkConfig, *, duration_s: float, L_txt: int) -> Flops:
+    """Operations for one clip of `duration_s` seconds with a caption padded to L_txt tokens."""
+    L_aud, L_vis = config.lengths(duration_s)
+    match config:
+        case FlowleyConfig():
+            return _flowley(config, L_aud, L_vis, L_txt)
+        case MMAudioConfig():
+            return _mmaudio(config, L_aud, L_vis, L_txt, config.sync_length(duration_s))
+    raise TypeError(f"no count for {type(config).__name__}")
+
+
+def sampling_flops(config: NetworkConfig, *, duration_s: float, L_txt: int, evaluations: int, guided: bool) -> int:
+    """Operations to make one clip's latent; `guided` evaluates a pair at every step."""
+    flops = flops_of(config, duration_s=duration_s, L_txt=L_txt)
+    return (2 if guided else 1) * (flops.embed + evaluations * flops.velocity)
+
+
+def _flowley(config: FlowleyConfig, L_aud: int, L_vis: int, L_txt: int) -> Flops:
+    D = config.D
+    embed = (
+        _linear(L_vis, config.visual_dim, D) + _mlp(config, L_vis, 3)
+        + _linear(L_txt, config.text_dim, D) + _mlp(config, L_txt, 1)
+        + _pooled(config)
+    )  # fmt: skip
+    multi = _stream(config, L_aud, 3) + _stream(config, L_vis, 3) + _stream(config, L_txt, 1)
+    multi += _attention(D, L_aud + L_vis + L_txt, L_aud + L_vis + L_txt)
+    single = _stream(config, L_aud, 3) + _attention(D, L_aud, L_aud)
+    for L in (L_txt, L_vis):
+        single += _linear(L_aud, D, D) + _linear(L, D, 2 * D) + _attention(D, L_aud, L)
+    projectors = 2 * _linear(L_vis + L_txt, D, D)
+    return Flops(embed, _ends(config, L_aud) + config.N1 * multi + projectors + config.N2 * single)
+
+
+def _mmaudio(config: MMAudioConfig, L_aud: int, L_vis: int, L_txt: int, L_sync: int) -> Flops:
+    D = config.D
+    embed = (
+        _linear(L_vis, config.visual_dim, D) + _mlp(config, L_vis, 3)
+        + _linear(L_txt, config.text_dim, D) + _mlp(config, L_txt, 1)
+        + _linear(L_sync, config.synchformer_dim, D, 7) + _mlp(config, L_sync, 3)
+        + _pooled(config)
+    )  # fmt: skip
+    audio = _stream(config, L_aud, 3, conditions=L_aud)
+    multi = audio + _attention(D, L_aud + L_vis + L_txt, L_aud + L_vis + L_txt)
+    sides = _stream(config, L_vis, 3) + _stream(config, L_txt, 1)
+    last_sides = sum(_linear(1, D, 2 * D) + _linear(L, D, 3 * D) for L in (L_vis, L_txt))  # attended to, then over
+    single = audio + _attention(D, L_aud, L_aud)
+    velocity = _ends(config, L_aud) + config.N1 * multi + (config.N1 - 1) * sides + last_sides + config.N2 * single
+    return Flops(embed, velocity)
+
+
+def _linear(L: int, in_dim: int, out_dim: int, kernel: int = 1) -> int:
+    """Of a linear map of L tokens, or a convolution over them."""
+    return 2 * L * in_dim * out_dim * kernel
+
+
+def _mlp(config: NetworkConfig, L: int, kernel: int) -> int:
+    return _linear(L, config.D, 2 * config.mlp_dim, kernel) + _linear(L, config.mlp_dim, config.D, kernel)
+
+
+def _attention(D: int, L_q: int, L_k: int) -> int:
+    """Q K^T and the weighted sum of V, all heads together."""
+    return 2 * _linear(L_q, D, L_k)
+
+
+def _stream(config: NetworkConfig, L: int, kernel: int, *, conditions: int = 1) -> int:
+    """Of a stream's half of a block without its attention; `conditions` tokens modulate it."""
+    D = config.D
+    return _linear(conditions, D, 6 * D) + _linear(L, D, 3 * D) + _linear(L, D, D, kernel) + _mlp(config, L, kernel)
+
+
+def _pooled(config: NetworkConfig) -> int:
+    """Of the global condition."""
+    return 2 * _linear(1, config.D, config.D) + _mlp(config, 1, 1)
+
+
+def _ends(config: NetworkConfig, L_aud: int) -> int:
+    """Of the embeddings of x_t and t, and of the output layer."""
+    D = config.D
+    time = _linear(1, config.timestep_dim, D) + _linear(1, D, D)
+    x_t = _linear(L_aud, config.latent_dim, D, 7) + _mlp(config, L_aud, 7)
+    return time + x_t + _linear(1, D, 2 * D) + _linear(L_aud, D, config.latent_dim, 7)

@@ -1,0 +1,1 @@
+"""From noise to sound: solvers, guidance, windows and the generator."""

@@ -1,0 +1,190 @@
+"""Weights of all kinds, read from a folder or the hub: tensors by name, their fit, models of other libraries.
+
+Every error is one ValueError line that names the file, what was wanted and what to do; nothing in a file is executed.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+"""Of this package's networks, the log-mel PCA codec and transformers' models."""
+DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
+Shape = tuple[int, ...]
+
+_UNREADABLE = (
+    OSError, RuntimeError, ValueError, TypeError, EOFError, KeyError, pickle.UnpicklingError, SafetensorError,
+)  # fmt: skip
+"""Errors of torch, safetensors, diffusers and transformers for a damaged file."""
+
+
+def find_folder(
+    path_or_id: str | Path, files: Sequence[str], *, revision: str | None, wanted: str, **download: Any
+) -> Path:
+    """The local folder or, where no such folder exists, the downloaded `files` of that hub id at that revision.
+
+    Args:
+        path_or_id: a folder, or a hub id like `owner/name`.
+        files: names or patterns of what is downloaded.
+        revision: of a hub id; None: its newest.
+        wanted: the folder's contents, for the error.
+        download: further arguments of `huggingface_hub.snapshot_download`: token, cache_dir ...
+
+    Raises:
+        ValueError: neither a folder nor a repository that can be reached.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if Path(path_or_id).is_dir():
+        return Path(path_or_id)
+    try:
+        return Path(snapshot_download(str(path_or_id), revision=revision, allow_patterns=list(files), **download))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise ValueError(
+            f"{path_or_id}: neither a folder nor a hub id to be had ({_reason(error)}); wanted {wanted}"
+        ) from error
+
+
+def find_file(folder: Path, name: str, *, below: Sequence[str] = (), wanted: str) -> Path:
+    """`name` in the folder, or in one of the folders `below` it.
+
+    Raises:
+        ValueError: it is in none.
+    """
+    for file in (folder / name, *(folder / sub / name for sub in below)):
+        if file.is_file():
+            return file
+    raise ValueError(f"{folder} has no {name}: wanted {wanted}")
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        ValueError: unreadable, or not an object.
+    """
+    try:
+        values = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} cannot be read as JSON ({_reason(error)}): fetch it again") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{file} holds a {type(values).__name__}, wanted the JSON object of a model's configuration")
+    return values
+
+
+def read_tensors(file: Path, *, within: str | None = None) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, or of one that `torch.save` wrote, by name; float32 on the CPU.
+
+    Args:
+        file: of either kind, by its suffix.
+        within: key under which a file of torch holds them.
+
+    Raises:
+        ValueError: not a file, unreadable, or not a dictionary of tensors.
+    """
+    if not file.is_file():
+        raise ValueError(f"{file} is not a file: wanted a checkpoint, .pth, .pt or .safetensors")
+    try:
+        state: Any = (
+            load_file(file)
+            if file.suffix == ".safetensors"
+            else torch.load(file, map_location="cpu", weights_only=True)
+        )
+    except _UNREADABLE as error:
+        raise ValueError(f"{file} cannot be read as weights ({_reason(error)}): fetch it again") from error
+    if within is not None and isinstance(state, dict):
+        state = state.get(within)
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        where = f" under {within!r}" if within else ""
+        keys = f" of {', '.join(map(str, list(state)[:5]))}" if isinstance(state, dict) else ""
+        raise ValueError(
+            f"{file} holds no dictionary of tensors{where}, but a {type(state).__name__}{keys}: "
+            "is it the file of another model?"
+        )
+    return {name: value.float() for name, value in state.items()}
+
+
+def shapes(state: dict[str, Tensor]) -> dict[str, Shape]:
+    """Shapes by name."""
+    return {name: tuple(value.shape) for name, value in state.items()}
+
+
+def require_fit(found: dict[str, Shape], wanted: dict[str, Shape], *, source: str, what: str) -> None:
+    """Passes tensors that are just those wanted.
+
+    Args:
+        found: shapes by name.
+        wanted: shapes by name.
+        source: of those found, for the error.
+        what: the model whose tensors are wanted, for the error.
+
+    Raises:
+        ValueError: one is missing, superfluous or of another shape; the message counts them and names the first.
+    """
+    wrong = [f"{name} is missing" for name in wanted if name not in found]
+    wrong += [f"{name} is not one of its weights" for name in found if name not in wanted]
+    wrong += [f"{n} is {found[n]}, wanted {shape}" for n, shape in wanted.items() if n in found and found[n] != shape]
+    if wrong:
+        raise ValueError(f"{source} is not {what}: {len(wrong)} of its weights misfit: {'; '.join(wrong[:3])}")
+
+
+def fill(module: nn.Module, state: dict[str, Tensor], *, source: str, what: str) -> None:
+    """Loads every weight of `module`, and nothing else, from `state`.
+
+    Raises:
+        ValueError: see `require_fit`.
+    """
+    require_fit(shapes(state), shapes(module.state_dict()), source=source, what=what)
+    module.load_state_dict(state, assign=True)
+
+
+def class_of(config: Path) -> str:
+    """The class that a config.json names: diffusers' `_class_name`, else transformers' first architecture."""
+    values = read_json(config)
+    named = values.get("_class_name") or next(iter(values.get("architectures") or ()), None)
+    return str(named or "model without a name")
+
+
+def load_model(folder: Path, kind: str, weights: str, *, wanted: str) -> Any:
+    """The model of diffusers or transformers in `folder`, in float32, every weight from its file.
+
+    Args:
+        folder: with a config.json.
+        kind: class of the model.
+        weights: `DIFFUSERS_WEIGHTS` or `WEIGHTS`, which says of which library it is.
+        wanted: the folder's contents, for the error.
+
+    Raises:
+        ValueError: the weights are missing, unreadable or do not cover the model.
+    """
+    import diffusers
+    import transformers
+
+    find_file(folder, weights, wanted=wanted)
+    source = diffusers if weights == DIFFUSERS_WEIGHTS else transformers
+    try:
+        model, info = getattr(source, kind).from_pretrained(
+            folder, output_loading_info=True, use_safetensors=True, local_files_only=True
+        )
+    except _UNREADABLE as error:
+        raise ValueError(f"{folder / weights} cannot be read as {kind} ({_reason(error)}): fetch it again") from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ValueError(f"{folder / weights} lacks {len(missing)} weights of {kind} ({missing[0]}, ...)")
+    return model.float()
+
+
+def _reason(error: BaseException) -> str:
+    """The error in at most one short line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"

@@ -1,0 +1,43 @@
+"""`python -m miniature.demo`: a small corpus, the run that configs/demo.yaml describes, its report and scorecard."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from pipelines.engine.storage import Storage
+from pipelines.errors import run_command
+from pipelines.progress import human_time
+from pipelines.run_config import load_config
+
+CONFIG = "configs/demo.yaml"
+CLIPS, SEED = 120, 0
+SCORECARD = "report/scorecard.html"
+"""Key in the store."""
+
+
+def main() -> None:
+    """Make what is missing; a second call finds nothing to do, and loads neither torch nor ray."""
+    from miniature.world.corpus import generate_corpus
+    from pipelines.cli.soundcap import execute
+    from pipelines.report.build import REPORT, build_report
+
+    started = time.monotonic()
+    config, unwarned = load_config(CONFIG), load_config(CONFIG, ["captions.warnings=null"])
+    generate_corpus(Path(config.source.folder).parent, clips=CLIPS, seed=SEED, workers=os.cpu_count() or 1)
+    execute(unwarned, until="captions")  # for the scorecard alone: the teacher's captions without warnings
+    computed = execute(config)
+    storage = Storage(config.root)
+    if computed or not storage.exists(REPORT) or not storage.exists(SCORECARD):
+        from miniature.scorecard import write_scorecard  # loads scipy, which takes a second
+
+        build_report(config)
+        print("\n".join(write_scorecard(config, unwarned, SCORECARD)))
+    print(f"report: {storage.address(REPORT)}")
+    print(f"scorecard: {storage.address(SCORECARD)}")
+    print(f"demo: {human_time(time.monotonic() - started)}")
+
+
+if __name__ == "__main__":
+    run_command("demo", main, interrupted="the same command goes on where it stopped")

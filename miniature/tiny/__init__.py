@@ -1,0 +1,1 @@
+"""Checkpoints in the real architectures with a few random weights."""

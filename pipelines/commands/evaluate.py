@@ -1,0 +1,97 @@
+"""Scores of generated sound against the originals, paired by file name: the body of `flowley evaluate`."""
+
+from __future__ import annotations
+
+import math
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flowley.metrics import score
+from pipelines.errors import UserError, one_line
+from pipelines.media.clip import NormaliserSettings
+from pipelines.media.faults import MediaError, NoAudioStream
+from pipelines.media.normalise import normalise
+from pipelines.media.probe import open_source, probe
+from pipelines.media.process import Deadline, log_tail, run
+from pipelines.media.read import read_audio
+from pipelines.media.videos import DEADLINE_S, picture_duration_s
+
+CLOCK_FPS = 25
+"""Sound of a video is taken in whole frames of this rate, from the first picture on, as clips are made."""
+
+
+def evaluate(generated: Path, original: Path, *, hz: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """The scores of `flowley.metrics.score` and the names of the clips.
+
+    `generated` and `original` are two files, or two folders of videos or sound files whose stems tell the pairs.
+    An original may be longer than what was generated from it; its rest is left out. Raises UserError.
+    """
+    pairs = _pairs(generated, original, say)
+    waves: list[tuple[np.ndarray, np.ndarray]] = []
+    for one, other in pairs.values():
+        try:
+            wave = read_sound(one, hz)
+            waves.append((wave, read_sound(other, hz)[: len(wave)]))
+        except (MediaError, OSError) as error:
+            raise UserError(one_line(error)) from error
+    names = list(pairs)
+    try:
+        scores = score([g for g, _ in waves], [o for _, o in waves], hz)
+    except ValueError as error:
+        named = re.sub(r"^clip (\d+)", lambda found: f"clip {names[int(found.group(1))]!r}", str(error))
+        raise UserError(named) from error
+    return {"clips": names, **scores.to_dict()}
+
+
+def read_sound(file: Path, hz: int) -> np.ndarray:
+    """(N,) mono float32 of a sound file, or of a video from its first picture on. Raises a MediaError."""
+    deadline = Deadline(DEADLINE_S)
+    if probe(file, deadline).video is None:
+        return _decode(file, hz, deadline)
+    source = open_source(file, deadline)
+    frames = max(1, math.floor(picture_duration_s(source, deadline) * CLOCK_FPS + 1e-6))
+    settings = NormaliserSettings(duration_s=frames / CLOCK_FPS, fps=CLOCK_FPS)
+    with tempfile.TemporaryDirectory(prefix="flowley-evaluate-") as folder:
+        sound = Path(folder) / "sound.flac"
+        normalise(source, None, sound, settings, deadline=deadline)
+        return read_audio(sound, hz)
+
+
+def _decode(file: Path, hz: int, deadline: Deadline) -> np.ndarray:
+    argv = ["ffmpeg", "-v", "level+error", "-nostdin", "-protocol_whitelist", "file,pipe", "-i", f"file:{file}"]
+    done = run([*argv, "-ac", "1", "-ar", str(hz), "-f", "f32le", "-"], subject=file.name, deadline=deadline)
+    wave = np.frombuffer(done.stdout, "<f4")
+    if done.returncode != 0 or wave.size == 0:
+        why = log_tail(done.stderr, file) or "no sound in it"
+        raise NoAudioStream(f"{file.name}: no sound could be read ({why}); wanted a video or a sound file")
+    return wave
+
+
+def _pairs(generated: Path, original: Path, say: Callable[[str], None]) -> dict[str, tuple[Path, Path]]:
+    if generated.is_file() and original.is_file():
+        return {generated.stem: (generated, original)}
+    ours, theirs = _by_stem(generated, "GENERATED"), _by_stem(original, "ORIGINAL")
+    alone = sorted(set(ours) - set(theirs))
+    if alone:
+        raise UserError(f"{len(alone)} generated files have no original of their name: {', '.join(alone[:5])}")
+    if len(theirs) > len(ours):
+        say(f"{len(theirs) - len(ours)} originals have nothing generated and are left out")
+    return {stem: (ours[stem], theirs[stem]) for stem in sorted(ours)}
+
+
+def _by_stem(folder: Path, what: str) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise UserError(f"{what} {folder}: wanted two files, or two folders with files of the same names")
+    files = sorted(f for f in folder.iterdir() if f.is_file() and not f.name.startswith("."))
+    doubled = sorted(stem for stem, count in Counter(f.stem for f in files).items() if count > 1)
+    if doubled:
+        raise UserError(f"{what} {folder}: several files are named {', '.join(doubled[:5])}; keep one of each")
+    if not files:
+        raise UserError(f"{what} {folder}: no files; wanted videos or sound files")
+    return {f.stem: f for f in files}

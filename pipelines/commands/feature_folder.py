@@ -1,0 +1,67 @@
+"""Folder of feature files, which `flowley extract` writes and `flowley train` reads.
+
+features.json    what they are made with
+av-*.arrow       picture and sound, some clips each
+text.arrow       captions, and the empty one under the clip id ""
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from flowley.features.dataset import FeatureDataset, Row, index_files
+from flowley.features.files import EMPTY_CAPTION_ID
+from flowley.network.feature_spec import FeatureSpec
+from pipelines.errors import UserError, user_input
+
+SPEC, TEXT, AV_PATTERN = "features.json", "text.arrow", "av-*.arrow"
+
+
+def read_spec(folder: Path) -> FeatureSpec | None:
+    """Record of how the features of a folder were made; None where there are none yet."""
+    file = folder / SPEC
+    if not file.is_file():
+        return None
+    with user_input():
+        return FeatureSpec.from_dict(json.loads(file.read_text()))
+
+
+def require_spec(folder: Path) -> FeatureSpec:
+    """The same. Raises UserError for a folder that `flowley extract` did not write."""
+    spec = read_spec(folder)
+    if spec is None:
+        raise UserError(f"{folder} has no {SPEC}; give a folder that `flowley extract` wrote")
+    return spec
+
+
+def write_spec(folder: Path, spec: FeatureSpec) -> None:
+    """Keeps the record. Raises UserError where the folder's features are made with something else."""
+    before = read_spec(folder)
+    if before is not None and before != spec:
+        differing = [name for name, value in spec.to_dict().items() if before.to_dict()[name] != value]
+        raise UserError(
+            f"-o {folder}: holds features of another {', '.join(differing)}; give a new folder, or the same options"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / SPEC).write_text(json.dumps(spec.to_dict(), indent=2) + "\n")
+
+
+def rows_by_clip(folder: Path, pattern: str) -> dict[str, Row]:
+    """Place of each clip's features in the files of that name."""
+    with user_input():
+        return index_files(sorted(folder.glob(pattern)))
+
+
+def open_dataset(folder: Path) -> tuple[FeatureDataset, int]:
+    """The clips that have picture, sound and a caption, and how many lack a caption.
+
+    Raises UserError for a folder that `flowley extract` did not write, or without such clips.
+    """
+    require_spec(folder)
+    av, text = rows_by_clip(folder, AV_PATTERN), rows_by_clip(folder, TEXT)
+    dataset = FeatureDataset.from_rows(av, text)
+    if not len(dataset):
+        captions = len(text.keys() - {EMPTY_CAPTION_ID})
+        raise UserError(f"{folder} has {len(av)} clips and {captions} captions, none of the same clip; extract again")
+    return dataset, len(av) - len(dataset)

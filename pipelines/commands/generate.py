@@ -1,0 +1,278 @@
+"""Sound for silent videos: the body of `flowley generate`, of `soundcap generate` and of the page."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+from flowley.network.feature_spec import FeatureSpec
+from flowley.sampling.generator import Generator, SilentVideo, clip_seed, open_network
+from flowley.sampling.solvers import SampleSettings
+from pipelines.engine.store import Output, latest, open_store
+from pipelines.errors import RunError, UserError, one_line, user_input
+from pipelines.media.clip import NormaliserSettings
+from pipelines.media.faults import FfmpegMissing, MediaError
+from pipelines.media.mux import mux
+from pipelines.media.probe import Source
+from pipelines.media.videos import PreparedVideo, find_videos, prepare_video, settings_for, targets_of
+from pipelines.run_config import Config
+from pipelines.stages.captioner import ADAPTER_FOLDER
+from pipelines.stages.captions import CaptionWorker
+from pipelines.stages.features import features_recipe
+from pipelines.stages.flowley import MODEL_FOLDER
+from pipelines.stages.silent_captions import SilentCaptionsStage
+from soundcap.engines import EngineError
+from soundcap.request import CaptionRequest
+
+Say = Callable[[str], None]
+FAULTS_OF_ONE = (MediaError, OSError, ValueError)
+"""Faults of one video, which leave the others as they are."""
+
+
+# --- batches of videos ----------------------------------------------------------------------------------------
+
+
+@dataclass
+class VideoBatches:
+    """Maker of sound for videos, in batches.
+
+    Attributes:
+        generator: network, encoders and codec.
+        settings: of the sampler.
+        normalised: how a video is normalised for the network, its duration included.
+        caption: of a video, in words.
+        negative: what no sound should be.
+        seed: with a video's name, decides its noise.
+        batch: videos at once.
+        say: gets one line for each video.
+    """
+
+    generator: Generator
+    settings: SampleSettings
+    normalised: Callable[[Source], NormaliserSettings]
+    caption: Callable[[PreparedVideo], str]
+    negative: str | None
+    seed: int
+    batch: int
+    say: Say
+    _failed: list[str] = field(default_factory=list, init=False)
+
+    def write(self, videos: Sequence[Path], targets: Sequence[Path]) -> list[Path]:
+        """Writes each video with its sound to its target. Returns those written.
+
+        Raises:
+            RunError: a video failed (after the rest), or ffmpeg is missing.
+            UserError: encoders that are not the network's.
+        """
+        written: list[Path] = []
+        pairs = list(zip(videos, targets, strict=True))
+        try:
+            for start in range(0, len(pairs), self.batch):
+                with tempfile.TemporaryDirectory(prefix="flowley-generate-") as folder:
+                    written += self._batch(pairs[start : start + self.batch], Path(folder))
+        except FfmpegMissing as error:
+            raise RunError(one_line(error)) from error
+        if self._failed:
+            raise RunError(f"{len(self._failed)} of {len(pairs)} videos failed: {', '.join(self._failed)}")
+        return written
+
+    def _batch(self, pairs: Sequence[tuple[Path, Path]], folder: Path) -> list[Path]:
+        ready: list[tuple[Path, Path, PreparedVideo, SilentVideo]] = []
+        for number, (video, target) in enumerate(pairs):
+            try:
+                own = folder / str(number)
+                own.mkdir()
+                prepared = prepare_video(video, own, self.normalised)
+                ready.append((video, target, prepared, self._silent(video, prepared)))
+            except FAULTS_OF_ONE as error:
+                self._fail(video, error)
+        if not ready:
+            return []
+        silent = [one for *_, one in ready]
+        with user_input():  # what is left to be wrong is the same for all: encoders that are not the network's
+            waves = self.generator.generate(silent, self.settings, video_hz=self._hz, negative=self.negative)
+        written = []
+        for (video, target, prepared, one), wave in zip(ready, waves, strict=True):
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                mux(prepared.played, wave.numpy(), self.generator.encoders.codec.audio_hz, target)
+            except FAULTS_OF_ONE as error:
+                self._fail(video, error)
+                continue
+            self.say(f"{target}: {one.caption or 'from the picture alone'} ({prepared.duration_s:g} s)")
+            written.append(target)
+        return written
+
+    def _silent(self, video: Path, prepared: PreparedVideo) -> SilentVideo:
+        seed = clip_seed(video.name, self.seed)
+        silent = SilentVideo(prepared.frames(self._hz), self.caption(prepared), seed, prepared.duration_s)
+        self.generator.check(silent)
+        return silent
+
+    @property
+    def _hz(self) -> float:
+        return float(self.generator.network.config.r_v)
+
+    def _fail(self, video: Path, error: BaseException) -> None:
+        self._failed.append(video.name)
+        self.say(f"{video}: {type(error).__name__}: {one_line(error)}")
+
+
+# --- flowley generate -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateOptions:
+    """Options of `flowley generate` and of the page. `duration_s`: None is the training's."""
+
+    settings: SampleSettings
+    caption: str | None = None
+    negative: str | None = None
+    seed: int = 0
+    duration_s: float | None = None
+    whole: bool = False
+    batch: int = 8
+
+    def __post_init__(self) -> None:
+        if self.whole and self.duration_s is not None:
+            raise UserError(f"--whole and --duration {self.duration_s:g}: give one of them")
+        if self.duration_s is not None and not self.duration_s > 0:
+            raise UserError(f"--duration {self.duration_s:g}: wanted > 0 s")
+        if self.batch < 1:
+            raise UserError(f"--batch {self.batch}: wanted at least 1")
+        if self.negative is not None and self.settings.guidance == 1:
+            raise UserError("--negative needs --guidance other than 1, which uses none")
+
+
+def open_generator(
+    checkpoint: str, features_of: Callable[[FeatureSpec | None], FeatureSpec], *, device: str
+) -> Generator:
+    """A checkpoint with its encoders, loaded.
+
+    Args:
+        checkpoint: folder, hub id, or a published file.
+        features_of: from the record of the checkpoint's features to those to use.
+        device: of everything.
+
+    Raises:
+        UserError: anything is missing or does not fit.
+    """
+    with user_input():
+        network = open_network(checkpoint)
+        generator = Generator(network, features_of(network.features), device=device)
+        generator.encoders.load()
+    return generator
+
+
+def generate(generator: Generator, videos: Sequence[Path], out: Path, options: GenerateOptions, say: Say) -> list[Path]:
+    """Writes the videos with their sound.
+
+    Raises:
+        UserError: options or paths that cannot be.
+        RunError: a video failed (after the rest).
+    """
+    found = find_videos(videos, say)
+    trained_s = generator.encoders.spec.duration_s
+    duration_s = None if options.whole else options.duration_s or trained_s
+    if options.caption is None:
+        say("no --caption: the sound follows the picture alone")
+    with user_input():
+        generator.encode_text([text for text in (options.caption, options.negative) if text is not None] or [""])
+    batches = VideoBatches(
+        generator,
+        replace(options.settings, window_s=trained_s),
+        normalised=partial(settings_for, duration_s=duration_s, least_hz=float(generator.network.config.r_v)),
+        caption=lambda video: options.caption or "",
+        negative=options.negative,
+        seed=options.seed,
+        batch=options.batch,
+        say=say,
+    )
+    return batches.write(found, targets_of(found, out))
+
+
+# --- soundcap generate ----------------------------------------------------------------------------------------
+
+
+def generate_from_run(
+    config: Config, videos: Sequence[Path], out: Path, *, caption: str | None, say: Say
+) -> list[Path]:
+    """Captions the first `clips.duration_s` of each video with a run's captioner, then makes its sound.
+
+    Args:
+        config: whose trained models to use.
+        videos: files.
+        out: an .mp4 file for one video, a folder for several.
+        caption: replaces the captioner's words.
+        say: gets lines.
+
+    Raises:
+        UserError: Flowley, or for its words the captioner, is not trained.
+        RunError: a video failed (after the rest).
+    """
+    for video in videos:
+        if not video.is_file():
+            raise UserError(f"{video}: no such video file")
+    targets = targets_of(videos, out)
+    captioner = None if caption is not None else SilentCaptioner(config)
+    generator = _generator(config)
+    if caption is not None:
+        with user_input():
+            generator.encode_text([caption])
+    section = config.samples
+    batches = VideoBatches(
+        generator,
+        section,
+        normalised=lambda source: config.clips,
+        caption=(lambda video: caption or "") if captioner is None else captioner.caption,
+        negative=None,
+        seed=section.seed,
+        batch=section.execution.batch_rows,
+        say=say,
+    )
+    try:
+        return batches.write(videos, targets)
+    except EngineError as error:  # the same for every video
+        raise RunError(one_line(error)) from error
+
+
+def _generator(config: Config) -> Generator:
+    output = _trained(config, "flowley")
+    features = features_recipe(config).spec(config.flowley.training.duration_s)
+    with output.storage.local(output.name(MODEL_FOLDER)) as folder:
+        return open_generator(str(folder), lambda _: features, device=config.samples.execution.device)
+
+
+def _trained(config: Config, stage: str) -> Output:
+    """The output that the last run of a stage stands on."""
+    storage = open_store(config.root)
+    fingerprint = latest(storage, stage)
+    if fingerprint is None:
+        raise UserError(f"stage {stage} has not run in {config.root!r}; run `soundcap run CONFIG` first")
+    return Output(storage, stage, fingerprint)
+
+
+class SilentCaptioner:
+    """A run's captioner. Loads the model when the first video needs it."""
+
+    def __init__(self, config: Config) -> None:
+        adapter = _trained(config, "captioner")
+        self.recipe = SilentCaptionsStage().recipe(config, adapter.storage)
+        execution = config.silent_captions.execution
+        self.worker = CaptionWorker(self.recipe, execution, adapter.storage, adapter.name(ADAPTER_FOLDER))
+        self._is_loaded = False
+
+    def caption(self, video: PreparedVideo) -> str:
+        """Sound of a silent video, in words."""
+        if not self._is_loaded:
+            self.worker.setup()
+            self._is_loaded = True
+        fps = self.recipe.frames.fps
+        request = CaptionRequest(self.recipe.prompts.render(""), video.frames(fps), fps, None)
+        [answer] = self.worker.engine.caption([request])
+        if isinstance(answer, Exception):
+            raise answer
+        return str(answer)

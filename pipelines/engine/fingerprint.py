@@ -1,0 +1,66 @@
+"""Digests of meaning: the same values give the same digest on every machine, whatever made them.
+
+A digest must never depend on a path, a region, a worker count or an object's default repr; what is not plain
+data is refused rather than guessed at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+FINGERPRINT_LENGTH = 12
+
+
+def canonical(value: Any, where: str = "value") -> Any:
+    """`value` as plain JSON data.
+
+    Raises:
+        TypeError: anything but None, bool, int, finite float, str, lists, tuples and str-keyed mappings of these;
+            `where` names the offender.
+    """
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise TypeError(f"{where}: got {value}, wanted a finite number")
+        return value
+    if isinstance(value, list | tuple):
+        return [canonical(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise TypeError(f"{where}: got the key {key!r}, wanted text keys only")
+        return {key: canonical(value[key], f"{where}.{key}") for key in sorted(value)}
+    raise TypeError(
+        f"{where}: got a {type(value).__name__}, which has no canonical form; wanted None, bool, int, float, "
+        "str, list or dict. Convert it to plain data first."
+    )
+
+
+def digest(value: Any) -> str:
+    """SHA-256, in hex, of the canonical JSON of `value`."""
+    text = json.dumps(canonical(value), ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def stage_fingerprint(stage: str, code_version: int, meaning: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """A stage output's identity: its name, code version, semantic fields and its inputs' output digests."""
+    identity = {"stage": stage, "code_version": code_version, "meaning": meaning, "inputs": inputs}
+    return digest(identity)[:FINGERPRINT_LENGTH]
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256, in hex, of a local file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_digest(folder: Path) -> str:
+    """Digest of a local folder: relative names and bytes of all files in it, hidden ones left out."""
+    files = [f for f in sorted(folder.rglob("*")) if f.is_file() and not f.name.startswith(".")]
+    return digest([[f.relative_to(folder).as_posix(), file_sha256(f)] for f in files])

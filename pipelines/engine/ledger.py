@@ -1,0 +1,124 @@
+"""Row ledger: every row a stage has ever computed, so that only missing rows are computed again.
+
+Append-only Parquet parts under `ledger/{stage}/`. The worker that made rows commits them as one part before it
+returns: a crash costs only what was in flight, and rows computed twice collapse on their key when read.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import pyarrow as pa
+
+from pipelines.engine.storage import Storage
+
+Status = Literal["ok", "quarantined"]
+
+SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("row_id", pa.string()),
+        ("status", pa.string()),
+        ("value", pa.string()),
+        ("error_class", pa.string()),
+        ("message", pa.string()),
+        ("written_at_s", pa.float64()),
+    ]
+)
+COMPACT_ABOVE_PARTS = 64
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A worker's report of a row it could not make."""
+
+    error_class: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One computed row. `key` is the digest of all that decides its value; `value` is plain JSON data."""
+
+    key: str
+    row_id: str
+    status: Status
+    value: dict[str, Any] = field(default_factory=dict)
+    error_class: str = ""
+    message: str = ""
+    written_at_s: float = field(default_factory=time.time)
+
+    @classmethod
+    def of(cls, row_id: str, key: str, result: dict[str, Any] | Failed) -> Entry:
+        """Entry of a worker's answer."""
+        if isinstance(result, Failed):
+            return cls(key, row_id, "quarantined", error_class=result.error_class, message=result.message)
+        return cls(key, row_id, "ok", value=result)
+
+
+class Worker(Protocol):
+    """Picklable maker of rows: sent to an actor, set up there once, given batches of tasks."""
+
+    def setup(self) -> None:
+        """Loads models. What goes wrong here ends the run."""
+
+    def process(self, tasks: list[dict[str, Any]]) -> list[dict[str, Any] | Failed]:
+        """Makes rows, in the order of their tasks."""
+
+
+class Ledger:
+    """Parts of one ledger, in the storage."""
+
+    def __init__(self, storage: Storage, stage: str) -> None:
+        self.storage = storage
+        self.folder = f"ledger/{stage}"
+
+    def commit(self, entries: Iterable[Entry]) -> None:
+        """Writes `entries` as one new part, durable when this returns."""
+        rows = [{**vars(entry), "value": json.dumps(entry.value, ensure_ascii=False)} for entry in entries]
+        if rows:
+            # The name sorts by time, which makes listings readable; uniqueness is the UUID's.
+            name = f"{self.folder}/{time.time_ns():020d}-{uuid.uuid4().hex[:12]}.parquet"
+            self.storage.write_table(name, pa.Table.from_pylist(rows, schema=SCHEMA))
+
+    def read(self) -> dict[str, Entry]:
+        """All rows by key. A good row outlives a quarantined one of the same key; else the first stands."""
+        entries: dict[str, Entry] = {}
+        for info in self.storage.files(self.folder):
+            try:
+                table = self.storage.read_table(info.name)
+            except FileNotFoundError:
+                continue  # compacted away by another driver between listing and reading; its rows come later
+            for row in table.to_pylist():
+                entry = Entry(**{**row, "value": json.loads(row["value"])})
+                known = entries.get(entry.key)
+                if known is None or _rank(entry) < _rank(known):
+                    entries[entry.key] = entry
+        return entries
+
+    def compact(self) -> None:
+        """Merges many small parts into one. Safe to interrupt: doubled rows collapse when read."""
+        parts = self.storage.files(self.folder)
+        if len(parts) <= COMPACT_ABOVE_PARTS:
+            return
+        self.commit(sorted(self.read().values(), key=lambda entry: (entry.row_id, entry.key)))
+        for info in parts:
+            self.storage.remove(info.name)
+
+
+def missing(keys: Mapping[str, str], known: Mapping[str, Entry], *, retry_failed: bool) -> list[str]:
+    """Row ids among `keys` (row id -> key) that have no entry yet, or a quarantined one to be tried again."""
+    return [
+        row_id
+        for row_id, key in keys.items()
+        if (entry := known.get(key)) is None or (retry_failed and entry.status == "quarantined")
+    ]
+
+
+def _rank(entry: Entry) -> tuple[bool, float]:
+    return entry.status != "ok", entry.written_at_s

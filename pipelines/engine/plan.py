@@ -1,0 +1,184 @@
+"""Plan and status of a run: which stages are done, which rows are missing, which field or prompt changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pipelines.engine.fingerprint import stage_fingerprint
+from pipelines.engine.ledger import Ledger
+from pipelines.engine.stage import Context, NotYetKnown, Stage
+from pipelines.engine.storage import Storage
+from pipelines.engine.store import RUNS, Manifest, Output, latest, latest_spec
+from pipelines.run_config import Config
+
+State = Literal["done", "to_run", "partial", "unknown"]
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One line of a plan. Counts and fingerprint are None where they depend on work not done yet."""
+
+    name: str
+    state: State
+    reason: str
+    rows_total: int | None
+    rows_to_run: int | None
+    fingerprint: str | None
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A stage whose inputs are all there: its identity and its place."""
+
+    context: Context
+    spec: dict[str, Any]
+    manifest: Manifest | None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the committed output stands. With `retry_failed`, one that quarantined rows does not."""
+        retried = self.context.retry_failed and self.manifest is not None and self.manifest.rows_quarantined > 0
+        return self.manifest is not None and not retried
+
+
+def resolve(
+    stage: Stage, config: Config, storage: Storage, done: Mapping[str, Output], **options: Any
+) -> Resolved | str:
+    """The stage's recipe and place, or the name of the first input stage that is not done yet."""
+    inputs: dict[str, Output] = {}
+    for name in stage.inputs(config):
+        if name not in done:
+            return name
+        inputs[name] = done[name]
+    digests = {name: output.committed().digest for name, output in inputs.items()}
+    recipe = stage.recipe(config, storage)
+    meaning = recipe.meaning()
+    output = Output(storage, stage.name, stage_fingerprint(stage.name, stage.code_version, meaning, digests))
+    spec = {
+        "stage": stage.name,
+        "code_version": stage.code_version,
+        "meaning": meaning,
+        "inputs": digests,
+        "origins": dict(recipe.origins),
+    }
+    return Resolved(Context(config, storage, inputs, output, recipe, **options), spec, output.manifest())
+
+
+def make_plan(stages: list[Stage], config: Config, storage: Storage, retry_failed: bool = False) -> list[StagePlan]:
+    """The plan of every stage in order. Reads the store; computes nothing."""
+    done: dict[str, Output] = {}
+    plans = []
+    for stage in stages:
+        try:
+            resolved = resolve(stage, config, storage, done, say=_silent, retry_failed=retry_failed)
+        except NotYetKnown as unknown:
+            total, to_run = unknown.counts.total, unknown.counts.to_run
+            state: State = "partial" if to_run < total else "to_run"
+            plans.append(StagePlan(stage.name, state, str(unknown), total, to_run, None))
+            continue
+        if isinstance(resolved, str):
+            first = next(plan.name for plan in plans if plan.name == resolved or plan.state != "done")
+            plans.append(StagePlan(stage.name, "unknown", f"unknown until {first}", None, None, None))
+            continue
+        plan = _plan_one(stage, resolved)
+        plans.append(plan)
+        if plan.state == "done":
+            done[stage.name] = resolved.context.output
+    return plans
+
+
+def _plan_one(stage: Stage, resolved: Resolved) -> StagePlan:
+    fingerprint, manifest = resolved.context.output.fingerprint, resolved.manifest
+    if manifest is not None and resolved.is_done:
+        return StagePlan(stage.name, "done", "nothing to do", manifest.rows_in, 0, fingerprint)
+    counts = stage.work(resolved.context).counts
+    state: State = "partial" if counts.to_run < counts.total - counts.refused or _begun(resolved) else "to_run"
+    reason = explain(latest_spec(resolved.context.storage, stage.name), resolved.spec)
+    if manifest is not None:
+        reason = f"{manifest.rows_quarantined} quarantined rows to try again"
+    return StagePlan(stage.name, state, reason, counts.total, counts.to_run, fingerprint)
+
+
+def _begun(resolved: Resolved) -> bool:
+    """Whether an interrupted run left working files of this very output."""
+    storage, output = resolved.context.storage, resolved.context.output
+    return bool(storage.files(output.folder, recursive=True)) or any(
+        info.name.startswith(f"{RUNS}/{output.folder}")
+        for info in storage.files(f"{RUNS}/{output.stage}", recursive=True)
+    )
+
+
+def read_status(stages: list[Stage], config: Config, storage: Storage) -> list[dict[str, Any]]:
+    """One record for each stage: state as in a plan, figures of its last committed output, quarantined rows."""
+    plans = make_plan(stages, config, storage)
+    return [_status_of(stage, plan, storage) for stage, plan in zip(stages, plans, strict=True)]
+
+
+def _status_of(stage: Stage, plan: StagePlan, storage: Storage) -> dict[str, Any]:
+    fingerprint = latest(storage, stage.name)
+    output = Output(storage, stage.name, fingerprint) if fingerprint else None
+    manifest = output.manifest() if output else None
+    return {
+        "name": stage.name,
+        "state": plan.state,
+        "reason": plan.reason,
+        "fingerprint": fingerprint,
+        "rows_in": manifest.rows_in if manifest else 0,
+        "rows_out": manifest.rows_out if manifest else 0,
+        "rows_quarantined": manifest.rows_quarantined if manifest else 0,
+        "rows_in_ledger": sum(len(Ledger(storage, name).read()) for name in stage.ledgers),
+        "seconds": manifest.seconds if manifest else 0.0,
+        "figures": manifest.figures if manifest else {},
+        "quarantine": output.quarantine() if output and manifest else [],
+    }
+
+
+def explain(before: dict[str, Any] | None, now: dict[str, Any]) -> str:
+    """Why an output has to be made: what differs from the one used last, named as a person would edit it."""
+    if before is None:
+        return "never run"
+    changes = [f"input {name} changed" for name in now["inputs"] if before["inputs"].get(name) != now["inputs"][name]]
+    if before["code_version"] != now["code_version"]:
+        changes.append(f"code version: {before['code_version']} -> {now['code_version']}")
+    old, new = flatten(before["meaning"]), flatten(now["meaning"])
+    named: list[str] = []
+    for path in sorted(old.keys() | new.keys()):
+        if old.get(path) == new.get(path):
+            continue
+        origin = _origin(path, now["origins"]) or _origin(path, before["origins"])
+        named.append(f"{origin} changed" if origin else _change(path, old, new))
+    changes += list(dict.fromkeys(named))
+    return "; ".join(changes) if changes else "interrupted before it was finished"
+
+
+def flatten(value: Any, path: str = "") -> dict[str, Any]:
+    """Nested plain data as {dotted path: leaf}; list items are `path[i]`."""
+    if isinstance(value, dict) and value:
+        return {k: v for key in value for k, v in flatten(value[key], f"{path}.{key}" if path else key).items()}
+    if isinstance(value, list | tuple) and value:
+        return {k: v for i, item in enumerate(value) for k, v in flatten(item, f"{path}[{i}]").items()}
+    return {path: value}
+
+
+def _origin(path: str, origins: Mapping[str, str]) -> str | None:
+    fitting = [prefix for prefix in origins if path == prefix or path.startswith((f"{prefix}.", f"{prefix}["))]
+    return origins[max(fitting, key=len)] if fitting else None
+
+
+def _change(path: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    if path not in old:
+        return f"{path}: now {_short(new[path])}"
+    if path not in new:
+        return f"{path}: {_short(old[path])} removed"
+    return f"{path}: {_short(old[path])} -> {_short(new[path])}"
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 24 else f"{text[:21]}..."
+
+
+def _silent(message: str) -> None:
+    pass

@@ -1,0 +1,139 @@
+"""Training under Ray Train: processes, resumption from the last checkpoint, and workers' lines on the driver.
+
+Ray is imported where it is used, so that stages can be planned without it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import RunError, UserError, one_line
+
+POLL_EVERY_S = 1.0
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRun:
+    """Where and on how many processes to train. None of it changes what is learnt."""
+
+    name: str
+    """The same name and storage go on with an earlier run; use the stage's fingerprint."""
+    storage_path: str
+    """Folder on a disk that all nodes share, or an address such as s3://bucket/prefix; for checkpoints."""
+    num_workers: int = 1
+    """Processes; with `use_gpu`, one GPU each."""
+    cpus_per_worker: int = 1
+    """Cores that Ray reserves per process, and threads that torch uses."""
+    use_gpu: bool = False
+    max_failures: int = 2
+    """Restarts after a crash, each from the latest checkpoint."""
+
+    def renamed(self, name: str) -> TrainingRun:
+        """The same run under another name."""
+        return replace(self, name=name)
+
+
+def train_under_ray(
+    label: str, work: Callable[[Say], str | None], run: TrainingRun, output_dir: Path, say: Say
+) -> None:
+    """Runs `work` in every process of `run`, or goes on with it, and puts the last checkpoint into `output_dir`.
+
+    Args:
+        label: for messages.
+        work: the whole life of one process; it is sent there. Takes a function whose lines reach `say`. Returns
+            what the user must mend, or None: an exception would only be tried again.
+        run: where and on how many processes. Ray must be initialised.
+        output_dir: local folder.
+        say: gets lines of progress, in this process.
+
+    Raises:
+        UserError: `work` returned a message.
+        RunError: training failed more often than `run.max_failures`.
+    """
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchTrainer
+
+    resources = {"CPU": run.cpus_per_worker} | ({"GPU": 1} if run.use_gpu else {})
+    try:
+        with lines_from_workers(say) as say_from_worker:
+            result = TorchTrainer(
+                lambda: work(say_from_worker),
+                scaling_config=ScalingConfig(
+                    num_workers=run.num_workers, use_gpu=run.use_gpu, resources_per_worker=resources
+                ),
+                run_config=RunConfig(
+                    name=run.name,
+                    storage_path=run.storage_path,
+                    failure_config=FailureConfig(max_failures=run.max_failures),
+                    checkpoint_config=CheckpointConfig(num_to_keep=1),
+                ),
+            ).fit()
+    except TrainingFailedError as error:
+        raise RunError(f"{label}: {_cause_of(error)}") from error
+    if result.return_value is not None:
+        raise UserError(f"{label}: {result.return_value}")
+    assert result.checkpoint is not None, "a process that returns no message has reported its last checkpoint"
+    result.checkpoint.to_directory(str(output_dir))
+
+
+def _cause_of(error: Exception) -> str:
+    """The error of the first worker that failed, on one line."""
+    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
+    cause = failures[min(failures)] if failures else error
+    return f"{type(cause).__name__}: {one_line(cause)}"
+
+
+# --- lines of workers -----------------------------------------------------------------------------------------
+
+
+class LineBox:
+    """Actor that keeps the lines said since the driver last looked."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def put(self, line: str) -> None:
+        self.lines.append(line)
+
+    def take(self) -> list[str]:
+        lines, self.lines = self.lines, []
+        return lines
+
+
+@contextmanager
+def lines_from_workers(say: Say) -> Iterator[Say]:
+    """A function to send to workers: each line given to it there is given to `say` here, a little later.
+
+    It never waits, so training does not depend on whether anyone listens.
+    """
+    import ray
+
+    box: Any = ray.remote(num_cpus=0, max_restarts=-1)(LineBox).remote()
+    done = threading.Event()
+
+    def forward() -> None:
+        last = False
+        while not last:
+            last = done.wait(POLL_EVERY_S)  # look once more after the end
+            try:
+                lines = ray.get(box.take.remote())
+            except ray.exceptions.RayError:
+                continue  # the box's process died: it restarts empty, and training is not to suffer for it
+            for line in lines:
+                say(line)
+
+    thread = threading.Thread(target=forward, name="lines-from-workers", daemon=True)
+    thread.start()
+    try:
+        yield lambda line: box.put.remote(line)
+    finally:
+        done.set()
+        thread.join()
+        ray.kill(box)

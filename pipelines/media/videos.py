@@ -1,0 +1,148 @@
+"""Videos of a person: found, named, and normalised for the network and for being played with new sound."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from pipelines.errors import UserError
+from pipelines.media.clip import NormaliserSettings
+from pipelines.media.faults import MediaError, TooShort
+from pipelines.media.normalise import normalise
+from pipelines.media.probe import Source, open_source, probe, require_picture
+from pipelines.media.process import Deadline, run
+from pipelines.media.read import read_frames
+
+PLAYED_LONG_SIDE_PX, PLAYED_CRF = 1920, 16
+MAX_FPS = 60
+DEADLINE_S = 600.0
+DEADLINE_PER_S = 20.0
+"""More for each second of a long video."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedVideo:
+    """One video in two sizes: as the network sees it, and as it is played."""
+
+    seen: Path
+    played: Path
+    duration_s: float
+
+    def frames(self, hz: float) -> np.ndarray:
+        """(T, H, W, 3) uint8 RGB at `hz`, T = duration_s * hz rounded down; possibly none."""
+        if self.duration_s * hz < 1:
+            return np.empty((0, 1, 1, 3), np.uint8)
+        return read_frames(self.seen, hz)
+
+
+def prepare_video(path: Path, folder: Path, settings: Callable[[Source], NormaliserSettings]) -> PreparedVideo:
+    """Writes both sizes of a video into `folder`.
+
+    Args:
+        path: the video.
+        folder: empty.
+        settings: of the size that the network sees; its duration, at most the video's, is that of both.
+
+    Raises:
+        MediaError: it cannot be read.
+    """
+    source = open_source(path, Deadline(DEADLINE_S))
+    seen = settings(source)
+    played = replace(seen, long_side_px=PLAYED_LONG_SIDE_PX, crf=PLAYED_CRF)
+    deadline = Deadline(DEADLINE_S + DEADLINE_PER_S * seen.duration_s)
+    made = PreparedVideo(folder / f"{path.stem}.seen.mp4", folder / f"{path.stem}.played.mp4", seen.duration_s)
+    normalise(source, made.seen, None, seen, deadline=deadline)
+    normalise(source, made.played, None, played, deadline=deadline)
+    return made
+
+
+def settings_for(source: Source, *, duration_s: float | None, least_hz: float) -> NormaliserSettings:
+    """As much of a video as there is, at most `duration_s`, in whole frames at a rate near its own.
+
+    Raises:
+        MediaError: it is shorter than one frame.
+    """
+    fps = max(1, min(MAX_FPS, round(source.video.fps or 25)))
+    fps *= math.ceil(least_hz / fps)
+    picture_s = picture_duration_s(source, Deadline(DEADLINE_S))
+    wanted_s = picture_s if duration_s is None else min(duration_s, picture_s)
+    frames = math.floor(wanted_s * fps + 1e-6)
+    if frames < 1:
+        raise TooShort(f"{source.name}: {picture_s:.3f} s of picture; wanted two frames at least: give a longer video")
+    return NormaliserSettings(duration_s=frames / fps, fps=fps)
+
+
+def picture_duration_s(source: Source, deadline: Deadline) -> float:
+    """From the first picture shown to the end of the last, by the packets: headers may lack it or be wrong.
+
+    Raises:
+        MediaError: the deadline passed.
+    """
+    argv = ["ffprobe", "-v", "error", "-protocol_whitelist", "file", "-select_streams", str(source.video.index)]
+    argv += ["-show_entries", "packet=pts_time,duration_time", "-of", "json", f"file:{source.path}"]
+    packets = json.loads(run(argv, subject=source.name, deadline=deadline).stdout or b"{}").get("packets", [])
+    usual_s = 1 / (source.video.fps or 25)
+    ends = [float(p["pts_time"]) + float(p.get("duration_time", usual_s)) for p in packets if "pts_time" in p]
+    if not ends:
+        return source.video.duration_s or 0.0
+    return max(0.0, max(ends) - source.origin_us / 1e6)
+
+
+def why_not_video(path: Path) -> str | None:
+    """None for a file with a picture, else why it is passed over."""
+    try:
+        require_picture(path, probe(path, Deadline(DEADLINE_S)))
+    except MediaError as error:
+        return str(error)
+    return None
+
+
+def find_videos(paths: Sequence[Path], say: Callable[[str], None]) -> list[Path]:
+    """The files given, and the videos of the folders given, by name; other files of folders are named and passed over.
+
+    Raises UserError for a path that is not there and when nothing is left.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            for file in sorted(p for p in path.iterdir() if p.is_file()):
+                why_not = why_not_video(file)
+                if why_not is None:
+                    found.append(file)
+                else:
+                    say(f"passed over {why_not}")
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise UserError(f"{path}: no such video file or folder")
+    if not found:
+        raise UserError(f"no videos in {', '.join(map(str, paths))}; give video files, or a folder that holds some")
+    return found
+
+
+def targets_of(videos: Sequence[Path], out: Path) -> list[Path]:
+    """Where each video's result goes: `out` is an .mp4 file for one video, a folder for several."""
+    if out.suffix == ".mp4":
+        if len(videos) != 1:
+            raise UserError(f"-o {out}: one file for {len(videos)} videos; give a folder instead")
+        targets = [out]
+    else:
+        names = [f"{video.stem}.mp4" for video in videos]
+        doubled = sorted(name for name, count in Counter(names).items() if count > 1)
+        if doubled:
+            raise UserError(
+                f"-o {out}: several videos would become {', '.join(doubled)}; rename them or run them apart"
+            )
+        if out.is_file():
+            raise UserError(f"-o {out}: a file; give a folder, or a name that ends in .mp4")
+        targets = [out / name for name in names]
+    own = [target for video, target in zip(videos, targets, strict=True) if target.resolve() == video.resolve()]
+    if own:
+        raise UserError(f"-o {out}: {own[0]} would be written over; give another folder")
+    return targets

@@ -1,1 +1,0 @@
-"""The models of the miniature: ordinary checkpoints in the real architectures, trained here from scratch."""

@@ -1,0 +1,346 @@
+"""Configuration of a run: YAML checked into frozen models, one section for each stage.
+
+Fields of a section decide what the stage makes and are hashed into its fingerprint; fields of its `execution`
+block decide how fast and where, and are never hashed. Paths are relative to the working directory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+
+from flowley.network.presets import preset
+from flowley.sampling.solvers import SampleSettings
+from flowley.training.settings import RECIPES, TrainExecution, TrainSettings
+from pipelines.errors import UserError, hint
+from pipelines.media.clip import NormaliserSettings
+from soundcap.curate import Rules
+from soundcap.engines import EngineExecution, EngineOptions
+from soundcap.finetune_settings import FinetuneExecution, FinetuneSettings
+from soundcap.request import FrameSettings, Sampling
+
+Split = Literal["train", "test"]
+
+MOVED_KEYS = {
+    "captioner.training.frames_fps": "captioner.training.frames.fps",
+    "captioner.training.min_frame_px": "captioner.training.frames.min_px",
+    "captioner.training.max_frame_px": "captioner.training.frames.max_px",
+    "curation.rules.music_words": "`violations` of the warning `music` in prompts/warnings.yaml",
+    "curation.rules.music_labels": "`except_labels` of the warning `music` in prompts/warnings.yaml",
+    "curation.rules.speech_words": "`violations` of the warning `speech` in prompts/warnings.yaml",
+    "curation.rules.speech_labels": "`except_labels` of the warning `speech` in prompts/warnings.yaml",
+    "miniature": "an option of `python -m miniature`",
+}
+"""New names of keys that have moved: an old configuration is told, not read."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ModelRef(Section):
+    """A checkpoint: a local folder, or a hub id with the commit it is pinned to."""
+
+    path: str
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Fan-out of a stage's rows. A crash can cost a batch."""
+
+    workers: Annotated[int, Field(ge=1)] = 2
+    cpus_per_worker: Annotated[float, Field(ge=0)] = 1
+    gpus_per_worker: Annotated[float, Field(ge=0)] = 0
+    batch_rows: Annotated[int, Field(ge=1)] = 8
+    batch_deadline_s: Annotated[float, Field(gt=0)] = 1800
+
+
+class SourceConfig(Section):
+    """Where the raw clips are: a folder, or VGGSound's headerless CSV (id, start_s, label, split) plus a folder."""
+
+    folder: str
+    csv: str | None = None
+    split: Split | None = Field(default=None, description="puts every clip into this split")
+    test_fraction: float = Field(default=0.1, ge=0, le=1, description="of a folder without CSV or split")
+
+
+@dataclass(frozen=True)
+class ClipsExecution(Workers):
+    deadline_s: Annotated[float, Field(gt=0, description="for one file; then it is quarantined")] = 120
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipsConfig(NormaliserSettings):
+    """Normalised clips."""
+
+    execution: ClipsExecution = ClipsExecution()
+
+
+@dataclass(frozen=True)
+class CaptioningExecution(Workers, EngineExecution):
+    """Fan-out and engine of a stage that captions."""
+
+
+class CaptionsConfig(Section):
+    """Sound-aware captions of picture and sound by an audio-visual language model."""
+
+    model: ModelRef
+    instruction: str = "prompts/av_caption.yaml"
+    warnings: str | None = "prompts/warnings.yaml"
+    frames: FrameSettings = FrameSettings()
+    sampling: Sampling = Sampling()
+    execution: CaptioningExecution = CaptioningExecution()
+
+
+class CurationConfig(Section):
+    """Which captions the captioner may learn from."""
+
+    rules: Rules = Rules()
+
+
+class TrainingExecution(Section):
+    workers: int = Field(default=1, ge=1)
+    cpus_per_worker: float = Field(default=1, ge=0)
+    use_gpu: bool = True
+    max_failures: int = Field(default=2, ge=0, description="worker crashes survived before the stage gives up")
+
+
+class CaptionerExecution(TrainingExecution):
+    settings: FinetuneExecution = FinetuneExecution()
+
+
+class CaptionerConfig(Section):
+    """LoRA fine-tuning of a vision-language model on silent video."""
+
+    model: ModelRef
+    adapter: str | None = Field(default=None, description="folder of a trained adapter to use; nothing is trained")
+    instruction: str = "prompts/silent_caption.yaml"
+    training: FinetuneSettings = FinetuneSettings()
+    execution: CaptionerExecution = CaptionerExecution()
+
+
+class SilentCaptionsConfig(Section):
+    """Captions of silent video; model, instruction and frames are the captioner's."""
+
+    sampling: Sampling = Sampling()
+    execution: CaptioningExecution = CaptioningExecution()
+
+
+@dataclass(frozen=True)
+class FeaturesExecution(Workers):
+    device: str = "cuda"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+class CodecConfig(Section):
+    """Between sound and the latent frames Flowley generates. All but `log_mel` load weights: a folder or hub id."""
+
+    name: Literal["log_mel", "mmaudio_16k", "oobleck", "audioldm2", "log_mel_pca"] = "log_mel"
+    path: str | None = None
+    revision: str | None = None
+
+    @model_validator(mode="after")
+    def _weights_or_none(self) -> CodecConfig:
+        if self.name == "log_mel" and self.path is not None:
+            raise ValueError(f"features.codec.path: got {self.path!r}, but log_mel has no weights; leave it out")
+        if self.name != "log_mel" and self.path is None:
+            raise ValueError(f"features.codec.path: missing; codec {self.name} loads its weights from there")
+        return self
+
+
+class FeaturesConfig(Section):
+    """What Flowley learns from. `captions` says whose text: a row of the paper's ablation."""
+
+    captions: Literal["none", "label", "captions", "silent_captions"] = "silent_captions"
+    visual: ModelRef
+    text: ModelRef
+    codec: CodecConfig = CodecConfig()
+    sync: str | None = Field(
+        default=None,
+        description="folder or s3:// address of given synchronisation features, {video file's stem}.npy (L, C) each, "
+        "for presets that take them",
+    )
+    execution: FeaturesExecution = FeaturesExecution()
+
+
+class FlowleyExecution(TrainingExecution):
+    settings: TrainExecution = TrainExecution()
+
+
+class FlowleyConfig(Section):
+    """Training of the video-to-audio model.
+
+    `overrides` change fields of the preset's network, `training` fields of its published recipe; `steps` and
+    `batch_size` are always given.
+    """
+
+    preset: str = Field(default="flowley_169m", validate_default=True)
+    overrides: dict[str, Any] = Field(default_factory=dict)
+    checkpoint: str | None = Field(default=None, description="folder of a trained Flowley to use; nothing is trained")
+    training: TrainSettings
+    execution: FlowleyExecution = FlowleyExecution()
+
+    @field_validator("preset")
+    @classmethod
+    def _known_preset(cls, name: str) -> str:
+        preset(name)
+        return name
+
+    @field_validator("overrides")
+    @classmethod
+    def _known_network(cls, overrides: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        if "preset" in info.data:
+            preset(info.data["preset"], **overrides)
+        return overrides
+
+    @field_validator("training", mode="before")
+    @classmethod
+    def _changed_recipe(cls, changes: Any, info: ValidationInfo) -> Any:
+        if isinstance(changes, dict) and "preset" in info.data:
+            return RECIPES[info.data["preset"]] | changes
+        return changes
+
+    @model_validator(mode="after")
+    def _workers_fit(self) -> FlowleyConfig:
+        workers = self.execution.workers
+        if self.training.batch_size % workers:
+            raise ValueError(
+                f"flowley.training.batch_size: got {self.training.batch_size}, wanted a multiple of "
+                f"flowley.execution.workers = {workers}"
+            )
+        if self.execution.settings.sharding == "fsdp" and workers == 1:
+            raise ValueError(
+                "flowley.execution.settings.sharding: got 'fsdp' with one worker, which has no one to share with; "
+                "wanted none, or more flowley.execution.workers"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class SamplesExecution(Workers):
+    device: str = "cuda"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplesConfig(SampleSettings):
+    """Sound for the test split."""
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    execution: SamplesExecution = SamplesExecution()
+
+
+class ScoresConfig(Section):
+    """Metrics of the samples against the clips' own sound, both at `audio_hz`."""
+
+    audio_hz: int = Field(default=16_000, ge=8_000)
+
+
+for _settings in (
+    CaptioningExecution, ClipsConfig, ClipsExecution, EngineOptions, FeaturesExecution, FinetuneExecution,
+    FinetuneSettings, FrameSettings, Rules, SamplesConfig, SamplesExecution, Sampling, TrainExecution, TrainSettings,
+):  # fmt: skip
+    setattr(_settings, "__pydantic_config__", ConfigDict(extra="forbid"))  # noqa: B010 (mypy knows no such field)
+
+
+class Config(Section):
+    """A whole run."""
+
+    root: str = Field(description="where all state lives: a local folder or s3://bucket/prefix")
+    source: SourceConfig
+    clips: ClipsConfig = ClipsConfig()
+    captions: CaptionsConfig
+    curation: CurationConfig = CurationConfig()
+    captioner: CaptionerConfig
+    silent_captions: SilentCaptionsConfig = SilentCaptionsConfig()
+    features: FeaturesConfig
+    flowley: FlowleyConfig
+    samples: SamplesConfig = SamplesConfig()
+    scores: ScoresConfig = ScoresConfig()
+
+    @model_validator(mode="after")
+    def _fps_fit(self) -> Config:
+        for name, fps in (
+            ("captions.frames.fps", self.captions.frames.fps),
+            ("captioner.training.frames.fps", self.captioner.training.frames.fps),
+        ):
+            if fps > self.clips.fps:
+                raise ValueError(f"{name}: got {fps}, wanted at most clips.fps = {self.clips.fps}")
+        return self
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads and checks a configuration; `overrides` are `dotted.key=value` with YAML values.
+
+    Raises UserError: one line with the key, what was got and what was wanted.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"{path}: no such configuration file. Give the path of a YAML file, like configs/demo.yaml")
+    try:
+        data = yaml.safe_load(file.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: got {type(data).__name__}, wanted a mapping with keys like root and source")
+    for override in overrides:
+        _apply(data, override)
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        raise UserError(f"{path}: {_explain(error)}") from error
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    parts = key.split(".")
+    if not separator or not all(parts):
+        raise UserError(f"--set {override}: wanted key=value, for example --set clips.fps=25")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {override}: the value is not valid YAML; quote it if it is text") from error
+    for part in parts[:-1]:
+        inner = data.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise UserError(f"--set {override}: {part} is a value, not a section")
+        data = inner
+    data[parts[-1]] = value
+
+
+def _explain(error: ValidationError) -> str:
+    """Every fault of a configuration as `key: got, wanted`, on one line."""
+    return "; ".join(_explain_one(dict(fault)) for fault in error.errors())
+
+
+def _explain_one(fault: dict[str, Any]) -> str:
+    key = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        if key in MOVED_KEYS:
+            return f"{key}: this key is now {MOVED_KEYS[key]}"
+        return f"{key}: unknown key; {hint(str(fault['loc'][-1]), _fields_at(fault['loc'][:-1]))}"
+    if fault["type"] == "missing":
+        return f"{key}: missing; {'it is required' if key else 'wanted a value'}"
+    if fault["type"] == "value_error":
+        told = str(fault["ctx"]["error"])
+        return f"{key}.{told}" if dataclasses.is_dataclass(_type_at(fault["loc"])) else told
+    wanted = fault["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+    return f"{key}: got {fault['input']!r}, wanted {wanted}"
+
+
+def _fields_at(location: Sequence[int | str]) -> list[str]:
+    model = _type_at(location)
+    return [f.name for f in dataclasses.fields(model)] if dataclasses.is_dataclass(model) else list(model.model_fields)
+
+
+def _type_at(location: Sequence[int | str]) -> Any:
+    model: Any = Config
+    for part in location:
+        model = get_type_hints(model)[str(part)]
+    return model

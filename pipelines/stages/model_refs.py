@@ -1,0 +1,122 @@
+"""Models that the configuration names: their identity for recipes, their location for workers, weights taken over."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from pipelines.engine.fingerprint import file_sha256, folder_digest
+from pipelines.engine.stage import Context, Result
+from pipelines.errors import UserError
+from pipelines.run_config import CodecConfig, ModelRef
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model in a recipe. Its meaning is `identity` alone; `path` and `revision` are what workers load it from."""
+
+    identity: str
+    path: str
+    revision: str | None = None
+
+    def meaning(self) -> str:
+        """`id@revision` of a hub model, or the digest of a local folder's files."""
+        return self.identity
+
+
+def model_of(reference: ModelRef, key: str) -> Model:
+    """The model that a configuration key names.
+
+    Raises:
+        UserError: the folder is absent, or a hub id has no revision.
+    """
+    folder = Path(reference.path)
+    if folder.is_dir():
+        identity = "files:" + _digest_of(str(folder.resolve()), _listing(folder))
+        return Model(identity, str(folder.resolve()), reference.revision)  # workers run in other working directories
+    looks_local = folder.is_absolute() or reference.path.startswith(".") or reference.path.count("/") != 1
+    if looks_local:
+        raise UserError(
+            f"{key}.path: no such checkpoint folder {reference.path!r}; give a folder or a hub id owner/name"
+        )
+    if not reference.revision:
+        raise UserError(f"{key}.revision: missing; a hub model is pinned to a commit, or old captions would change")
+    return Model(f"{reference.path}@{reference.revision}", reference.path, reference.revision)
+
+
+@dataclass(frozen=True)
+class Codec:
+    """An audio codec in a recipe: its name and, where it has weights, theirs."""
+
+    name: str
+    weights: Model | None
+
+    @property
+    def path(self) -> str | None:
+        """Location of its weights."""
+        return None if self.weights is None else self.weights.path
+
+    @property
+    def revision(self) -> str | None:
+        """Revision of its weights, where they are a hub model."""
+        return None if self.weights is None else self.weights.revision
+
+    def meaning(self) -> str:
+        """`name`, or `name:identity of its weights`."""
+        return self.name if self.weights is None else f"{self.name}:{self.weights.identity}"
+
+
+def codec_of(reference: CodecConfig) -> Codec:
+    """The codec of the configuration. Raises UserError as `model_of`."""
+    if reference.path is None:
+        return Codec(reference.name, None)
+    weights = model_of(ModelRef(path=reference.path, revision=reference.revision), "features.codec")
+    return Codec(reference.name, weights)
+
+
+def _listing(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    files = [f for f in sorted(folder.rglob("*")) if f.is_file()]
+    return tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files)
+
+
+@lru_cache
+def _digest_of(folder: str, listing: tuple[tuple[str, int, int], ...]) -> str:
+    """Keyed on the listing too, so that a folder that changed within one process is read again."""
+    return folder_digest(Path(folder))
+
+
+# --- weights taken over instead of trained ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Trained weights that the configuration names: the stage takes them over, and later stages see no difference."""
+
+    folder: str
+    files: dict[str, str]
+    """SHA-256 by name."""
+
+    def meaning(self) -> dict[str, str]:
+        """The files' digests."""
+        return self.files
+
+
+def weights_of(folder: str, names: Sequence[str], key: str) -> Weights:
+    """The weights in a folder. Raises UserError naming what is missing."""
+    missing = [name for name in names if not (Path(folder) / name).is_file()]
+    if missing:
+        raise UserError(f"{key}: {folder!r} has no {' and no '.join(missing)}; give a folder with {', '.join(names)}")
+    return Weights(folder, {name: file_sha256(Path(folder) / name) for name in names})
+
+
+def take_over(context: Context, weights: Weights, into: str, digest: str) -> Result:
+    """Copies the files into the stage's output. Its one row is the set of weights."""
+    with tempfile.TemporaryDirectory(prefix="soundcap-weights-") as copy:
+        for name in weights.files:
+            shutil.copyfile(Path(weights.folder) / name, Path(copy) / name)
+        context.storage.upload_folder(Path(copy), context.output.name(into))
+    return Result(1, 1, digest, figures={"weights": "given, not trained"})

@@ -1,1 +1,0 @@
-"""The command line `flowley`: the video-to-audio model by itself, in one process, without Ray or a store."""
