@@ -164,8 +164,8 @@ class Rows:
     """All rows of a stage.
 
     Attributes:
-        carried: by row id, columns of the output that decide nothing. A row's other columns are the values that
-            its worker made in each set. Row ids that only a set has are computed and are no rows of the output.
+        carried: by row id, in the order of the output, columns that decide nothing. A row's other columns are the
+            values that its worker made in each set. Row ids that only a set has are no rows of the output.
         sets: what is to be computed.
         refused: rows quarantined before any work.
     """
@@ -250,7 +250,7 @@ class RowWork:
         made: list[dict[str, Any]] = []
         meanings: list[Any] = []
         quarantined = list(self.rows.refused)
-        for row_id in sorted(self.rows.carried):
+        for row_id in self.rows.carried:
             keys = [one.keys[row_id] for one in sets]
             entries = [self.known[one.ledger][key] for one, key in zip(sets, keys, strict=True)]
             bad = next((entry for entry in entries if entry.status != "ok"), None)

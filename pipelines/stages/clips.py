@@ -150,7 +150,7 @@ class ClipsStage(RowStage):
             rows.append(Row(clip.name, {"source_sha256": sha256}, {"name": clip.name, "clip_id": clip_id}))
         execution = context.config.clips.execution
         worker = ClipWorker(recipe.normaliser.settings, Storage(recipe.folder), context.storage, execution.deadline_s)
-        return Rows(carried, [RowSet("clips", recipe, rows, worker)], refused)
+        return Rows(dict(sorted(carried.items())), [RowSet("clips", recipe, rows, worker)], refused)
 
     def execution(self, config: Config) -> Workers:
         return config.clips.execution
