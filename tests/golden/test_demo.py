@@ -22,7 +22,27 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 
 CONFIG = "configs/demo.yaml"
 UNWARNED = ("--set", "captions.warnings=null")
-TOLERANCES: dict[str, Any] = {}
+LEVEL, LOSS, SCORE = (0.02, 1e-4), (0.005, 0.0), (0.01, 1e-3)
+TOLERANCES = {
+    "rms": LEVEL,
+    "rms_of_quarters": LEVEL,
+    "centroid_hz": LEVEL,
+    "peak": (0.15, 0.0),
+    "figures": SCORE,
+    "first_loss": LOSS,
+    "last_loss": LOSS,
+    "validation_loss": LOSS,
+    "scores": SCORE,
+    "generated": SCORE,
+    "original": SCORE,
+    "duration_s": (0.0, 1e-3),
+}
+"""The same machine gives the same demo, to the last bit: captions, losses, sounds and scores.
+
+So these are for other processors, of which `test_generate.py` says more. Other noise for the sampler
+(`samples.seed=1`) moves the scores of all clips together by 1.5% to 20%. Clips that are trained on in another order
+move the losses of the flow by 2%, 7% and 11%.
+"""
 
 
 @dataclass(frozen=True)
