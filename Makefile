@@ -5,6 +5,8 @@ STAMP := $(VENV)/.installed
 
 # Small models on few cores: more threads than work cost more than they give.
 export OMP_NUM_THREADS := 1
+# Where bytecode is not kept, each of some 30 processes compiles torch anew.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test test-slow check gpu-check miniature setup clean
 

@@ -1,6 +1,6 @@
-"""How fast feature files become batches, against reading the same bytes and against what a GPU eats.
+"""Rate at which feature files become batches, against reading the same bytes and against the demand of a GPU.
 
-    loader  the training's own: FeatureDataset, StepSampler, collate in a DataLoader; the paper's settings, captions
+    loader  the training's own: FeatureDataset, step_clips, collate in a DataLoader; the paper's settings, captions
             of 40 tokens, clips in random order, batches of 256
     floor   the same files read from end to end into one buffer, nothing made of them
     need    twice the clips a GPU trains on in a second at 45% of an H100's 989 TFLOP/s (bf16), `flowley_169m`
@@ -36,7 +36,7 @@ from benchmarks.flops import flops_of
 from flowley.features.dataset import Batch, Entry, FeatureDataset, Row, collate
 from flowley.features.files import AVFeatures, TextFeatures, write_av_features, write_text_features
 from flowley.network.presets import preset
-from flowley.training.step_sampler import StepSampler
+from flowley.training.trainer import step_clips
 from pipelines.engine.storage import Storage
 
 CONFIG = preset("flowley_169m")
@@ -72,7 +72,7 @@ def write_features(folder: Path, n_clips: int) -> list[Entry]:
 def loader_clips_per_s(entries: list[Entry], *, workers: int, batch: int) -> float:
     """Clips in a second over one epoch, starting up left out."""
     steps = max(2, len(entries) // batch)
-    sampler = StepSampler(len(entries), batch_size=batch, seed=0, start_step=0, end_step=steps + 1)
+    sampler = step_clips(len(entries), batch_size=batch, seed=0, start_step=0, end_step=steps + 1)
     loader: DataLoader[Batch] = DataLoader(
         FeatureDataset(entries),  # type: ignore[arg-type]
         batch_sampler=sampler, num_workers=workers,

@@ -1,4 +1,4 @@
-"""Floating-point operations of a network, counted from its shapes: what a GPU's peak is compared with.
+"""Floating-point operations of a network, counted from its shapes, for comparison with the peak of a GPU.
 
 Two for each multiply-add of the linear maps, the convolutions and the two products of every attention. Attention
 counts as dense, masked or not, PSCA too. Norms, activations and the like, below 1%, are left out, as usual.
@@ -14,12 +14,12 @@ from flowley.network.config import FlowleyConfig, MMAudioConfig, NetworkConfig
 
 
 class Flops(NamedTuple):
-    """Of one clip."""
+    """Operations of one clip."""
 
     embed: int
-    """Of the conditions; a sampler computes them once."""
+    """Operations of the conditions; a sampler computes them once."""
     velocity: int
-    """Of the rest, once a step."""
+    """Operations of the rest, once a step."""
 
     @property
     def forward(self) -> int:
@@ -82,7 +82,7 @@ def _mmaudio(config: MMAudioConfig, L_aud: int, L_vis: int, L_txt: int, L_sync: 
 
 
 def _linear(L: int, in_dim: int, out_dim: int, kernel: int = 1) -> int:
-    """Of a linear map of L tokens, or a convolution over them."""
+    """Operations of a linear map of L tokens, or a convolution over them."""
     return 2 * L * in_dim * out_dim * kernel
 
 
@@ -96,18 +96,18 @@ def _attention(D: int, L_q: int, L_k: int) -> int:
 
 
 def _stream(config: NetworkConfig, L: int, kernel: int, *, conditions: int = 1) -> int:
-    """Of a stream's half of a block without its attention; `conditions` tokens modulate it."""
+    """Operations of a stream's half of a block without its attention; `conditions` tokens modulate it."""
     D = config.D
     return _linear(conditions, D, 6 * D) + _linear(L, D, 3 * D) + _linear(L, D, D, kernel) + _mlp(config, L, kernel)
 
 
 def _pooled(config: NetworkConfig) -> int:
-    """Of the global condition."""
+    """Operations of the global condition."""
     return 2 * _linear(1, config.D, config.D) + _mlp(config, 1, 1)
 
 
 def _ends(config: NetworkConfig, L_aud: int) -> int:
-    """Of the embeddings of x_t and t, and of the output layer."""
+    """Operations of the embeddings of x_t and t, and of the output layer."""
     D = config.D
     time = _linear(1, config.timestep_dim, D) + _linear(1, D, D)
     x_t = _linear(L_aud, config.latent_dim, D, 7) + _mlp(config, L_aud, 7)

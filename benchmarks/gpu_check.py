@@ -1,4 +1,6 @@
-"""What a GPU makes of the two networks and of the captioner's LoRA: one table and a JSON, in 10 minutes at most.
+"""Throughput, latency and memory of the two networks and of the captioner's LoRA on a GPU: one table and a JSON.
+
+Takes 10 minutes at most.
 
     training    `flowley_169m` and `mmaudio_small_16k` as their trainings run: float32 weights, products in bf16,
                 torch.compile block by block, gradient clipping, fused AdamW, noise assignment for Flowley; no

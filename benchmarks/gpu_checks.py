@@ -1,4 +1,4 @@
-"""The checks of `benchmarks.gpu_check`. Each is given a setting and a function that takes a row of findings."""
+"""Checks of `benchmarks.gpu_check`: functions of a setting and of a function that takes a row of findings."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ L_TXT = 77
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """Where and how large."""
+    """Device and size of a check."""
 
     device_name: str
     small: bool
@@ -49,7 +49,7 @@ class Setting:
 
     @property
     def backend(self) -> str:
-        """Of torch.compile: on a CPU only what comes before code is generated, which would take minutes there."""
+        """Backend of torch.compile: on a CPU without the generation of code, which would take minutes there."""
         return "inductor" if self.device.type == "cuda" else "aot_eager"
 
     @property
@@ -97,7 +97,7 @@ def peaks(setting: Setting) -> tuple[float, float]:
 
 
 def measured_peaks(setting: Setting) -> tuple[float, float]:
-    """Of a large product in bf16, and of a copy."""
+    """Peak rates of a large product in bf16, and of a copy."""
     n = 512 if setting.small else 8192
     a, b = torch.randn(2, n, n, device=setting.device).to(torch.bfloat16)
     x = torch.empty(n * n, device=setting.device)
@@ -190,7 +190,7 @@ def training(setting: Setting, found: Found, name: str) -> None:
 
 
 def largest_batch(setting: Setting, config: NetworkConfig, most: int = 256) -> int:
-    """What fits into memory without compilation, which only ever needs less; a multiple of 8."""
+    """Largest batch that fits into memory without compilation, which only ever needs less; a multiple of 8."""
     if setting.device.type != "cuda":
         return 4
     step = TrainingStep(setting, config, compile=False)

@@ -1,4 +1,4 @@
-"""The check of LoRA training in `benchmarks.gpu_check`: the captioner's adapters on a random language model."""
+"""LoRA training check of `benchmarks.gpu_check`: the captioner's adapters on a random language model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 from benchmarks.gpu_checks import Found, Setting, memory_gb, peaks
 
 RANK, ALPHA = 32, 64
-"""The captioner's."""
+"""Rank and scale of the captioner's LoRA."""
 
 
 def lora(setting: Setting, found: Found) -> None:

@@ -1,4 +1,4 @@
-"""Weights of all kinds, read from a folder or the hub: tensors by name, their fit, models of other libraries.
+"""Readers of weights from a folder or the hub: tensors by name, their fit, models of other libraries.
 
 Every error is one ValueError line that names the file, what was wanted and what to do; nothing in a file is executed.
 """
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
-"""Of this package's networks, the log-mel PCA codec and transformers' models."""
+"""File of this package's networks, the log-mel PCA codec and transformers' models."""
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
 Shape = tuple[int, ...]
 
@@ -31,11 +31,11 @@ _UNREADABLE = (
 def find_folder(
     path_or_id: str | Path, files: Sequence[str], *, revision: str | None, wanted: str, **download: Any
 ) -> Path:
-    """The local folder or, where no such folder exists, the downloaded `files` of that hub id at that revision.
+    """The local folder or, where no such folder exists, the downloaded `files` of that hub id.
 
     Args:
         path_or_id: a folder, or a hub id like `owner/name`.
-        files: names or patterns of what is downloaded.
+        files: names or patterns.
         revision: of a hub id; None: its newest.
         wanted: the folder's contents, for the error.
         download: further arguments of `huggingface_hub.snapshot_download`: token, cache_dir ...
@@ -52,16 +52,12 @@ def find_folder(
         return Path(snapshot_download(str(path_or_id), revision=revision, allow_patterns=list(files), **download))
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise ValueError(
-            f"{path_or_id}: neither a folder nor a hub id to be had ({_reason(error)}); wanted {wanted}"
+            f"{path_or_id}: neither a folder nor a hub id to be had ({one_line(error)}); wanted {wanted}"
         ) from error
 
 
 def find_file(folder: Path, name: str, *, below: Sequence[str] = (), wanted: str) -> Path:
-    """`name` in the folder, or in one of the folders `below` it.
-
-    Raises:
-        ValueError: it is in none.
-    """
+    """`name` in the folder, or in one of the folders `below` it. Raises ValueError where it is in none."""
     for file in (folder / name, *(folder / sub / name for sub in below)):
         if file.is_file():
             return file
@@ -69,15 +65,11 @@ def find_file(folder: Path, name: str, *, below: Sequence[str] = (), wanted: str
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The JSON object in a file.
-
-    Raises:
-        ValueError: unreadable, or not an object.
-    """
+    """The JSON object in a file. Raises ValueError where the file is unreadable or holds something else."""
     try:
         values = json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"{file} cannot be read as JSON ({_reason(error)}): fetch it again") from error
+        raise ValueError(f"{file} cannot be read as JSON ({one_line(error)}): fetch it again") from error
     if not isinstance(values, dict):
         raise ValueError(f"{file} holds a {type(values).__name__}, wanted the JSON object of a model's configuration")
     return values
@@ -86,9 +78,7 @@ def read_json(file: Path) -> dict[str, Any]:
 def read_tensors(file: Path, *, within: str | None = None) -> dict[str, Tensor]:
     """The tensors of a .safetensors file, or of one that `torch.save` wrote, by name; float32 on the CPU.
 
-    Args:
-        file: of either kind, by its suffix.
-        within: key under which a file of torch holds them.
+    `within` is the key under which a file of torch holds them.
 
     Raises:
         ValueError: not a file, unreadable, or not a dictionary of tensors.
@@ -102,7 +92,7 @@ def read_tensors(file: Path, *, within: str | None = None) -> dict[str, Tensor]:
             else torch.load(file, map_location="cpu", weights_only=True)
         )
     except _UNREADABLE as error:
-        raise ValueError(f"{file} cannot be read as weights ({_reason(error)}): fetch it again") from error
+        raise ValueError(f"{file} cannot be read as weights ({one_line(error)}): fetch it again") from error
     if within is not None and isinstance(state, dict):
         state = state.get(within)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
@@ -121,13 +111,7 @@ def shapes(state: dict[str, Tensor]) -> dict[str, Shape]:
 
 
 def require_fit(found: dict[str, Shape], wanted: dict[str, Shape], *, source: str, what: str) -> None:
-    """Passes tensors that are just those wanted.
-
-    Args:
-        found: shapes by name.
-        wanted: shapes by name.
-        source: of those found, for the error.
-        what: the model whose tensors are wanted, for the error.
+    """Passes tensors that are just those wanted; `source` and `what`, the model, are words for the error.
 
     Raises:
         ValueError: one is missing, superfluous or of another shape; the message counts them and names the first.
@@ -157,13 +141,9 @@ def class_of(config: Path) -> str:
 
 
 def load_model(folder: Path, kind: str, weights: str, *, wanted: str) -> Any:
-    """The model of diffusers or transformers in `folder`, in float32, every weight from its file.
+    """The model of class `kind` in a folder of diffusers or transformers, in float32, every weight from its file.
 
-    Args:
-        folder: with a config.json.
-        kind: class of the model.
-        weights: `DIFFUSERS_WEIGHTS` or `WEIGHTS`, which says of which library it is.
-        wanted: the folder's contents, for the error.
+    `weights` is `DIFFUSERS_WEIGHTS` or `WEIGHTS`, which decides the library; `wanted` the contents, for the error.
 
     Raises:
         ValueError: the weights are missing, unreadable or do not cover the model.
@@ -178,13 +158,13 @@ def load_model(folder: Path, kind: str, weights: str, *, wanted: str) -> Any:
             folder, output_loading_info=True, use_safetensors=True, local_files_only=True
         )
     except _UNREADABLE as error:
-        raise ValueError(f"{folder / weights} cannot be read as {kind} ({_reason(error)}): fetch it again") from error
+        raise ValueError(f"{folder / weights} cannot be read as {kind} ({one_line(error)}): fetch it again") from error
     missing = sorted(info["missing_keys"])
     if missing:
         raise ValueError(f"{folder / weights} lacks {len(missing)} weights of {kind} ({missing[0]}, ...)")
     return model.float()
 
 
-def _reason(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """The error in at most one short line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -48,20 +48,9 @@ _PLACES = {
     "kitchen": "in a kitchen with white tiles",
 }
 
-_HEARD_AS = {
-    "ball": r"\bball",
-    "bell": r"\bbell",
-    "tap": r"\b(water|drip|drops?)\b",
-    "engine": r"\bengine",
-    "siren": r"\bsiren",
-    "drum": r"\bdrum",
-    "birds": r"\bbird",
-    "waves": r"\bwaves",
-    "traffic": r"\btraffic",
-    "clock": r"\bclock",
-    "music": r"\bmusic",
-    "narration": r"\bnarrator",
-}
+_HEARD_AS = {name: rf"\b{name}" for name in (*PHRASES, *SURROUNDINGS, *NOISES)}
+_HEARD_AS |= {"tap": r"\b(water|drip|drops?)\b", "birds": r"\bbird", "narration": r"\bnarrator"}
+"""Pattern of the words that claim each sound."""
 
 
 def sound_caption(plan: FilmPlan, *, unmentioned: Container[str] = ()) -> str:
@@ -100,17 +89,14 @@ class Heard:
 
 def heard_in(plan: FilmPlan) -> Heard:
     """Sounds of a planned film."""
-    return _heard(plan.sounding, plan.off_screen, plan.noise)
+    return heard_by_truth(asdict(plan))
 
 
 def heard_by_truth(clip: Mapping[str, Any]) -> Heard:
     """Sounds of a film of a corpus, by its record in truth.json."""
-    return _heard([one["kind"] for one in clip["seen"] if one["heard"]], clip["off_screen"], clip["noise"])
-
-
-def _heard(kinds: Sequence[str], off_screen: str | None, noise: str | None) -> Heard:
-    surroundings = frozenset() if off_screen is None else frozenset({off_screen})
-    return Heard(tuple(dict.fromkeys(kinds)), surroundings, frozenset(split_noise(noise)))
+    kinds = dict.fromkeys(one["kind"] for one in clip["seen"] if one["heard"])
+    surroundings = frozenset({clip["off_screen"]} - {None})
+    return Heard(tuple(kinds), surroundings, frozenset(split_noise(clip["noise"])))
 
 
 def claimed_by(caption: str) -> Heard:

@@ -60,14 +60,14 @@ INSTRUCTIONS = (
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt, and the kinds of noise that it forbids to mention."""
+    """Prompt, and the kinds of noise that it forbids to mention."""
 
     text: str
     unmentioned: frozenset[str]
 
 
-def forbidding(noise: str, frame: str, name: str) -> str:
-    """A sentence that forbids to mention the noise."""
+def filled(frame: str, name: str) -> str:
+    """Sentence of a frame about a noise of that name."""
     return frame.format(x=name, X=name[0].upper() + name[1:])
 
 
@@ -91,7 +91,7 @@ def short_prompt(rng: np.random.Generator) -> Prompt:
 
 
 def _sentence(rng: np.random.Generator, noise: str, frames: Sequence[str]) -> str:
-    return forbidding(noise, str(rng.choice(frames)), str(rng.choice(NAMES[noise])))
+    return filled(str(rng.choice(frames)), str(rng.choice(NAMES[noise])))
 
 
 def warned_prompt(rng: np.random.Generator, frames: Sequence[str], noises: Sequence[str]) -> str:
@@ -101,19 +101,19 @@ def warned_prompt(rng: np.random.Generator, frames: Sequence[str], noises: Seque
 
 
 def silent_prompt() -> str:
-    """The prompt of `prompts/` for silent video."""
+    """Prompt of `prompts/` for silent video."""
     return load_prompts(PROMPTS / "silent_caption.yaml", None).render("")
 
 
 @cache
 def project_prompts() -> tuple[PromptSet, PromptSet]:
-    """The prompt of `prompts/` with its warnings, and without."""
+    """Prompt of `prompts/` with its warnings, and without."""
     instruction = PROMPTS / "av_caption.yaml"
     return load_prompts(instruction, PROMPTS / "warnings.yaml"), load_prompts(instruction, None)
 
 
 def project_prompt(rng: np.random.Generator, label: str) -> Prompt:
-    """The instruction of `prompts/` with all of its warnings, some of them or none."""
+    """Instruction of `prompts/` with all of its warnings, some of them or none."""
     full, bare = project_prompts()
     choice = rng.random()
     if choice < 0.4:

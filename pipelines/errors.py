@@ -9,15 +9,15 @@ LIMIT_CHARS = 2000
 
 
 class UserError(Exception):
-    """Something the user can mend: says what was got, what was wanted and what to do. Exit code 2."""
+    """Fault the user can mend: says what was got, what was wanted and what to do. Exit code 2."""
 
 
 class RunError(Exception):
-    """A run that could not finish through no fault of the configuration. Exit code 1."""
+    """Failure of a run through no fault of the configuration. Exit code 1."""
 
 
-class MachineFault(Exception):
-    """A worker's machine is at fault, not the row: no ffmpeg, a full disk. Ends the run; nothing is quarantined."""
+class MachineFault(RunError):
+    """Fault of a machine, not of a row: no ffmpeg, a full disk. Ends the run; nothing is quarantined."""
 
 
 def one_line(error: BaseException, limit: int = 400) -> str:
@@ -42,18 +42,15 @@ def user_input() -> Iterator[None]:
 
 
 def run_command(name: str, app: Callable[[], None], *, interrupted: str) -> None:
-    """Runs a command line: errors that are the user's to mend are one line on stderr, exit code 2; a run's are 1.
+    """Runs a command line: errors are one line on stderr, exit code 2 if the user can mend them, else 1.
 
     `interrupted` says what an interruption leaves.
     """
     try:
         app()
-    except UserError as error:
+    except (UserError, RunError) as error:
         print(f"{name}: {one_line(error, LIMIT_CHARS)}", file=sys.stderr)
-        sys.exit(2)
-    except RunError as error:
-        print(f"{name}: {one_line(error, LIMIT_CHARS)}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(2 if isinstance(error, UserError) else 1)
     except OSError as error:  # the disk, the bucket or the cluster: nothing that a traceback would explain
         print(f"{name}: {type(error).__name__}: {one_line(error, LIMIT_CHARS)}", file=sys.stderr)
         sys.exit(1)

@@ -294,18 +294,24 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     try:
         return Config.model_validate(data)
     except ValidationError as error:
-        raise UserError(f"{path}: {_explain(error)}") from error
+        faults = "; ".join(_explain(dict(fault)) for fault in error.errors())
+        raise UserError(f"{path}: {faults}") from error
+
+
+def parse_assignment(assignment: str, example: str) -> tuple[str, Any]:
+    """Key and YAML value of `--set key=value`. Raises UserError for anything else, with an example."""
+    key, equals, text = assignment.partition("=")
+    if not equals or not all(key.split(".")):
+        raise UserError(f"--set {assignment}: wanted key=value, for example --set {example}")
+    try:
+        return key, yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {assignment}: the value is not valid YAML; quote it if it is text") from error
 
 
 def _apply(data: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
+    key, value = parse_assignment(override, "clips.fps=25")
     parts = key.split(".")
-    if not separator or not all(parts):
-        raise UserError(f"--set {override}: wanted key=value, for example --set clips.fps=25")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {override}: the value is not valid YAML; quote it if it is text") from error
     for part in parts[:-1]:
         inner = data.setdefault(part, {})
         if not isinstance(inner, dict):
@@ -314,12 +320,8 @@ def _apply(data: dict[str, Any], override: str) -> None:
     data[parts[-1]] = value
 
 
-def _explain(error: ValidationError) -> str:
-    """Every fault of a configuration as `key: got, wanted`, on one line."""
-    return "; ".join(_explain_one(dict(fault)) for fault in error.errors())
-
-
-def _explain_one(fault: dict[str, Any]) -> str:
+def _explain(fault: dict[str, Any]) -> str:
+    """One fault of a configuration as `key: got, wanted`."""
     key = ".".join(str(part) for part in fault["loc"])
     if fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         if key in MOVED_KEYS:

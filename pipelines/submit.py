@@ -1,4 +1,4 @@
-"""Sends a run to a Ray cluster as a job: the same command, the same store, nothing computed twice.
+"""Submission of a run to a Ray cluster as a job: the same command, the same store, nothing computed twice.
 
 The job's working directory holds the code, the prompts and the resolved configuration; the cluster's nodes
 need the project's dependencies only. All state lies in the store, so a job may die with its cluster at any time.
@@ -20,7 +20,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import yaml
@@ -34,16 +34,11 @@ CONFIG_NAME = "config.yaml"
 PACKAGES = ("pipelines", "soundcap", "flowley")
 PATH_KEYS = frozenset({"root", "folder", "csv", "adapter", "checkpoint"})
 PROMPT_KEYS = frozenset({"instruction", "warnings"})
-# What reaches a bucket. Profiles and credential files stay here: they would name nothing on another machine.
 S3_VARIABLES = (
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-    "AWS_REGION",
-    "AWS_DEFAULT_REGION",
-    "AWS_ENDPOINT_URL",
-    "AWS_ENDPOINT_URL_S3",
-)
+    "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION",
+    "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3",
+)  # fmt: skip
+"""Variables that a job with a bucket is given. Profiles and credential files would name nothing on its machine."""
 CONNECT_TIMEOUT_S = 5.0
 POLL_S = 1.0
 ROOT_METADATA = "soundcap_root"
@@ -69,7 +64,9 @@ def submit(
         staging = Path(folder)
         staged = stage_job(config, staging)
         command = _entrypoint(until, retry_failed)
-        _warn_of_local_root(staged, address, say)
+        is_here = urlsplit(address).hostname in ("localhost", "127.0.0.1", "::1")
+        if not is_here and Storage(staged.root).is_local:
+            say(f"root is the local folder {staged.root}: every node must see it under that name, or use s3://")
         job_id, is_new = _submit_once(client, staged, staging, command)
     if is_new:
         say(f"submitted {job_id} to {address}")
@@ -83,7 +80,7 @@ def submit(
     return job_id
 
 
-# --- what the job is given ------------------------------------------------------------------------------------
+# --- contents of the job --------------------------------------------------------------------------------------
 
 
 def stage_job(config: Config, folder: Path) -> Config:
@@ -109,13 +106,13 @@ def _staged_section(section: Section, folder: Path, where: str) -> Section:
         key = f"{where}{name}"
         if isinstance(value, ModelRef | CodecConfig):
             if value.path is not None and Path(value.path).is_dir():
-                updates[name] = value.model_copy(update={"path": _absolute(value.path)})
+                updates[name] = value.model_copy(update={"path": Storage(value.path).url})
         elif isinstance(value, Section):
             updates[name] = _staged_section(value, folder, f"{key}.")
         elif name in PROMPT_KEYS and isinstance(value, str):
             updates[name] = _stage_prompt(value, folder, key)
         elif name in PATH_KEYS and isinstance(value, str):
-            updates[name] = _absolute(value)
+            updates[name] = Storage(value).url  # absolute, so that the job's ledger keys are this process's
     return section.model_copy(update=updates)
 
 
@@ -130,11 +127,6 @@ def _stage_prompt(name: str, folder: Path, key: str) -> str:
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
     return name
-
-
-def _absolute(path: str) -> str:
-    """As `Storage` understands it, so that the job's ledger keys are this process's."""
-    return Storage(path).url
 
 
 def _entrypoint(until: str | None, retry_failed: bool) -> str:
@@ -156,34 +148,28 @@ def _with_interpreter(arguments: str) -> str:
 
 
 def _environment(config: Config) -> dict[str, str]:
-    """Variables for the job; a job without a bucket is given no credentials."""
+    """Variables of the job; without a bucket it gets no credentials."""
     if not any(str(url).startswith("s3://") for url in (config.root, config.source.folder, config.source.csv)):
         return {}
     return {name: os.environ[name] for name in S3_VARIABLES if name in os.environ}
-
-
-def _warn_of_local_root(config: Config, address: str, say: Callable[[str], None]) -> None:
-    is_here = urlsplit(address).hostname in ("localhost", "127.0.0.1", "::1")
-    if not is_here and Storage(config.root).is_local:
-        say(f"root is the local folder {config.root}: every node must see it under that name, or use s3://")
 
 
 # --- the cluster ----------------------------------------------------------------------------------------------
 
 
 def _connect(address: str) -> Any:
-    """A client of the cluster's job server. Raises UserError within seconds if there is none."""
+    """Client of the cluster's job server. Raises UserError within seconds if there is none."""
     url = _checked(address)
     remedy = "Start a cluster (ray up ray_cluster.yaml, then ray dashboard ray_cluster.yaml) or correct --address"
     headers: dict[str, str] = {}
     try:
         answer = _ask_version(url, headers)
-        if answer in _UNAUTHORISED:
+        if answer == "refused":
             headers = _token_header()
             answer = _ask_version(url, headers)
     except (OSError, http.client.HTTPException) as error:
         raise UserError(f"--address {address}: no answer ({one_line(error, 120)}). {remedy}") from error
-    if answer in _UNAUTHORISED:
+    if answer == "refused":
         raise UserError(
             f"--address {address}: the cluster wants its token and got {'another' if headers else 'none'}. "
             "Put the output of `ray get-auth-token` on its head into ~/.ray/auth_token here, or set RAY_AUTH_TOKEN"
@@ -199,23 +185,20 @@ def _connect(address: str) -> Any:
         raise UserError(f"--address {address}: {one_line(error, 300)}. {remedy}") from error
 
 
-_UNAUTHORISED = (401, 403)
-
-
-def _ask_version(url: str, headers: dict[str, str]) -> str | int:
-    """`ray`, `other` or the HTTP status of a refusal. Ray's own client would wait without end for an answer."""
+def _ask_version(url: str, headers: dict[str, str]) -> Literal["ray", "refused", "other"]:
+    """Kind of the answer at `url`. Ray's own client would wait without end for an answer."""
     request = urllib.request.Request(f"{url}/api/version", headers=headers)
     try:
         with urllib.request.urlopen(request, timeout=CONNECT_TIMEOUT_S) as response:
             return "ray" if "ray_version" in json.load(response) else "other"
     except urllib.error.HTTPError as error:
-        return error.code
+        return "refused" if error.code in (401, 403) else "other"
     except ValueError:
         return "other"
 
 
 def _token_header() -> dict[str, str]:
-    """Ray's token from where Ray looks for it. Ray's client itself sends it only in a process that set its mode."""
+    """Ray's token, where Ray keeps it. Ray's client itself sends it only in a process that set its mode."""
     token = os.environ.get("RAY_AUTH_TOKEN", "")
     if not token:
         file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
@@ -234,7 +217,7 @@ def _checked(address: str) -> str:
 
 @contextlib.contextmanager
 def _no_other_address() -> Iterator[None]:
-    """Ray's client prefers these variables to the address that it is given; the user's word comes first."""
+    """Hides variables that Ray's client prefers to the address it is told."""
     hidden = {name: os.environ.pop(name, None) for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")}
     try:
         yield
@@ -246,9 +229,8 @@ def _submit_once(client: Any, config: Config, staging: Path, command: str) -> tu
     """The job's id, and whether it was submitted now rather than found under way."""
     base = f"soundcap-{digest([folder_digest(staging), command])[:12]}"
     jobs = _jobs(client)
-    under_way = _under_way(jobs, config.root)
-    if under_way:
-        return _same_or_refuse(under_way, base), False
+    if same := _same_under_way(jobs, config.root, base):
+        return same, False
     attempt = 1 + sum(job.submission_id.rpartition("-")[0] == base for job in jobs)
     try:
         job_id = client.submit_job(
@@ -259,9 +241,8 @@ def _submit_once(client: Any, config: Config, staging: Path, command: str) -> tu
         )
     except (OSError, RuntimeError) as error:
         # Another process may have submitted the same run since the jobs were listed.
-        under_way = _under_way(_jobs(client), config.root)
-        if under_way:
-            return _same_or_refuse(under_way, base), False
+        if same := _same_under_way(_jobs(client), config.root, base):
+            return same, False
         raise RunError(f"the cluster did not take the job: {one_line(error, 600)}") from error
     return str(job_id), True
 
@@ -273,20 +254,17 @@ def _jobs(client: Any) -> list[Any]:
         raise RunError(f"the cluster's jobs cannot be listed: {one_line(error, 600)}") from error
 
 
-def _under_way(jobs: list[Any], root: str) -> str | None:
+def _same_under_way(jobs: list[Any], root: str, base: str) -> str | None:
+    """Id of the same run's job that is under way, if any. Raises UserError for another run on the same store."""
     for job in jobs:
         if (job.metadata or {}).get(ROOT_METADATA) == root and not job.status.is_terminal():
-            return str(job.submission_id)
+            if job.submission_id.rpartition("-")[0] == base:
+                return str(job.submission_id)
+            raise UserError(
+                f"{job.submission_id} is at work on the same root with another configuration, prompts or code. "
+                f"Wait for it, or stop it first: ray job stop {job.submission_id} --address URL"
+            )
     return None
-
-
-def _same_or_refuse(job_id: str, base: str) -> str:
-    if job_id.rpartition("-")[0] == base:
-        return job_id
-    raise UserError(
-        f"{job_id} is at work on the same root with another configuration, prompts or code. "
-        f"Wait for it, or stop it first: ray job stop {job_id} --address URL"
-    )
 
 
 def _follow(client: Any, job_id: str, say: Callable[[str], None]) -> None:

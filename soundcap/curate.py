@@ -10,19 +10,64 @@ Every pattern is a regular expression, matched without regard to case between wo
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from soundcap.prompts import NoiseWarning, reach_meaning
-from soundcap.vocabulary import META_TALK, REFUSALS, SOUND_WORDS, VISUAL_WORDS, Patterns, compiled, first_match
+from soundcap.prompts import NoiseWarning, compiled, first_match
 
-Check = Callable[[str, "Rules"], str | None]
-"""Caption and rules -> what in the caption fails the rule, or None."""
+# The lists hold what a sound caption has no good reason to say. Words that also serve to describe sound are left out
+# on purpose: a siren is a *warning* siren, hooves go *clip*-clop, a window *frame* rattles. Words of added music and
+# speech stand with the warnings against them, in prompts/warnings.yaml.
+REFUSALS = (
+    r"as an? (?:AI|artificial|language model|assistant)",
+    r"I(?:'m| am) (?:sorry|unable|not able|an AI)",
+    r"I (?:cannot|can't|can ?not|do not|don't|couldn't|could not|am unable to|apologi[sz]e)",
+    r"(?:unable|not possible|impossible) to (?:determine|describe|provide|identify|hear|tell)",
+    r"(?:please|could you) (?:provide|upload|share)",
+    r"no (?:audio|sound|video|clip) (?:was|is|has been) (?:provided|attached|available|given)",
+)
 
+META_TALK = (
+    r"(?:the|this|these|your|my|any) warnings?"
+    r"(?! (?:siren|signal|beep|tone|horn|call|bell|alarm|growl|hiss|cry|cries|shot)s?\b)",
+    r"warn(?:ed|ing|ings) (?:about|against|above|given|not to|in the (?:prompt|instruction))",
+    r"(?:the|this|your) (?:instruction|prompt|caption|description|question|request|task)s?",
+    r"(?:the|this) (?:video|clip(?!-clop)|footage|audio|recording|soundtrack|image|photo)s?",
+    r"(?:the|this|each|every|first|second|last|next|final|single|one) frames?",
+    r"(?:in|off|out of|across) frames?",
+    r"as (?:instructed|requested|asked)",
+    r"(?:(?:to|behind|towards?|near|at) the camera|the camera (?:pans|moves|shows|zooms|follows))",
+    r"here(?: is|'s) (?:a|an|the|your) (?:\w+ )?(?:caption|description|paragraph)",
+    r"(?:I|we|you) (?:can |could |also )?(?:hear|see|notice)",
+    r"(?:caption|answer|output|assistant|user) ?:",
+)
 
-class RulesError(ValueError):
-    """Setting of a rule that cannot be used; names the field."""
+_SOUND_STEMS = (
+    r"bang|bark|beat|beep|bellow|blar|blast|bleat|boom|bubbl|burbl|buzz|cackl|caw|"
+    r"chatter|chim|chirp|chug|clack|clang|clank|clap|clatter|click|clink|clop|clunk|coo|"
+    r"cough|crackl|crash|creak|cri|croak|crow|crunch|drip|dron|echo|fizz|grind|groan|"
+    r"growl|grunt|gurgl|hiss|honk|hoot|howl|hum|jangl|jingl|knock|laugh|moan|moo|murmur|"
+    r"neigh|patter|peal|pluck|pop|purr|quack|rasp|rattl|resonat|reverberat|ring|roar|"
+    r"rumbl|rustl|scrap|scratch|scream|screech|shout|shriek|sigh|sing|sizzl|slam|slap|"
+    r"slosh|snap|snarl|sneez|snor|snort|splash|splatter|squawk|squeak|squeal|strum|swish|"
+    r"swoosh|tap|thrum|thud|thump|thunder|tick|tinkl|toll|toot|trickl|trill|trumpet|"
+    r"twang|tweet|wail|warbl|whimper|whin|whir|whirr|whisper|whistl|whoosh|yap|yelp"
+)
+
+SOUND_WORDS = (
+    rf"(?:{_SOUND_STEMS})(?:[pmngt]?(?:ed|ing)|e?s|e|ies|l?y)?",
+    r"sounds?|sounding|nois(?:e|es|y)|audible|hear[ds]?|hearing|loud(?:ly|er)?|quiet(?:ly|er)?|silen(?:ce|t)|muffled",
+    r"hollow|metallic|shrill|deep|high-pitched|low-pitched|pitch(?:ed)?|tone|tonal|rhythmic(?:ally)?|percussive",
+    r"music|song|melody|speech|speak(?:s|ing)?|talk(?:s|ing)?|voices?|sirens?|engines?|horns?|bells?",
+)
+
+VISUAL_WORDS = (
+    r"(?:red|blue|green|yellow|orange|purple|pink|brown|black|white|gr[ae]y|colou?r(?:s|ed|ful)?)",
+    r"(?:wear(?:s|ing)|dressed|shirt|jacket|dress|blond|bearded)",
+    r"(?:visib(?:le|ly)|seen|look(?:s|ing) (?:at|into|up|down|like)|appears? (?:on|in)|shown|depict(?:s|ed))",
+    r"(?:foreground|close-up|bright(?:ly)? lit|sunlit|sunny|shadows?|scenery|landscape|logo)",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +89,14 @@ class Verdict:
     rule: str | None = None
     """The first rule that failed; None for a kept caption."""
     detail: str | None = None
-    """What in the caption failed it."""
+    """Mention or figure of the caption that failed it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
     """Thresholds and word lists, in the order in which the rules apply. None switches a rule off.
 
-    Raises:
-        RulesError: a threshold below 0, or a pattern that is no regular expression.
+    Raises ValueError for a threshold below 0, or a pattern that is no regular expression; it names the field.
     """
 
     min_words: int | None = 6
@@ -62,7 +106,7 @@ class Rules:
     replacement character."""
     max_foreign_letter_share: float | None = 0.1
     """`foreign_script`: larger share of letters outside the Latin script (models slip into others)."""
-    refusals: Patterns | None = REFUSALS
+    refusals: tuple[str, ...] | None = REFUSALS
     """`refusal`: the model speaks of itself instead of the sound."""
     max_words: int | None = 60
     """`too_long`: more words than this. 77 tokens of the sound model's text encoder hold some 55 words."""
@@ -70,31 +114,31 @@ class Rules:
     """`repetition`: any three words in a row occur more often than this."""
     max_compression_ratio: float | None = 2.2
     """`repetition`: bytes of the caption / bytes of it deflated; plain captions stay below 1.7."""
-    meta_talk: Patterns | None = META_TALK
+    meta_talk: tuple[str, ...] | None = META_TALK
     """`meta_talk`: speaks of the task, the prompt or the recording."""
     violations: bool = True
     """`music`, `speech` and other names of warnings: says what that warning forbids."""
-    sound_words: Patterns | None = SOUND_WORDS
+    sound_words: tuple[str, ...] | None = SOUND_WORDS
     """`no_sound`: no word of this list, so the caption names no sound."""
-    visual_words: Patterns = VISUAL_WORDS
+    visual_words: tuple[str, ...] = VISUAL_WORDS
     """Words of what can be seen but not heard."""
     max_visual_words: int | None = 1
     """`visual`: more of `visual_words` than this."""
     max_duplicate_share: float | None = 0.001
     """`duplicate`: a larger share of all clips has this caption (punctuation and case apart)."""
     always_allowed_duplicates: int = 3
-    """So many clips may share a caption whatever their share: in a small corpus one clip is a large share."""
+    """Number of clips that may share a caption whatever their share: in a small corpus one clip is a large share."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, int | float) and value < 0:
-                raise RulesError(f"{field.name}: got {value}, wanted 0 or more, or none to switch the rule off")
+                raise ValueError(f"{field.name}: got {value}, wanted 0 or more, or none to switch the rule off")
             if isinstance(value, tuple):
                 try:
                     compiled(value)
                 except re.error as error:
-                    raise RulesError(f"{field.name}: not a regular expression: {error}") from error
+                    raise ValueError(f"{field.name}: not a regular expression: {error}") from error
 
 
 def curate(captions: Iterable[CaptionRow], rules: Rules, warnings: Sequence[NoiseWarning]) -> list[Verdict]:
@@ -117,7 +161,7 @@ def curate(captions: Iterable[CaptionRow], rules: Rules, warnings: Sequence[Nois
 def curation_meaning(rules: Rules, warnings: Sequence[NoiseWarning]) -> dict[str, Any]:
     """All that can change a verdict, as plain data in canonical form, for fingerprints."""
     judged = judged_warnings(rules, warnings)
-    violations = [{"name": w.name, "mentions": list(w.violations)} | reach_meaning(w) for w in judged]
+    violations = [{"name": w.name, "mentions": list(w.violations)} | w.reach() for w in judged]
     return {"rules": asdict(rules), "violations": violations}
 
 
@@ -136,11 +180,21 @@ def _judge(row: CaptionRow, rules: Rules, warnings: Sequence[NoiseWarning], copi
 def _details(
     row: CaptionRow, rules: Rules, warnings: Sequence[NoiseWarning], copies: int, clips: int
 ) -> Iterator[tuple[str, str | None]]:
-    """Each rule with what in the caption fails it, or None, in order; the caller stops at the first failure."""
-    yield from ((name, check(row.caption, rules)) for name, check in _FORM_CHECKS)
+    """Rules in order, each with what in the caption fails it, or None; the caller stops at the first failure."""
+    caption, n_words = row.caption, len(_words(row.caption))
+    yield "empty", "no word" if rules.min_words and not caption.strip() else None
+    yield "not_text", _not_text(caption, rules)
+    yield "foreign_script", _foreign_script(caption, rules)
+    yield "refusal", _quoted(first_match(rules.refusals or (), caption))
+    yield "too_short", f"{n_words} words" if n_words < (rules.min_words or 0) else None
+    yield "repetition", _repetition(caption, rules)
+    yield "too_long", f"{n_words} words" if rules.max_words is not None and n_words > rules.max_words else None
+    yield "meta_talk", _quoted(first_match(rules.meta_talk or (), caption))
     for warning in judged_warnings(rules, warnings):
-        yield warning.name, _quoted(warning.violation(row.caption, row.label))
-    yield from ((name, check(row.caption, rules)) for name, check in _SOUND_CHECKS)
+        yield warning.name, _quoted(warning.violation(caption, row.label))
+    silent = rules.sound_words is not None and first_match(rules.sound_words, caption) is None
+    yield "no_sound", "no word of a sound" if silent else None
+    yield "visual", _visual(caption, rules)
     if rules.max_duplicate_share is not None:
         allowed = max(rules.always_allowed_duplicates, rules.max_duplicate_share * clips)
         yield "duplicate", f"{copies} of {clips} clips" if copies > allowed else None
@@ -186,34 +240,6 @@ def _visual(caption: str, rules: Rules) -> str | None:
         return None
     found = [match.group().lower() for match in compiled(rules.visual_words).finditer(caption)]
     return ", ".join(found) if len(found) > rules.max_visual_words else None
-
-
-def _too_short(caption: str, rules: Rules) -> str | None:
-    count = len(_words(caption))
-    return f"{count} words" if rules.min_words is not None and count < rules.min_words else None
-
-
-def _too_long(caption: str, rules: Rules) -> str | None:
-    count = len(_words(caption))
-    return f"{count} words" if rules.max_words is not None and count > rules.max_words else None
-
-
-def _no_sound(caption: str, rules: Rules) -> str | None:
-    silent = rules.sound_words is not None and first_match(rules.sound_words, caption) is None
-    return "no word of a sound" if silent else None
-
-
-_FORM_CHECKS: tuple[tuple[str, Check], ...] = (
-    ("empty", lambda caption, rules: "no word" if rules.min_words and not caption.strip() else None),
-    ("not_text", _not_text),
-    ("foreign_script", _foreign_script),
-    ("refusal", lambda caption, rules: _quoted(first_match(rules.refusals or (), caption))),
-    ("too_short", _too_short),
-    ("repetition", _repetition),
-    ("too_long", _too_long),
-    ("meta_talk", lambda caption, rules: _quoted(first_match(rules.meta_talk or (), caption))),
-)
-_SOUND_CHECKS: tuple[tuple[str, Check], ...] = (("no_sound", _no_sound), ("visual", _visual))
 
 
 def _quoted(mention: str | None) -> str | None:

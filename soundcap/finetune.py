@@ -9,16 +9,16 @@ import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from soundcap.finetune_settings import FinetuneExecution, FinetuneSettings
 from soundcap.inputs import prepare_inputs
 from soundcap.lora_trainer import deepspeed_processes, lora_trainer, training_arguments
-from soundcap.pretrained import CaptionProcessor, load_model, load_processor
+from soundcap.pretrained import CaptionProcessor, load_processor
 from soundcap.request import CaptionRequest
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class DroppedExample:
 
 @dataclass(frozen=True, slots=True)
 class LossPoint:
-    """Mean over the steps since the point before."""
+    """Point of the loss curve: mean over the steps since the point before."""
 
     step: int
     epoch: float
@@ -97,10 +97,10 @@ def finetune(
         examples: Clips with captions. Each is read once before training; those that cannot be used are dropped
             with their reason.
         read_frames: Reader of a clip's frames at `settings.frames.fps`.
-        settings: What decides the adapter.
-        execution: How training runs.
+        settings: Settings that decide the adapter.
+        execution: Settings of the run.
         output_dir: Receives checkpoints and, from process 0, `adapter/`.
-        callbacks: Of transformers' Trainer.
+        callbacks: Callbacks of transformers' Trainer.
         resume_from: Checkpoint of the same examples, settings and number of processes: training goes on exactly
             as without the break.
 
@@ -122,32 +122,19 @@ def finetune(
             )
         arguments = training_arguments(settings, execution, world_size, output_dir / "checkpoints")
         loader, dropped = _usable(ExampleLoader(examples, read_frames, processor, settings), execution)
-        load_base = partial(load_model, model, revision, dtype=settings.precision)
-        trainer = lora_trainer(load_base, loader, loader.collate, settings, arguments, callbacks)
+        trainer = lora_trainer(model, revision, loader, loader.collate, settings, arguments, callbacks)
         trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
-        result = FinetuneResult(
-            adapter_dir=str(output_dir / "adapter"),
-            loss_curve=tuple(
-                LossPoint(**{name: record[name] for name in ("step", "epoch", "loss", "learning_rate")})
-                for record in trainer.state.log_history
-                if "loss" in record
-            ),
-            examples_used=len(loader),
-            examples_dropped=dropped,
-        )
+        logged = [record for record in trainer.state.log_history if "loss" in record]
+        curve = TypeAdapter(tuple[LossPoint, ...]).validate_python(logged)
+        result = FinetuneResult(str(output_dir / "adapter"), curve, len(loader), dropped)
         _save(trainer, result)
         return result
 
 
 def load_result(adapter_dir: Path) -> FinetuneResult:
-    """The result that was saved with an adapter."""
+    """Result saved with an adapter."""
     saved = json.loads((adapter_dir / RESULT_FILE).read_text())
-    return FinetuneResult(
-        adapter_dir=str(adapter_dir),
-        loss_curve=tuple(LossPoint(**point) for point in saved["loss_curve"]),
-        examples_used=saved["examples_used"],
-        examples_dropped=tuple(DroppedExample(**dropped) for dropped in saved["examples_dropped"]),
-    )
+    return TypeAdapter(FinetuneResult).validate_python({"adapter_dir": str(adapter_dir), **saved})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -171,17 +158,11 @@ class ExampleLoader:
     def collate(self, pairs: Sequence[tuple[CaptionRequest, str]]) -> "dict[str, Tensor]":
         """Inputs of a batch; raises ValueError for a row longer than `max_tokens`: nothing is truncated."""
         requests, captions = zip(*pairs, strict=True)
-        return prepare_inputs(
-            self.processor,
-            requests,
-            answers=captions,
-            min_frame_px=self.settings.frames.min_px,
-            max_frame_px=self.settings.frames.max_px,
-            max_tokens=self.settings.max_tokens,
-        )
+        frames, max_tokens = self.settings.frames, self.settings.max_tokens
+        return prepare_inputs(self.processor, requests, answers=captions, frames=frames, max_tokens=max_tokens)
 
     def problem(self, index: int) -> str | None:
-        """Why this example cannot be trained on, found by preparing it as training does; None: it can."""
+        """Reason why an example cannot be trained on, found by preparing it as training does; None: it can."""
         try:
             self.collate([self[index]])
         except Exception as error:  # noqa: BLE001 - readers fail in many ways; the reason is returned, not hidden
@@ -190,13 +171,16 @@ class ExampleLoader:
 
 
 def _usable(loader: ExampleLoader, execution: FinetuneExecution) -> tuple[ExampleLoader, tuple[DroppedExample, ...]]:
-    """The loader without the examples that cannot be trained on, and these; the same on every process."""
+    """Loader without the examples that cannot be trained on, and these; the same on every process."""
     import torch.distributed
 
-    world_size = torch.distributed.get_world_size()
-    mine = _problems(loader, range(torch.distributed.get_rank(), len(loader), world_size), execution.check_threads)
+    rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    mine = range(rank, len(loader), world_size)
+    with ThreadPoolExecutor(execution.check_threads) as pool:
+        checked = zip(mine, pool.map(loader.problem, mine), strict=True)
+        found = {index: problem for index, problem in checked if problem is not None}
     shares: list[dict[int, str]] = [{} for _ in range(world_size)]
-    torch.distributed.all_gather_object(shares, mine)
+    torch.distributed.all_gather_object(shares, found)
     problems = {index: problem for share in shares for index, problem in share.items()}
     dropped = tuple(DroppedExample(loader.examples[i].clip_id, problems[i]) for i in sorted(problems))
     if len(dropped) == len(loader) or len(dropped) > execution.max_dropped_share * len(loader):
@@ -209,24 +193,13 @@ def _usable(loader: ExampleLoader, execution: FinetuneExecution) -> tuple[Exampl
     return replace(loader, examples=usable), dropped
 
 
-def _problems(loader: ExampleLoader, indices: range, threads: int) -> dict[int, str]:
-    """Index to problem of the examples that cannot be trained on, read a few at a time."""
-    problems: dict[int, str] = {}
-    with ThreadPoolExecutor(threads) as pool:
-        for start in range(0, len(indices), 4 * threads):
-            few = indices[start : start + 4 * threads]
-            found = zip(few, pool.map(loader.problem, few), strict=True)
-            problems.update((index, problem) for index, problem in found if problem is not None)
-    return problems
-
-
 def _save(trainer: "Trainer", result: FinetuneResult) -> None:
     """Write adapter and result from process 0. Every process calls this: ZeRO-3 gathers weights from all."""
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if trainer.is_world_process_zero():
         trainer.accelerator.unwrap_model(trainer.model_wrapped).save_pretrained(result.adapter_dir, state_dict=weights)
         (Path(result.adapter_dir) / "README.md").unlink()  # peft's unfilled model card
-        saved = asdict(replace(result, adapter_dir=""))
+        saved = asdict(result)
         del saved["adapter_dir"]
         (Path(result.adapter_dir) / RESULT_FILE).write_text(json.dumps(saved, indent=1) + "\n")
     trainer.accelerator.wait_for_everyone()

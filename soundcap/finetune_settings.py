@@ -10,11 +10,7 @@ ZeroStage = Literal[1, 2, 3]
 
 @dataclass(frozen=True, slots=True)
 class FinetuneSettings:
-    """Settings that decide the resulting adapter.
-
-    Raises:
-        ValueError: a field is out of range.
-    """
+    """Settings that decide the resulting adapter. Raises ValueError for a field out of range."""
 
     rank: int = 32
     """LoRA rank, >= 1."""
@@ -53,10 +49,9 @@ class FinetuneSettings:
 
 @dataclass(frozen=True, slots=True)
 class FinetuneExecution:
-    """Settings of how training runs. They do not change what is learnt, apart from rounding.
+    """Settings of a training run that do not change what is learnt, apart from rounding.
 
-    Raises:
-        ValueError: a field is out of range.
+    Raises ValueError for a field out of range.
     """
 
     per_device_batch: int = 1

@@ -8,11 +8,9 @@ import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from soundcap.positions import AUDIO, TEXT, VIDEO, rope_positions
+from soundcap.positions import TEXT, rope_positions, token_kinds
 from soundcap.pretrained import CaptionProcessor
-from soundcap.request import CaptionRequest
+from soundcap.request import CaptionRequest, FrameSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,15 +20,8 @@ END_OF_TURN = "<|im_end|>"
 MIN_FPS_WITH_AUDIO = 1.0
 """Sound and picture alternate every 2 s and a frame pair lasts 2 / fps: below this a chunk may lack a picture."""
 
-_FROM_PROCESSOR = (
-    "input_ids",
-    "pixel_values_videos",
-    "video_grid_thw",
-    "second_per_grid_ts",
-    "video_second_per_grid",
-    "input_features",
-    "feature_attention_mask",
-)
+_VIDEO_INPUTS = ("pixel_values_videos", "video_grid_thw", "second_per_grid_ts", "video_second_per_grid")
+_AUDIO_INPUTS = ("input_features", "feature_attention_mask")
 _REPLACED_BY_PROCESSOR = ("<|audio_placeholder|>", "<|image_placeholder|>", "<|video_placeholder|>")
 
 
@@ -39,19 +30,17 @@ def prepare_inputs(
     requests: Sequence[CaptionRequest],
     *,
     answers: Sequence[str] | None,
-    min_frame_px: int,
-    max_frame_px: int,
+    frames: FrameSettings,
     max_tokens: int | None = None,
 ) -> "dict[str, Tensor]":
     """Batch of model inputs. Nothing is ever truncated.
 
     Args:
-        processor: Of the checkpoint.
+        processor: Processor of the checkpoint.
         requests: B clips.
         answers: None pads on the left, ready to generate. B captions pad on the right: each row ends with its
             answer and `<|im_end|>`.
-        min_frame_px: Smallest area of a frame in pixels; sides become multiples of 28 px.
-        max_frame_px: Largest area of a frame in pixels.
+        frames: Area within which frames are scaled, to sides of multiples of 28 px. Their rate is each request's own.
         max_tokens: Longest row; default: the model's own limit.
 
     Returns:
@@ -68,14 +57,10 @@ def prepare_inputs(
         raise ValueError("got no requests, wanted at least one")
     if answers is not None and len(answers) != len(requests):
         raise ValueError(f"got {len(answers)} answers for {len(requests)} requests, wanted one each")
-    size = {"shortest_edge": min_frame_px, "longest_edge": max_frame_px}
     limit = processor.max_tokens if max_tokens is None else max_tokens
-    rows = []
-    for index, request in enumerate(requests):
-        answer = None if answers is None else answers[index]
-        rows.append(_prepare_row(processor, request, answer, size, limit))
-    pad_id = processor.hf.tokenizer.pad_token_id
-    return _collate(rows, pad_id, pad_left=answers is None)
+    pairs = zip(requests, [None] * len(requests) if answers is None else answers, strict=True)
+    rows = [_prepare_row(processor, request, answer, frames, limit) for request, answer in pairs]
+    return collate_rows(rows, processor.hf.tokenizer.pad_token_id, pad_left=answers is None)
 
 
 def render_chat(processor: CaptionProcessor, request: CaptionRequest) -> str:
@@ -137,12 +122,12 @@ def padded_audio_samples(processor: CaptionProcessor, n_samples: int) -> int:
 
 
 def _prepare_row(
-    processor: CaptionProcessor, request: CaptionRequest, answer: str | None, size: dict[str, int], limit: int
+    processor: CaptionProcessor, request: CaptionRequest, answer: str | None, frames: FrameSettings, limit: int
 ) -> "dict[str, Tensor]":
     """Inputs of one request, not padded; what is per token has no batch axis yet."""
     import torch
 
-    row = _process(processor, request, size)
+    row = _process(processor, request, frames)
     prompt_ids = row["input_ids"][0]
     answer_ids = torch.tensor([] if answer is None else _answer_ids(processor, answer), dtype=torch.long)
     if (n_tokens := len(prompt_ids) + len(answer_ids)) > limit:
@@ -151,26 +136,28 @@ def _prepare_row(
             f"wanted at most {limit}: lower max_px or the frame rate, or shorten prompt or answer"
         )
     input_ids = torch.cat([prompt_ids, answer_ids])
-    kinds = _token_kinds(processor, input_ids.numpy())
+    hf, hears = processor.hf, processor.family.hears
+    to_id = hf.tokenizer.convert_tokens_to_ids
+    kinds = token_kinds(input_ids.numpy(), to_id(hf.video_token), to_id(hf.audio_token) if hears else None)
     pairs, height, width = row["video_grid_thw"][0].tolist()
-    merge = processor.hf.video_processor.merge_size
-    interval_s = row["video_second_per_grid" if processor.family.hears else "second_per_grid_ts"].item()
+    merge = hf.video_processor.merge_size
+    interval_s = row["video_second_per_grid" if hears else "second_per_grid_ts"].item()
     grid = (pairs, height // merge, width // merge)
     positions = rope_positions(kinds, grid, interval_s, processor.positions_per_second)
     row |= {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
     row["position_ids"] = torch.from_numpy(positions)
-    if not processor.family.hears:
+    if not hears:
         row["mm_token_type_ids"] = torch.from_numpy(kinds)
     if answer is not None:
         row["labels"] = torch.cat([torch.full_like(prompt_ids, IGNORED_LABEL), answer_ids])
     return row
 
 
-def _process(processor: CaptionProcessor, request: CaptionRequest, size: dict[str, int]) -> "dict[str, Tensor]":
+def _process(processor: CaptionProcessor, request: CaptionRequest, frames: FrameSettings) -> "dict[str, Tensor]":
     """The checkpoint's own processor on one request: token ids, patches and, for Omni, audio features."""
     text = render_chat(processor, request)
     videos: dict[str, Any] = {
-        "size": size,
+        "size": {"shortest_edge": frames.min_px, "longest_edge": frames.max_px},
         "do_sample_frames": False,
         "cap_pixels_per_frame": False,
         "video_metadata": [video_metadata(request)],
@@ -184,7 +171,7 @@ def _process(processor: CaptionProcessor, request: CaptionRequest, size: dict[st
     inputs: dict[str, Tensor] = processor.hf(
         text=[text], videos=[request.frames], videos_kwargs=videos, return_tensors="pt", **sound
     )
-    return {name: inputs[name] for name in inputs if name in _FROM_PROCESSOR}
+    return {name: inputs[name] for name in ("input_ids", *_VIDEO_INPUTS, *_AUDIO_INPUTS) if name in inputs}
 
 
 def _answer_ids(processor: CaptionProcessor, answer: str) -> list[int]:
@@ -196,17 +183,8 @@ def _answer_ids(processor: CaptionProcessor, answer: str) -> list[int]:
     return [*ids, tokenizer.convert_tokens_to_ids(END_OF_TURN)]
 
 
-def _token_kinds(processor: CaptionProcessor, input_ids: np.ndarray) -> np.ndarray:
-    """TEXT, VIDEO or AUDIO for each token, (L,) int64."""
-    to_id = processor.hf.tokenizer.convert_tokens_to_ids
-    kinds = np.full(len(input_ids), TEXT)
-    kinds[input_ids == to_id(processor.hf.video_token)] = VIDEO
-    if processor.family.hears:
-        kinds[input_ids == to_id(processor.hf.audio_token)] = AUDIO
-    return kinds
-
-
-def _collate(rows: "list[dict[str, Tensor]]", pad_id: int, *, pad_left: bool) -> "dict[str, Tensor]":
+def collate_rows(rows: "list[dict[str, Tensor]]", pad_id: int, *, pad_left: bool) -> "dict[str, Tensor]":
+    """Batch of rows of inputs, padded to the longest; a row of text alone has no picture."""
     import torch
 
     length = max(len(row["input_ids"]) for row in rows)
@@ -222,11 +200,11 @@ def _collate(rows: "list[dict[str, Tensor]]", pad_id: int, *, pad_left: bool) ->
         if name in rows[0]
     }
     batch["position_ids"] = torch.stack([pad(row["position_ids"], length, 0, pad_left) for row in rows], dim=1)
-    for name in ("pixel_values_videos", "video_grid_thw", "second_per_grid_ts", "video_second_per_grid"):
-        if name in rows[0]:
-            batch[name] = torch.cat([row[name] for row in rows])
+    for name in _VIDEO_INPUTS:
+        if of_clips := [row[name] for row in rows if name in row]:
+            batch[name] = torch.cat(of_clips)
     if heard := [row for row in rows if "input_features" in row]:
         n_frames = max(row["input_features"].shape[-1] for row in heard)
-        for name in ("input_features", "feature_attention_mask"):
+        for name in _AUDIO_INPUTS:
             batch[name] = torch.cat([pad(row[name], n_frames, 0, False) for row in heard])
     return batch

@@ -5,27 +5,26 @@ Tried on CPU with gloo and 2 processes, ZeRO-2 and ZeRO-3: docs/decisions/finetu
 
 import logging
 import os
-import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from soundcap.finetune_settings import FinetuneExecution, FinetuneSettings, ZeroStage
 from soundcap.inputs import IGNORED_LABEL
+from soundcap.pretrained import load_model
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+    from transformers import Trainer, TrainerCallback, TrainingArguments
 
 LORA_TARGETS = r"^model\.language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)$"
 """Language model only: bare names would also hit the vision tower's MLPs, which serving engines ignore."""
 
-_RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-
 
 def lora_trainer(
-    load_base: "Callable[[], PreTrainedModel]",
+    model: str,
+    revision: str | None,
     examples: Any,
     collate: Callable[..., Any],
     settings: FinetuneSettings,
@@ -36,8 +35,8 @@ def lora_trainer(
     from peft import LoraConfig, get_peft_model
     from transformers import PrinterCallback, Trainer, set_seed
 
-    set_seed(settings.seed)  # LoRA's initial weights are drawn here
-    base = load_base()
+    set_seed(settings.seed)  # of LoRA's initial weights
+    base = load_model(model, revision, dtype=settings.precision)
     base.config.use_cache = False
     lora = LoraConfig(
         r=settings.rank,
@@ -142,39 +141,26 @@ def deepspeed_processes(use_gpu: bool) -> Iterator[None]:
     """
     if not use_gpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read at the import
-    import deepspeed
+    import deepspeed.comm
     import deepspeed.ops
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import patch_environment
+    from accelerate.utils.other import get_free_port
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     alone = "RANK" not in os.environ
-    if alone:
-        os.environ.update(_rank_variables_of_one_process())
-    try:
-        # Its shared-memory all-reduce for CPUs takes minutes to compile at the first start, and a compiler
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        deepspeed.utils.logger.setLevel(logging.WARNING)
-        deepspeed.init_distributed(verbose=False)
-        yield
-    finally:
-        unset_hf_deepspeed_config()  # as long as ZeRO-3 settings are alive somewhere, transformers shards all models
-        if alone:
-            _forget_processes()
-
-
-def _rank_variables_of_one_process() -> dict[str, str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    return dict(zip(_RANK_VARIABLES, ("0", "0", "1", "1", "127.0.0.1", port), strict=True))
-
-
-def _forget_processes() -> None:
-    """Undo the set-up of a single process, so that the next use in this process starts afresh."""
-    import deepspeed.comm
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-    if deepspeed.comm.is_initialized():
-        deepspeed.comm.destroy_process_group()
-    for variable in _RANK_VARIABLES:
-        os.environ.pop(variable, None)
+    rank = {"rank": 0, "local_rank": 0, "world_size": 1, "local_world_size": 1}
+    address = {"master_addr": "127.0.0.1", "master_port": get_free_port()}
+    with patch_environment(**rank, **address) if alone else nullcontext():
+        try:
+            # Its shared-memory all-reduce for CPUs takes minutes to compile at the first start, and a compiler
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+            deepspeed.utils.logger.setLevel(logging.WARNING)
+            deepspeed.init_distributed(verbose=False)
+            yield
+        finally:
+            unset_hf_deepspeed_config()  # while ZeRO-3 settings are alive somewhere, transformers shards all models
+            if alone:  # undone, so that the next use in this process starts afresh
+                AcceleratorState._reset_state(reset_partial_state=True)
+                if deepspeed.comm.is_initialized():
+                    deepspeed.comm.destroy_process_group()

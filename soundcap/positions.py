@@ -3,14 +3,19 @@
 Libraries disagree. For Qwen2.5-VL, transformers 5.16 and later goes on after a video at `start + max(h, w) / 2`,
 where the model's authors and vLLM go on at the largest position so far plus one: below a long side of about 420 px
 an 8-s clip falls in that gap. For Qwen2.5-Omni with interleaved audio, vLLM 0.32 shifts the whole block by one
-token, where the authors and transformers do not. So the positions are computed here, once, and given to every
-engine and to the fine-tuning.
+token, where the authors and transformers do not. So the positions are computed here, once, for every engine
+and the fine-tuning.
 """
 
 import numpy as np
 
 TEXT, VIDEO, AUDIO = 0, 2, 3
 """Kinds of token. 0 and 2 are transformers' `mm_token_type_ids`; audio has no code there."""
+
+
+def token_kinds(tokens: np.ndarray, video_token: int, audio_token: int | None) -> np.ndarray:
+    """TEXT, VIDEO or AUDIO for each of L token ids, (L,) int64. None: the model does not hear."""
+    return np.select([tokens == video_token, tokens == audio_token], [VIDEO, AUDIO], TEXT)
 
 
 def rope_positions(

@@ -1,5 +1,6 @@
 """Pretrained caption models: class, processor and limits by the `model_type` in a checkpoint's config.json."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ModelFamily:
-    """Differences between the model types."""
+    """Model type of a checkpoint, with what differs between the types."""
 
     model_type: str
     """`model_type` of config.json."""
@@ -22,7 +23,7 @@ class ModelFamily:
     """Class in transformers that answers with text."""
     processor_class: str
     hears: bool
-    """Whether it takes audio."""
+    """True if it takes audio."""
 
 
 FAMILIES = {
@@ -48,7 +49,7 @@ class CaptionProcessor:
 
 
 def _read_config(model: str, revision: str | None) -> Any:
-    """The config of a checkpoint folder or hub id. Raises CheckpointError."""
+    """Config of a checkpoint folder or hub id. Raises CheckpointError."""
     from transformers import AutoConfig, PreTrainedConfig
 
     folder = Path(model)
@@ -66,7 +67,7 @@ def _read_config(model: str, revision: str | None) -> Any:
 
 
 def load_processor(model: str, revision: str | None = None) -> CaptionProcessor:
-    """The processor of a checkpoint. Raises CheckpointError."""
+    """Processor of a checkpoint. Raises CheckpointError."""
     import transformers
 
     config = _read_config(model, revision)
@@ -86,22 +87,26 @@ def load_processor(model: str, revision: str | None = None) -> CaptionProcessor:
 def load_model(
     model: str, revision: str | None = None, *, dtype: str = "float32", adapter: str | None = None
 ) -> "PreTrainedModel":
-    """The model of a checkpoint, on the CPU; `dtype` is a torch dtype's name. Raises CheckpointError.
+    """Model of a checkpoint, on the CPU; `dtype` is a torch dtype's name. Raises CheckpointError.
 
     `adapter` is the folder of a LoRA adapter, merged into the weights.
     """
-    import torch
     import transformers
 
     family = FAMILIES[_read_config(model, revision).model_type]
-    loaded = getattr(transformers, family.model_class).from_pretrained(
-        model, revision=revision, dtype=getattr(torch, dtype)
-    )
+    loaded = getattr(transformers, family.model_class).from_pretrained(model, revision=revision, dtype=dtype)
     if adapter is None:
         return loaded
-    if not (Path(adapter) / "adapter_config.json").is_file():
-        raise CheckpointError(f"{adapter}: no adapter_config.json; wanted a folder saved by peft")
+    read_adapter_config(adapter)
     from peft import PeftModel
 
     merged: PreTrainedModel = PeftModel.from_pretrained(loaded, adapter).merge_and_unload()
     return merged
+
+
+def read_adapter_config(adapter: str) -> dict[str, Any]:
+    """Config of a LoRA adapter's folder, as peft writes it. Raises CheckpointError."""
+    file = Path(adapter) / "adapter_config.json"
+    if not file.is_file():
+        raise CheckpointError(f"{adapter}: no adapter_config.json; wanted a folder saved by peft")
+    return dict(json.loads(file.read_text()))

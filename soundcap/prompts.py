@@ -13,11 +13,9 @@ from typing import Any
 
 import yaml
 
-from soundcap.vocabulary import compiled, first_match
-
 
 class PromptError(ValueError):
-    """A prompt file that cannot be used; the message is one line: file, line, what is wrong, what to do."""
+    """Unusable prompt file; the message is one line: file, line, what is wrong, what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +25,7 @@ class Instruction:
     text: str
     """Canonical text: paragraphs separated by a newline, single spaces within."""
     origin: str
-    """Where a person edits it, for example ``prompts/av_caption.yaml``."""
+    """Place where a person edits it, for example ``prompts/av_caption.yaml``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,22 +37,27 @@ class NoiseWarning:
     text: str
     """Canonical text, as in :class:`Instruction`."""
     origin: str
-    """Where a person edits it, for example "prompts/warnings.yaml (warning `music`)"."""
+    """Place where a person edits it, for example "prompts/warnings.yaml (warning `music`)"."""
     labels: tuple[str, ...] | None = None
     """Reaches only clips whose label matches one of these patterns; None: no such limit."""
     except_labels: tuple[str, ...] = ()
     """Does not reach clips whose label matches one of these patterns: there the sound is true."""
     violations: tuple[str, ...] = ()
-    """Regular expressions of what a caption must not say, matched as in :mod:`soundcap.vocabulary`."""
+    """Regular expressions of what a caption must not say, matched as by :func:`compiled`."""
 
     def reaches(self, label: str) -> bool:
-        """Whether a clip with this label gets the warning (any case; ``*`` in a pattern is any text)."""
+        """True if a clip with this label gets the warning (any case; ``*`` in a pattern is any text)."""
         if self.labels is not None and not _matches(label, self.labels):
             return False
         return not _matches(label, self.except_labels)
 
+    def reach(self) -> dict[str, Any]:
+        """Labels that the warning reaches, as plain data in canonical form, for fingerprints."""
+        labels = None if self.labels is None else list(self.labels)
+        return {"labels": labels, "except_labels": list(self.except_labels)}
+
     def violation(self, caption: str, label: str) -> str | None:
-        """The first mention in a caption that breaks the warning; None if nothing does.
+        """First mention in a caption that breaks the warning; None if nothing does.
 
         Nothing does where the warning does not reach the clip's label, or where the label itself says the like.
         """
@@ -66,14 +69,14 @@ class NoiseWarning:
 
 @dataclass(frozen=True, slots=True)
 class PromptSet:
-    """The instruction and the ordered warnings of one stage."""
+    """Instruction and ordered warnings of one stage."""
 
     instruction: Instruction
     warnings: tuple[NoiseWarning, ...] = ()
     _rendered: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def render(self, label: str) -> str:
-        """The prompt of a clip with this label: the instruction, then its warnings, one a line.
+        """Prompt of a clip with this label: the instruction, then its warnings, one a line.
 
         Made once for each label; labels that get the same warnings share one string.
         """
@@ -90,20 +93,14 @@ class PromptSet:
         """
         return {
             "instruction": self.instruction.text,
-            "warnings": [{"text": warning.text} | reach_meaning(warning) for warning in self.warnings],
+            "warnings": [{"text": warning.text} | warning.reach() for warning in self.warnings],
         }
 
     @property
     def origins(self) -> dict[str, str]:
-        """Each element of :meth:`meaning` ("instruction", "warnings[2]") to the place where it is edited."""
+        """Place where each element of :meth:`meaning` ("instruction", "warnings[2]") is edited."""
         places = {f"warnings[{i}]": warning.origin for i, warning in enumerate(self.warnings)}
         return {"instruction": self.instruction.origin, **places}
-
-
-def reach_meaning(warning: NoiseWarning) -> dict[str, Any]:
-    """The labels that a warning reaches, as plain data in canonical form, for fingerprints."""
-    labels = None if warning.labels is None else list(warning.labels)
-    return {"labels": labels, "except_labels": list(warning.except_labels)}
 
 
 def load_prompts(instruction_path: Path, warnings_path: Path | None) -> PromptSet:
@@ -113,20 +110,18 @@ def load_prompts(instruction_path: Path, warnings_path: Path | None) -> PromptSe
         PromptError: missing or unreadable file, bad YAML, unknown or repeated key, empty text,
             two warnings of one name, a violation that is no regular expression.
     """
-    root = _Reader(instruction_path).root("text")
-    instruction = Instruction(_text(root, "text"), str(instruction_path))
-    warnings = () if warnings_path is None else _load_warnings(warnings_path)
-    return PromptSet(instruction, warnings)
+    instruction = Instruction(_read(instruction_path, "text").text("text"), str(instruction_path))
+    return PromptSet(instruction, () if warnings_path is None else _load_warnings(warnings_path))
 
 
 def _load_warnings(path: Path) -> tuple[NoiseWarning, ...]:
-    root = _Reader(path).root("warnings")
+    root = _read(path, "warnings")
     items = root.value("warnings")
     if not isinstance(items, yaml.SequenceNode):
         raise root.error("`warnings` must be a list of warnings (`[]` for none)", items)
     warnings: dict[str, NoiseWarning] = {}
     for item in items.value:
-        fields = root.reader.mapping(item, ("name", "text", "labels", "except_labels", "violations"))
+        fields = _Mapping(path, item, ("name", "text", "labels", "except_labels", "violations"))
         warning = _warning(fields)
         if warning.name in warnings:
             raise fields.error(f"warning `{warning.name}` is there twice: rename one or delete it", item)
@@ -135,50 +130,28 @@ def _load_warnings(path: Path) -> tuple[NoiseWarning, ...]:
 
 
 def _warning(fields: "_Mapping") -> NoiseWarning:
-    name = _text(fields, "name")
+    name = fields.text("name")
     labels, except_labels = _labels(fields, "labels"), _labels(fields, "except_labels")
     if labels is not None and except_labels is not None:
         raise fields.error(f"warning `{name}` has both `labels` and `except_labels`: keep one", fields.node)
-    origin = f"{fields.reader.path} (warning `{name}`)"
-    return NoiseWarning(name, _text(fields, "text"), origin, labels, except_labels or (), _violations(fields))
+    origin = f"{fields.path} (warning `{name}`)"
+    return NoiseWarning(name, fields.text("text"), origin, labels, except_labels or (), _violations(fields))
 
 
 def _labels(fields: "_Mapping", key: str) -> tuple[str, ...] | None:
     """Sorted label patterns without case, or None where the key is absent."""
-    items = _strings(fields, key)
+    items = fields.texts(key)
     return None if items is None else tuple(sorted({_fold_label(item) for item in items}))
 
 
 def _violations(fields: "_Mapping") -> tuple[str, ...]:
-    patterns = tuple(_strings(fields, "violations") or ())
+    patterns = tuple(fields.texts("violations") or ())
     try:
         compiled(patterns)
     except re.error as error:
         problem = f"`violations` must be regular expressions: {error.pattern!r}: {error.msg}"
         raise fields.error(problem, fields.values["violations"]) from error
     return patterns
-
-
-def _strings(fields: "_Mapping", key: str) -> list[str] | None:
-    if key not in fields.values:
-        return None
-    node = fields.values[key]
-    items = node.value if isinstance(node, yaml.SequenceNode) else []
-    if not items or any(item.tag != "tag:yaml.org,2002:str" or not item.value.strip() for item in items):
-        raise fields.error(f"`{key}` must be a list of texts with at least one; remove the key otherwise", node)
-    return [item.value for item in items]
-
-
-def _text(fields: "_Mapping", key: str) -> str:
-    node = fields.value(key)
-    if not isinstance(node, yaml.ScalarNode) or node.tag != "tag:yaml.org,2002:str" or not node.value.strip():
-        raise fields.error(f"`{key}` must be text, not empty (quote it if it looks like a number)", node)
-    return _fold(node.value)
-
-
-def _fold(text: str) -> str:
-    """Single spaces within a line, no empty lines; a line break left after YAML's own folding is meant."""
-    return "\n".join(" ".join(line.split()) for line in text.splitlines() if line.strip())
 
 
 def _fold_label(label: str) -> str:
@@ -190,66 +163,82 @@ def _matches(label: str, patterns: tuple[str, ...]) -> bool:
 
 
 @cache
+def compiled(patterns: tuple[str, ...]) -> re.Pattern[str]:
+    """One expression for whole words of any pattern, in any case; without patterns it matches nothing."""
+    return re.compile(rf"\b(?:{'|'.join(patterns)})\b" if patterns else r"(?!)", re.IGNORECASE)
+
+
+def first_match(patterns: tuple[str, ...], text: str) -> str | None:
+    """First words of a text that match, in lower case; None without a match."""
+    match = compiled(patterns).search(text)
+    return None if match is None else match.group().lower()
+
+
+@cache
 def _label_regex(patterns: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile("|".join(".*".join(map(re.escape, p.split("*"))) for p in patterns) or r"(?!)")
 
 
-@dataclass(frozen=True, slots=True)
 class _Mapping:
-    """YAML mapping whose keys are known: its nodes by key."""
+    """YAML mapping of a prompt file with some known keys: its nodes, which know their lines, by key."""
 
-    reader: "_Reader"
-    node: yaml.MappingNode
-    values: dict[str, yaml.Node]
+    def __init__(self, path: Path, node: yaml.Node, keys: tuple[str, ...]) -> None:
+        self.path, self.node = path, node
+        self.values: dict[str, yaml.Node] = {}
+        listed = ", ".join(f"`{key}`" for key in keys)
+        if not isinstance(node, yaml.MappingNode):
+            raise self.error(f"must be a mapping with {listed}", node)
+        for key_node, value_node in node.value:
+            key = str(key_node.value)
+            if key not in keys:
+                raise self.error(f"unknown key `{key}`: only {listed} can stand here", key_node)
+            if key in self.values:
+                raise self.error(f"`{key}` is there twice: keep one", key_node)
+            self.values[key] = value_node
 
     def value(self, key: str) -> yaml.Node:
         if key not in self.values:
             raise self.error(f"`{key}` is missing: add it", self.node)
         return self.values[key]
 
-    def error(self, problem: str, node: yaml.Node) -> PromptError:
-        return self.reader.error(problem, node)
+    def text(self, key: str) -> str:
+        """Canonical text: single spaces within a line, no empty lines; a line break left by YAML's folding is meant."""
+        node = self.value(key)
+        if not _is_text(node):
+            raise self.error(f"`{key}` must be text, not empty (quote it if it looks like a number)", node)
+        return "\n".join(" ".join(line.split()) for line in node.value.splitlines() if line.strip())
 
-
-@dataclass(frozen=True, slots=True)
-class _Reader:
-    """Reader of one prompt file, as YAML nodes: nodes know their lines."""
-
-    path: Path
-
-    def root(self, *keys: str) -> _Mapping:
-        """The whole file, which must be a mapping with these keys."""
-        try:
-            node = yaml.compose(self.path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-        except UnicodeDecodeError as error:
-            raise PromptError(f"{self.path}: byte {error.start} is not UTF-8: save the file as UTF-8") from error
-        except OSError as error:
-            raise PromptError(f"{self.path}: {error.strerror}: a prompt file was wanted here") from error
-        except yaml.MarkedYAMLError as error:
-            line = 0 if error.problem_mark is None else error.problem_mark.line + 1
-            raise PromptError(f"{self.path}:{line}: not valid YAML: {error.problem}") from error
-        except yaml.YAMLError as error:
-            raise PromptError(f"{self.path}: not valid YAML: {' '.join(str(error).split())}") from error
-        if node is None:
-            raise PromptError(f"{self.path}: empty: it must have {_listed(keys)}")
-        return self.mapping(node, keys)
-
-    def mapping(self, node: yaml.Node, keys: tuple[str, ...]) -> _Mapping:
-        if not isinstance(node, yaml.MappingNode):
-            raise self.error(f"must be a mapping with {_listed(keys)}", node)
-        values: dict[str, yaml.Node] = {}
-        for key_node, value_node in node.value:
-            key = str(key_node.value)
-            if key not in keys:
-                raise self.error(f"unknown key `{key}`: only {_listed(keys)} can stand here", key_node)
-            if key in values:
-                raise self.error(f"`{key}` is there twice: keep one", key_node)
-            values[key] = value_node
-        return _Mapping(self, node, values)
+    def texts(self, key: str) -> list[str] | None:
+        """Texts of a list, or None where the key is absent."""
+        if key not in self.values:
+            return None
+        node = self.values[key]
+        items = node.value if isinstance(node, yaml.SequenceNode) else []
+        if not items or not all(_is_text(item) for item in items):
+            raise self.error(f"`{key}` must be a list of texts with at least one; remove the key otherwise", node)
+        return [item.value for item in items]
 
     def error(self, problem: str, node: yaml.Node) -> PromptError:
         return PromptError(f"{self.path}:{node.start_mark.line + 1}: {problem}")
 
 
-def _listed(keys: tuple[str, ...]) -> str:
-    return ", ".join(f"`{key}`" for key in keys)
+def _is_text(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:str" and bool(node.value.strip())
+
+
+def _read(path: Path, key: str) -> _Mapping:
+    """The whole file, which must be a mapping with this one key."""
+    try:
+        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except UnicodeDecodeError as error:
+        raise PromptError(f"{path}: byte {error.start} is not UTF-8: save the file as UTF-8") from error
+    except OSError as error:
+        raise PromptError(f"{path}: {error.strerror}: a prompt file was wanted here") from error
+    except yaml.MarkedYAMLError as error:
+        line = 0 if error.problem_mark is None else error.problem_mark.line + 1
+        raise PromptError(f"{path}:{line}: not valid YAML: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise PromptError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if node is None:
+        raise PromptError(f"{path}: empty: it must have `{key}`")
+    return _Mapping(path, node, (key,))

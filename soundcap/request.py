@@ -13,11 +13,7 @@ _MAX_PEAK = 2.0
 
 @dataclass(frozen=True, slots=True)
 class CaptionRequest:
-    """Decoded clip with its prompt.
-
-    Raises:
-        ValueError: a field does not hold what is described here.
-    """
+    """Decoded clip with its prompt. Raises ValueError for a field that does not hold what is described here."""
 
     prompt: str
     """Instruction including its warnings, already rendered; not blank."""
@@ -49,11 +45,7 @@ class CaptionRequest:
 
 @dataclass(frozen=True, slots=True)
 class FrameSettings:
-    """Sampling rate and size of the frames that a model gets of a clip.
-
-    Raises:
-        ValueError: a field is out of range.
-    """
+    """Sampling rate and size of the frames that a model gets of a clip. Raises ValueError for a field out of range."""
 
     fps: float = 2.0
     """Frames per second, > 0."""
@@ -68,16 +60,12 @@ class FrameSettings:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """Decoding of an answer. At temperature 0 `top_p` and `seed` do not matter.
-
-    Raises:
-        ValueError: a field is out of range.
-    """
+    """Decoding of an answer. Raises ValueError for a field out of range."""
 
     max_new_tokens: int = 96
     """Most tokens of an answer, >= 1."""
     temperature: float = 0.0
-    """>= 0; 0 = greedy."""
+    """>= 0; 0 = greedy, whatever `top_p` and `seed`."""
     top_p: float = 1.0
     """Nucleus in (0, 1]."""
     repetition_penalty: float = 1.0

@@ -1,4 +1,4 @@
-"""A real S3 server process, one local Ray for the whole session, and curation of what random weights write."""
+"""A real S3 server process, one local Ray for the whole session, tiny checkpoints, and curation of random captions."""
 
 import json
 import os
@@ -9,6 +9,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
@@ -81,3 +82,75 @@ def local_ray() -> Iterator[None]:
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def tiny_omni(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny Qwen2.5-Omni checkpoint with random weights. Not to be written to."""
+    from miniature.models.tiny import build_tiny_omni
+
+    folder = tmp_path_factory.mktemp("checkpoints") / "omni"
+    build_tiny_omni(folder, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_vl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny Qwen2.5-VL checkpoint with random weights. Not to be written to."""
+    from miniature.models.tiny import build_tiny_vl
+
+    folder = tmp_path_factory.mktemp("checkpoints") / "vl"
+    build_tiny_vl(folder, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder_builders() -> dict[str, Callable[[Path, int], None]]:
+    """Writers of encoder checkpoints with random weights into a folder: `clip` for frames, `t5` for text."""
+    from miniature.models.tiny import build_tiny_clip
+
+    return {"clip": build_tiny_clip, "t5": _build_tiny_t5}
+
+
+def _build_tiny_t5(folder: Path, seed: int) -> None:
+    """Writes a T5 encoder checkpoint (64 channels) with a byte-level BPE tokenizer into `folder`."""
+    import torch
+    from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=_byte_level_tokenizer(), pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
+    tokenizer.save_pretrained(folder)
+    config = T5Config(
+        vocab_size=len(tokenizer), d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4,
+        feed_forward_proj="gated-gelu", pad_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = T5EncoderModel(config)
+    model.save_pretrained(folder)
+
+
+WORDS = (
+    "a an the of and with in on at to is are then while from sound sounds loud soft sharp low high short "
+    "long rhythmic steady click clicks beep beeps tone tones noise hum buzz whistle engine dog barks barking "
+    "rain water wind footsteps door knocks bell rings drum beat beats music plays speech voice rising falling "
+    "rises falls bounce bounces ball impact impacts sweep chirp pulse pulses repeated once twice quiet"
+)
+"""Common words of captions, which the tokenizer of T5 makes one token each."""
+
+
+def _byte_level_tokenizer() -> object:
+    """Any text to tokens and `</s>`."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=640, special_tokens=["<pad>", "</s>", "<unk>"], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    tokenizer.train_from_iterator([WORDS], trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return tokenizer

@@ -54,8 +54,7 @@ def fold(state: dict[str, Tensor]) -> dict[str, Tensor]:
 class BigVGAN(nn.Module):
     """Log10-mel (B, M, T) -> wave (B, 256 T) in (-1, 1).
 
-    Args:
-        width: channels before the first transposed convolution, each of which halves them; 1536 as published.
+    `width` is the number of channels before the first transposed convolution, 1536 as published; each halves it.
     """
 
     def __init__(self, width: int) -> None:

@@ -1,12 +1,11 @@
-"""Log-mel codecs: the weight-free one, and its principal components over a corpus.
+"""Log-mel spectrogram of mel codecs, weight-free log-mel codec, and the principal components of its frames.
 
-Shapes: B batch, N samples, L latent frames, C latent channels, M mel bands, F frequency bins.
+Shapes: B batch, N samples, T mel frames, L latent frames, C latent channels, M mel bands, F frequency bins.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from fractions import Fraction
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -15,22 +14,57 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from flowley.codecs.pretrained_codec import PretrainedCodec, check_latent, check_wave
+from flowley.codecs.audio_codec import AudioCodec, PretrainedCodec
 from flowley.weights import WEIGHTS, find_file, read_tensors
 
+FLOOR = 1e-5
+"""Mel magnitudes below it are raised to it before the logarithm."""
 
-class LogMelCodec(nn.Module):
+
+class LogMel(nn.Module):
+    """Log-mel spectrogram that mel codecs and their vocoders were trained on.
+
+        log max(mel sqrt(|STFT|^2 + eps), 1e-5); mel filters of Slaney's scale and area from 0 Hz to half the rate
+
+    The wave is reflected by (n_fft - hop) / 2 samples at both ends and the STFT does not centre, so N samples give
+    N / hop frames and frame i is the sound around (i + 1/2) hop, for a vocoder that writes hop samples for each
+    frame. `log` is `torch.log` or `torch.log10`.
+    """
+
+    window: Tensor
+    filters: Tensor
+
+    def __init__(
+        self, *, audio_hz: int, n_fft: int, hop: int, n_mels: int, log: Callable[[Tensor], Tensor], eps: float
+    ) -> None:
+        from torchaudio.functional import melscale_fbanks
+
+        super().__init__()
+        self.n_fft, self.hop, self.log, self.eps = n_fft, hop, log, eps
+        filters = melscale_fbanks(n_fft // 2 + 1, 0.0, audio_hz / 2, n_mels, audio_hz, "slaney", "slaney")
+        self.register_buffer("filters", filters.T.contiguous(), persistent=False)  # (M, F)
+        self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
+
+    def forward(self, wave: Tensor) -> Tensor:
+        """(B, N) with N > (n_fft - hop) / 2 -> (B, M, N // hop)."""
+        margin = (self.n_fft - self.hop) // 2
+        wave = pad(wave[:, None], (margin, margin), mode="reflect")[:, 0]
+        spectrum = torch.stft(wave, self.n_fft, self.hop, window=self.window, center=False, return_complex=True)
+        magnitude = (torch.view_as_real(spectrum).square().sum(-1) + self.eps).sqrt()
+        return self.log((self.filters @ magnitude).clamp(min=FLOOR))
+
+
+class LogMelCodec(AudioCodec):
     """Weight-free codec: log-mel spectrogram at 16 kHz, hop 512 (31.25 Hz, 250 frames for 8 s).
 
         latent_i = log max(mel |STFT|_i, floor)
 
-    Decoding finds non-negative magnitudes with that mel spectrogram (multiplicative updates from the
+    Its std is 0. Decoding finds non-negative magnitudes with that mel spectrogram (multiplicative updates from the
     pseudo-inverse) and their phase by Griffin-Lim, started at zero phase so that equal latents sound equal.
     """
 
     audio_hz = 16_000
-    hop = 512
-    latent_hz = Fraction(16_000, 512)
+    frame_samples = 512
     latent_dim = 64
     n_fft = 1024
     floor = 1e-3
@@ -50,40 +84,26 @@ class LogMelCodec(nn.Module):
         self.register_buffer("mel", mel.T, persistent=False)  # (C, F)
         self.register_buffer("window", torch.hann_window(self.n_fft), persistent=False)
 
-    def encode(self, wave: Tensor) -> tuple[Tensor, Tensor]:
-        """See `AudioCodec.encode`; std is 0.
-
-        Raises:
-            ValueError: not a batch of mono waves with at least one sample, or not finite.
-        """
-        check_wave(wave, self.audio_hz)
-        L = -(-wave.shape[1] // self.hop)
-        half = self.n_fft // 2
-        wave = pad(wave.to(self.window), (half, half + L * self.hop - wave.shape[1]))
-        spectrum = torch.stft(wave, self.n_fft, self.hop, window=self.window, center=False, return_complex=True)
+    def _encode(self, wave: Tensor) -> tuple[Tensor, Tensor]:
+        L, half = wave.shape[1] // self.frame_samples, self.n_fft // 2
+        spectrum = torch.stft(
+            pad(wave, (half, half)), self.n_fft, self.frame_samples, window=self.window, center=False,
+            return_complex=True,
+        )  # fmt: skip
         mean = torch.log((self.mel @ spectrum.abs()).clamp(min=self.floor))[..., :L].transpose(1, 2)
         return mean, torch.zeros_like(mean)
 
-    @torch.no_grad()
-    def decode(self, latent: Tensor) -> Tensor:
-        """See `AudioCodec.decode`.
-
-        Raises:
-            ValueError: not (B, L >= 1, C), or not finite.
-        """
+    def _decode(self, latent: Tensor) -> Tensor:
         from torchaudio.functional import griffinlim
 
-        check_latent(latent, self.latent_dim)
-        latent = latent.to(self.mel)
         L = latent.shape[1]
         after = latent[:, -1:].expand(-1, max(1, 4 - L), -1)  # L hops have L + 1 centred frames; reflection: 4
         magnitude = self._magnitude(torch.cat([latent, after], dim=1).transpose(1, 2))
         wave: Tensor = griffinlim(
-            magnitude, self.window, self.n_fft, self.hop, self.n_fft, power=1.0,
+            magnitude, self.window, self.n_fft, self.frame_samples, self.n_fft, power=1.0,
             n_iter=self.griffin_lim_steps, momentum=0.9, length=None, rand_init=False,
         )  # fmt: skip
-        wave = wave[:, : L * self.hop]
-        return wave.clamp(-1, 1)
+        return wave
 
     def _magnitude(self, log_mel: Tensor) -> Tensor:
         """S >= 0 with mel S = exp(log_mel): (B, C, L) -> (B, F, L), by Lee and Seung's updates."""
@@ -107,6 +127,7 @@ class LogMelPCACodec(PretrainedCodec):
     files: ClassVar = (WEIGHTS,)
     contents: ClassVar = f"a folder with {WEIGHTS} as `LogMelPCACodec.save` writes it"
 
+    audio_hz, frame_samples = LogMelCodec.audio_hz, LogMelCodec.frame_samples
     mean: Tensor
     components: Tensor
 
@@ -114,7 +135,7 @@ class LogMelPCACodec(PretrainedCodec):
         """Args: mean (M,); components (C, M), orthonormal rows, the one of most variance first."""
         super().__init__()
         self.log_mel = LogMelCodec()
-        self.audio_hz, self.frame_samples, self.latent_dim = LogMelCodec.audio_hz, LogMelCodec.hop, len(components)
+        self.latent_dim = len(components)
         self.register_buffer("mean", mean.float())
         self.register_buffer("components", components.float())
 
@@ -139,7 +160,6 @@ class LogMelPCACodec(PretrainedCodec):
 
     @classmethod
     def from_folder(cls, folder: Path) -> Self:
-        """See `PretrainedCodec.from_folder`."""
         file = find_file(folder, WEIGHTS, wanted=cls.contents)
         weights = read_tensors(file)
         mean, components = weights.get("mean"), weights.get("components")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from flowley.features.files import EMPTY_CAPTION_ID, FeatureFile, decode_std
+from flowley.features.files import EMPTY_CAPTION_ID, AVFeatures, FeatureFile, decode_std
 from flowley.network.base import Conditions
 from flowley.network.config import NetworkConfig
 
@@ -40,31 +40,18 @@ class Entry:
 
 
 def index_files(paths: Iterable[str | Path]) -> dict[str, Row]:
-    """The place of every clip in some feature files, by clip id.
-
-    Raises:
-        ValueError: one is not a feature file.
-    """
+    """The place of every clip in some feature files, by clip id. Raises ValueError where one is no feature file."""
     return {file.clip_id(row): Row(str(file.path), row) for file in map(FeatureFile, paths) for row in range(len(file))}
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Clip:
-    """Features of one clip; float16 views of memory-mapped files."""
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Clip(AVFeatures):
+    """Features of one clip's frames, sound and caption; float16 views of memory-mapped files."""
 
-    clip_id: str
-    visual: np.ndarray
-    """(L_vis, C_vis)."""
-    audio_mean: np.ndarray
-    """(L_aud, C_aud)."""
-    audio_std: np.ndarray
-    """(L_aud, C_aud)."""
     text: np.ndarray
     """(L_txt, C_txt)."""
     n_tokens: int
     """Tokens of the caption; text features beyond are padding."""
-    sync: np.ndarray | None
-    """(L_sync, C_sync), where the file has them."""
 
 
 class Batch(NamedTuple):
@@ -90,9 +77,7 @@ class Batch(NamedTuple):
 class FeatureDataset(Dataset[Clip]):
     """Clips by index, read from their feature files without copying.
 
-    Args:
-        entries: one per training example.
-        null_text: (L, C_txt), the encoded empty caption, for networks whose null condition it is.
+    `null_text` (L, C_txt) is the encoded empty caption, for networks whose null condition it is.
     """
 
     def __init__(self, entries: Sequence[Entry], *, null_text: np.ndarray | None = None) -> None:
@@ -102,11 +87,9 @@ class FeatureDataset(Dataset[Clip]):
 
     @classmethod
     def from_rows(cls, av: Mapping[str, Row], text: Mapping[str, Row]) -> Self:
-        """Dataset of the clips that have both kinds of features, in the order of `av`.
+        """Dataset of the clips that have both kinds of features by clip id, in the order of `av`.
 
-        Args:
-            av: place of the features of frames and sound, by clip id.
-            text: place of the caption's features, by clip id; that of `EMPTY_CAPTION_ID` becomes `null_text`.
+        The text of `EMPTY_CAPTION_ID` becomes `null_text`.
 
         Raises:
             ValueError: the file of the empty caption is not a feature file.
@@ -124,10 +107,10 @@ class FeatureDataset(Dataset[Clip]):
         mean = av.array("audio_mean", entry.av.row)
         codes = av.array("audio_std", entry.av.row)
         std = decode_std(codes) if len(codes) else np.zeros_like(mean)
+        sync = av.array("sync", entry.av.row) if "sync" in av.channels else None
         return Clip(
-            entry.clip_id, av.array("visual", entry.av.row), mean, std,
-            text.array("text", entry.text.row), text.n_tokens(entry.text.row),
-            av.array("sync", entry.av.row) if "sync" in av.channels else None,
+            entry.clip_id, av.array("visual", entry.av.row), mean, std, sync,
+            text=text.array("text", entry.text.row), n_tokens=text.n_tokens(entry.text.row),
         )  # fmt: skip
 
     def require_fit(self, config: NetworkConfig, duration_s: float) -> None:
@@ -139,19 +122,19 @@ class FeatureDataset(Dataset[Clip]):
         if not self.entries:
             raise ValueError("no clips, wanted at least one")
         wanted = wanted_shapes(config, duration_s)
-        faults = [fault for entry in self.entries if (fault := self._fault(entry, config, wanted))]
+        faults = []
+        for entry in self.entries:
+            av, text = self._file(entry.av, entry.clip_id), self._file(entry.text, entry.clip_id)
+            found = {name: av.array(name, entry.av.row).shape for name in av.channels}
+            found["text"] = text.array("text", entry.text.row).shape
+            if fault := shape_fault(entry.clip_id, found, config, wanted):
+                faults.append(fault)
         if faults:
             count = f"{len(faults)} of {len(self)} clips do not fit: " if len(faults) > 1 else ""
             raise ValueError(count + "; ".join(faults[:3]))
         tokens = 0 if self.null_text is None else len(self.null_text)
         if tokens > config.max_text_tokens:
             raise ValueError(f"the empty caption has {tokens} features, wanted at most {config.max_text_tokens}")
-
-    def _fault(self, entry: Entry, config: NetworkConfig, wanted: Shapes) -> str | None:
-        av, text = self._file(entry.av, entry.clip_id), self._file(entry.text, entry.clip_id)
-        found = {name: av.array(name, entry.av.row).shape for name in av.channels}
-        found["text"] = text.array("text", entry.text.row).shape
-        return shape_fault(entry.clip_id, found, config, wanted)
 
     def _file(self, where: Row, clip_id: str) -> FeatureFile:
         if where.path not in self._files:
@@ -211,13 +194,9 @@ def shape_fault(
 
 
 def collate(clips: Sequence[Clip], config: NetworkConfig, duration_s: float, *, L_txt: int | None = None) -> Batch:
-    """Batch of clips cut to `duration_s` seconds, as a network takes them.
+    """Batch of one or more clips cut to `duration_s` seconds, as a network takes them.
 
-    Args:
-        clips: at least one.
-        config: of the network.
-        duration_s: of every clip, in seconds.
-        L_txt: tokens to pad captions to; None: the longest caption's.
+    Captions are padded to `L_txt` tokens, or to the longest caption's.
 
     Raises:
         ValueError: a clip's features do not fit the network or are too short; the message names the clip.

@@ -5,9 +5,8 @@ Shapes: T video frames, H W pixels, N samples, L frames of a feature, C channels
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,7 +18,6 @@ from flowley.network.config import NetworkConfig
 from flowley.network.feature_spec import FeatureSpec
 
 CAPTIONS_PER_BATCH = 256
-T = TypeVar("T")
 
 
 class Encoders:
@@ -31,7 +29,7 @@ class Encoders:
     Args:
         spec: names and revisions of the checkpoints.
         config: the network that the features are for.
-        device: of all three.
+        device: of the encoders and the codec.
         dtype: of the visual and the text encoder's weights; the codec computes in float32.
     """
 
@@ -48,9 +46,7 @@ class Encoders:
     def visual(self) -> VisualEncoder:
         """Frames to `config.visual_dim` channels."""
         spec = self.spec
-        encoder = _load("visual encoder", spec.visual, lambda: VisualEncoder(
-            spec.visual, revision=spec.visual_revision, dtype=self.dtype, device=self.device
-        ))  # fmt: skip
+        encoder = VisualEncoder(spec.visual, revision=spec.visual_revision, dtype=self.dtype, device=self.device)
         _require_dim("visual encoder", spec.visual, encoder.dim, self.config.visual_dim)
         return encoder
 
@@ -58,10 +54,10 @@ class Encoders:
     def text(self) -> TextEncoder:
         """Captions to `config.text_dim` channels, normalised and padded as the network expects."""
         spec, config = self.spec, self.config
-        encoder = _load("text encoder", spec.text, lambda: TextEncoder(
+        encoder = TextEncoder(
             spec.text, max_tokens=config.max_text_tokens, normalisation=config.text_normalisation,
             keep_padding=not config.mask_text, revision=spec.text_revision, dtype=self.dtype, device=self.device,
-        ))  # fmt: skip
+        )  # fmt: skip
         _require_dim("text encoder", spec.text, encoder.dim, config.text_dim)
         return encoder
 
@@ -85,8 +81,6 @@ def encode_clip(
     """Features of one clip's frames and sound. Loads the visual encoder and the codec, not the text encoder.
 
     Args:
-        encoders: of the network.
-        clip_id: kept in the feature files.
         frames: (T, H, W, 3) uint8 RGB at the network's r_v.
         wave: (N,) in [-1, 1], mono, at the codec's audio_hz.
         sync: synchronisation features that `checked_sync` returned, for networks that take them.
@@ -102,7 +96,7 @@ def encode_clip(
 def encode_captions(encoders: Encoders, captions: Mapping[str, str]) -> list[TextFeatures]:
     """Features of captions by clip id, in their order. Loads the text encoder only.
 
-    A caption longer than the network takes is cut, and its `tokens_cut` says by how much.
+    A caption longer than the network takes is cut by `tokens_cut` tokens.
     """
     clips, encoded = list(captions.items()), []
     for start in range(0, len(clips), CAPTIONS_PER_BATCH):
@@ -127,14 +121,6 @@ def checked_sync(sync: np.ndarray, config: NetworkConfig, duration_s: float, *, 
             "extract its synchronisation features again"
         )
     return sync
-
-
-def _load(kind: str, location: str, load: Callable[[], T]) -> T:
-    try:
-        return load()
-    except OSError as error:  # transformers' word for a folder or hub id that is not there
-        why = " ".join(str(error).split())[:160]
-        raise ValueError(f"{kind} {location!r} does not load ({why}): give a checkpoint folder or a hub id") from error
 
 
 def _require_dim(kind: str, location: str, dim: int, wanted: int) -> None:

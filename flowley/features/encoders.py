@@ -13,8 +13,9 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.nn.functional import normalize
+
+from flowley.weights import one_line
 
 Dtype = Literal["float32", "bfloat16"]
 Normalisation = Literal["channels", "time", "none"]
@@ -47,10 +48,9 @@ class VisualEncoder:
     def __init__(
         self, model: str, *, revision: str | None = None, dtype: Dtype = "float32", device: str = "cpu"
     ) -> None:
-        from transformers import AutoImageProcessor
-
-        self.model = _load(model, revision, VISION_CLASSES, dtype).to(device)
-        self.processor = AutoImageProcessor.from_pretrained(model, revision=revision)
+        self.model, self.processor = _load(
+            "visual encoder", model, revision, VISION_CLASSES, "AutoImageProcessor", dtype, device
+        )
         self.device = torch.device(device)
         config = self.model.config
         self.dim = int(config.projection_dim if config.model_type.startswith("clip") else config.hidden_size)
@@ -64,15 +64,13 @@ class VisualEncoder:
         """
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or len(frames) == 0:
             raise ValueError(f"frames {frames.dtype} of shape {frames.shape}, wanted uint8 (T >= 1, H, W, 3) RGB")
-        parts = [self._encode(frames[start : start + batch_size]) for start in range(0, len(frames), batch_size)]
+        parts = []
+        for batch in torch.split(torch.from_numpy(frames).permute(0, 3, 1, 2), batch_size):
+            inputs = self.processor(images=list(batch.to(self.device)), return_tensors="pt")
+            output = self.model(pixel_values=inputs["pixel_values"].to(self.device, self.model.dtype))
+            features = output.image_embeds if "image_embeds" in output else output.pooler_output
+            parts.append(normalize(features.float(), dim=-1))
         return torch.cat(parts).cpu().numpy()
-
-    def _encode(self, frames: np.ndarray) -> Tensor:
-        pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).to(self.device)
-        inputs = self.processor(images=list(pixels), return_tensors="pt")
-        output = self.model(pixel_values=inputs["pixel_values"].to(self.device, self.model.dtype))
-        features = output.image_embeds if "image_embeds" in output else output.pooler_output
-        return normalize(features.float(), dim=-1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +104,10 @@ class TextEncoder:
         self, model: str, *, max_tokens: int, normalisation: Normalisation = "channels", keep_padding: bool = False,
         revision: str | None = None, dtype: Dtype = "float32", device: str = "cpu",
     ) -> None:  # fmt: skip
-        from transformers import AutoTokenizer
-
-        self.model = _load(model, revision, TEXT_CLASSES, dtype).to(device)
-        self.tokenizer = AutoTokenizer.from_pretrained(model, revision=revision, padding_side="right")
+        self.model, self.tokenizer = _load(
+            "text encoder", model, revision, TEXT_CLASSES, "AutoTokenizer", dtype, device
+        )
+        self.tokenizer.padding_side = "right"
         self.device = torch.device(device)
         self.max_tokens, self.normalisation, self.keep_padding = max_tokens, normalisation, keep_padding
         self.dim = int(self.model.config.hidden_size)
@@ -126,30 +124,34 @@ class TextEncoder:
             list(captions), padding=padding, truncation=True, max_length=self.max_tokens, return_tensors="pt"
         ).to(self.device)
         hidden = self.model(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask)
-        x = self._normalise(hidden.last_hidden_state.float()).cpu().numpy().astype(np.float16)
+        x = hidden.last_hidden_state.float()
+        if self.normalisation != "none":
+            x = normalize(x, dim=-1 if self.normalisation == "channels" else 1)
         n_tokens = inputs.attention_mask.sum(1).tolist()
         return [
             EncodedText(features if self.keep_padding else features[:n], n, max(0, length - self.max_tokens))
-            for features, n, length in zip(x, n_tokens, lengths, strict=True)
+            for features, n, length in zip(x.cpu().numpy().astype(np.float16), n_tokens, lengths, strict=True)
         ]
 
-    def _normalise(self, x: Tensor) -> Tensor:
-        if self.normalisation == "none":
-            return x
-        return normalize(x, dim=-1 if self.normalisation == "channels" else 1)
 
-
-def _load(model: str, revision: str | None, classes: dict[str, str], dtype: Dtype) -> Any:
-    """The encoder class for the checkpoint's `model_type`, frozen, every weight from the checkpoint."""
+def _load(
+    kind: str, model: str, revision: str | None, classes: dict[str, str], processor: str, dtype: Dtype, device: str
+) -> tuple[Any, Any]:
+    """The encoder class for the checkpoint's `model_type`, frozen, every weight from the checkpoint; its processor."""
     import transformers
 
-    model_type = transformers.AutoConfig.from_pretrained(model, revision=revision).model_type
-    if model_type not in classes:
-        raise ValueError(f"{model} is a {model_type!r} checkpoint, wanted one of {', '.join(classes)}")
-    encoder, info = getattr(transformers, classes[model_type]).from_pretrained(
-        model, revision=revision, dtype=getattr(torch, dtype), output_loading_info=True
-    )
+    try:
+        model_type = transformers.AutoConfig.from_pretrained(model, revision=revision).model_type
+        if model_type not in classes:
+            raise ValueError(f"{model} is a {model_type!r} checkpoint, wanted one of {', '.join(classes)}")
+        encoder, info = getattr(transformers, classes[model_type]).from_pretrained(
+            model, revision=revision, dtype=getattr(torch, dtype), output_loading_info=True
+        )
+        loaded_processor = getattr(transformers, processor).from_pretrained(model, revision=revision)
+    except OSError as error:  # transformers' word for a folder or hub id that is not there
+        why = one_line(error)
+        raise ValueError(f"{kind} {model!r} does not load ({why}): give a checkpoint folder or a hub id") from error
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise ValueError(f"{model} lacks {len(info['missing_keys'])} weights of its encoder ({missing}, ...)")
-    return encoder.eval().requires_grad_(False)
+    return encoder.eval().requires_grad_(False).to(device), loaded_processor

@@ -1,8 +1,7 @@
-"""Feature files: Arrow files of encoded clips, for training and sampling.
+"""Feature files: Arrow files of encoded clips, read through a memory map without copying.
 
-Read through a memory map without copying. Frames and sound are in one kind of file and captions in another, so
-that a changed caption rewrites its text only. A clip at the paper's settings with a
-caption of 40 tokens takes 195 kB.
+Frames and sound are in one kind of file and captions in another, so that a changed caption rewrites its text only.
+A clip at the paper's settings with a caption of 40 tokens takes 195 kB.
 
 Shapes: L_vis video frames, L_aud latent frames, L_txt tokens, C channels of each.
 """
@@ -14,7 +13,6 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +22,6 @@ ROWS_PER_BATCH = 256
 EMPTY_CAPTION_ID = ""
 """Clip id of the encoded empty caption, the null condition of most networks, in a file of captions."""
 _META = b"flowley.features.files"
-Sink = str | Path | IO[bytes]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,37 +52,35 @@ class TextFeatures:
     """Tokens of the caption beyond the encoder's limit, which the features lack. Not kept in files."""
 
 
-def write_av_features(sink: Sink, clips: Iterable[AVFeatures]) -> int:
+def write_av_features(path: str | Path, clips: Iterable[AVFeatures]) -> int:
     """Writes a file of picture and sound features; returns the number of clips.
 
     Raises:
         ValueError: a clip is empty, not finite in float16, or shaped unlike the first; the message names it.
     """
     clips = list(clips)
-    visual, C_vis = _ragged([(c.clip_id, "visual", c.visual) for c in clips])
-    mean, C_aud = _ragged([(c.clip_id, "audio_mean", c.audio_mean) for c in clips])
-    std = _std_column(clips)
-    columns = {"visual": visual, "audio_mean": mean, "audio_std": std}
+    visual, C_vis = _ragged(clips, "visual")
+    mean, C_aud = _ragged(clips, "audio_mean")
+    columns = {"visual": visual, "audio_mean": mean, "audio_std": _std_column(clips)}
     channels = {"visual": C_vis, "audio_mean": C_aud, "audio_std": C_aud}
-    with_sync = [(c.clip_id, "sync", c.sync) for c in clips if c.sync is not None]
-    if with_sync:
-        if len(with_sync) < len(clips):
-            without = next(c.clip_id for c in clips if c.sync is None)
-            raise ValueError(f"clip {without!r} has no sync features, others of its file do: give all or none")
-        columns["sync"], channels["sync"] = _ragged(with_sync)
-    _write(sink, [c.clip_id for c in clips], columns, channels)
+    without_sync = [c.clip_id for c in clips if c.sync is None]
+    if len(without_sync) < len(clips):
+        if without_sync:
+            raise ValueError(f"clip {without_sync[0]!r} has no sync features, others of its file do: give all or none")
+        columns["sync"], channels["sync"] = _ragged(clips, "sync")
+    _write(path, [c.clip_id for c in clips], columns, channels)
     return len(clips)
 
 
-def write_text_features(sink: Sink, captions: Iterable[TextFeatures]) -> int:
+def write_text_features(path: str | Path, captions: Iterable[TextFeatures]) -> int:
     """Writes a file of caption features; returns the number of captions. Errors as in `write_av_features`."""
     captions = list(captions)
-    text, C_txt = _ragged([(c.clip_id, "text", c.text) for c in captions])
+    text, C_txt = _ragged(captions, "text")
     for c in captions:
         if not 1 <= c.n_tokens <= len(c.text):
             raise ValueError(f"clip {c.clip_id!r}: n_tokens = {c.n_tokens} of {len(c.text)} text features")
     columns = {"text": text, "n_tokens": pa.array([c.n_tokens for c in captions], pa.int32())}
-    _write(sink, [c.clip_id for c in captions], columns, {"text": C_txt})
+    _write(path, [c.clip_id for c in captions], columns, {"text": C_txt})
     return len(captions)
 
 
@@ -156,19 +151,20 @@ _STD_OF_CODE: np.ndarray = np.where(_codes > 0, 2.0 ** ((_codes - 192) / 16), 0)
 """By code: looking up takes a tenth of the time of powers."""
 
 
-def _ragged(rows: Sequence[tuple[str, str, np.ndarray]]) -> tuple[pa.Array, int]:
+def _ragged(clips: Sequence[AVFeatures] | Sequence[TextFeatures], name: str) -> tuple[pa.Array, int]:
     """Checked (L_i, C) arrays as one list<float16> column, and C."""
-    if not rows:
+    if not clips:
         raise ValueError("no clips to write, wanted at least one")
-    C = rows[0][2].shape[-1]
+    C = getattr(clips[0], name).shape[-1]
     halves = []
-    for clip_id, name, x in rows:
+    for clip in clips:
+        x: np.ndarray = getattr(clip, name)
         if x.ndim != 2 or x.shape[0] < 1 or x.shape[1] != C:
-            raise ValueError(f"clip {clip_id!r}: {name} of shape {x.shape}, wanted (length >= 1, {C})")
+            raise ValueError(f"clip {clip.clip_id!r}: {name} of shape {x.shape}, wanted (length >= 1, {C})")
         with np.errstate(over="ignore"):
             halves.append(x.astype(np.float16))
         if not np.isfinite(halves[-1]).all():
-            raise ValueError(f"clip {clip_id!r}: {name} is not finite in float16; wanted |x| < 65504")
+            raise ValueError(f"clip {clip.clip_id!r}: {name} is not finite in float16; wanted |x| < 65504")
     return _lists(halves, pa.float16()), int(C)
 
 
@@ -191,10 +187,8 @@ def _lists(arrays: Sequence[np.ndarray], kind: pa.DataType) -> pa.Array:
     return pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), values)
 
 
-def _write(sink: Sink, clip_ids: list[str], columns: dict[str, pa.Array], channels: dict[str, int]) -> None:
-    meta: dict[str, Any] = {"format": FORMAT, "channels": channels}
+def _write(path: str | Path, clip_ids: list[str], columns: dict[str, pa.Array], channels: dict[str, int]) -> None:
     table = pa.table({"clip_id": pa.array(clip_ids, pa.string()), **columns})
-    table = table.replace_schema_metadata({_META: json.dumps(meta).encode()})
-    target = str(sink) if isinstance(sink, str | Path) else sink
-    with pa.ipc.new_file(target, table.schema) as writer:
+    table = table.replace_schema_metadata({_META: json.dumps({"format": FORMAT, "channels": channels}).encode()})
+    with pa.ipc.new_file(str(path), table.schema) as writer:
         writer.write_table(table, max_chunksize=ROWS_PER_BATCH)

@@ -5,17 +5,16 @@ Each loads from a checkpoint folder. Waveforms are resampled to `HZ`; shapes: B 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, softmax
+
+from flowley.weights import CONFIG, WEIGHTS, fill, one_line, read_json, read_tensors
 
 HZ, DURATION_S = 16_000, 4.0
 MEL_BINS, MEL_FRAMES_PER_S = 64, 100
@@ -29,11 +28,8 @@ ALIGNMENT_WIDTH, ALIGNMENT_KERNEL = 48, 7
 class Listener:
     """Sound classifier: an audio spectrogram transformer for mono clips of up to `DURATION_S` at any sampling rate.
 
-    Args:
-        folder: an AST checkpoint of transformers, with its feature extractor.
-
     Raises:
-        ValueError: the folder holds something else.
+        ValueError: the folder is not an AST checkpoint of transformers with its feature extractor.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -43,7 +39,7 @@ class Listener:
             self.extractor = ASTFeatureExtractor.from_pretrained(folder)
             self.model = ASTForAudioClassification.from_pretrained(folder, dtype=torch.float32).eval()
         except OSError as error:
-            why = " ".join(str(error).split())[:160]
+            why = one_line(error)
             raise ValueError(f"{folder} is not an AST checkpoint ({why}): give a folder with its extractor") from error
         self.classes = tuple(self.model.config.id2label[k] for k in range(self.model.config.num_labels))
 
@@ -103,13 +99,11 @@ class AlignmentNetwork(nn.Module):
 
     def __init__(self, visual_dim: int) -> None:
         super().__init__()
-        self.visual = _branch(visual_dim)
-        self.sound = _branch(MEL_BINS)
-        self.both = nn.Sequential(
-            nn.Conv1d(2 * ALIGNMENT_WIDTH, 2 * ALIGNMENT_WIDTH, ALIGNMENT_KERNEL, padding="same"), nn.GELU(),
-            nn.Conv1d(2 * ALIGNMENT_WIDTH, ALIGNMENT_WIDTH, ALIGNMENT_KERNEL, padding="same"), nn.GELU(),
-        )  # fmt: skip
-        self.out = nn.Linear(2 * ALIGNMENT_WIDTH, 1)
+        width = ALIGNMENT_WIDTH
+        self.visual = _convolutions(visual_dim, width, width)
+        self.sound = _convolutions(MEL_BINS, width, width)
+        self.both = _convolutions(2 * width, 2 * width, width)
+        self.out = nn.Linear(2 * width, 1)
 
     def forward(self, visual: Tensor, mels: Tensor) -> Tensor:
         heard = self.sound(mels.mT)
@@ -119,32 +113,29 @@ class AlignmentNetwork(nn.Module):
         return pooled[:, 0]
 
 
-def _branch(channels: int) -> nn.Sequential:
+def _convolutions(first: int, middle: int, last: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv1d(channels, ALIGNMENT_WIDTH, ALIGNMENT_KERNEL, padding="same"), nn.GELU(),
-        nn.Conv1d(ALIGNMENT_WIDTH, ALIGNMENT_WIDTH, ALIGNMENT_KERNEL, padding="same"), nn.GELU(),
+        nn.Conv1d(first, middle, ALIGNMENT_KERNEL, padding="same"), nn.GELU(),
+        nn.Conv1d(middle, last, ALIGNMENT_KERNEL, padding="same"), nn.GELU(),
     )  # fmt: skip
 
 
 class AlignmentClassifier:
     """Classifier of temporal alignment between frames and sound (Diff-Foley's alignment accuracy).
 
-    Args:
-        folder: config.json (`visual_dim`) and model.safetensors of an `AlignmentNetwork`.
-
     Raises:
-        ValueError: the folder holds something else.
+        ValueError: the folder lacks config.json (`visual_dim`) or model.safetensors of an `AlignmentNetwork`.
     """
 
     def __init__(self, folder: str | Path) -> None:
         try:
-            self.network = AlignmentNetwork(json.loads((Path(folder) / "config.json").read_text())["visual_dim"])
-            weights = load_file(Path(folder) / "model.safetensors")
-            self.network.load_state_dict({name: weight.float() for name, weight in weights.items()})
-        except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+            self.network = AlignmentNetwork(read_json(Path(folder) / CONFIG)["visual_dim"])
+            weights = read_tensors(Path(folder) / WEIGHTS)
+            fill(self.network, weights, source=WEIGHTS, what="an alignment classifier")
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
-                f"{folder} is not a checkpoint of the alignment classifier ({type(error).__name__}): give the folder "
-                "with its config.json and model.safetensors"
+                f"{folder} is not a checkpoint of the alignment classifier ({one_line(error)}): give the folder "
+                f"with its {CONFIG} and {WEIGHTS}"
             ) from error
         self.network.eval()
 

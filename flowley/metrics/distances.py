@@ -1,4 +1,8 @@
-"""Distances between two sets of embeddings (Frechet, kernel), and an embedding that needs no weights."""
+"""Distances between two sets of embeddings (Frechet, kernel) or classes (KL, IS), and an embedding without weights.
+
+Both raise ValueError for sets that `checked_embeddings` refuses, the embedding for a waveform that
+`spectral.checked_wave` refuses.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +14,11 @@ import scipy.linalg
 from numpy.typing import NDArray
 
 from flowley.metrics.onsets import detect_onsets
-from flowley.metrics.spectral import N_BANDS, Floats, checked_wave, log_mel_db
+from flowley.metrics.spectral import Floats, checked_wave, log_mel_db
 
 EMBEDDING_NAME = "log-mel statistics"
-EMBEDDING_DIM = 2 * N_BANDS + 1
+CHUNK_ROWS = 512
+"""Rows of pairwise distances in memory at once."""
 
 
 def log_mel_statistics(wave: NDArray[np.floating], hz: int) -> Floats:
@@ -22,9 +27,6 @@ def log_mel_statistics(wave: NDArray[np.floating], hz: int) -> Floats:
     Mean and standard deviation over time of each of 64 log-mel bands, in units of 10 dB, and onsets a second: all
     of the order of 1. It measures timbre, level and density of events, not meaning: Frechet and kernel distances
     on it are not comparable with published ones on PANNs, VGGish or PaSST, only with each other at the same hz.
-
-    Raises:
-        ValueError: see `spectral.checked_wave`.
     """
     wave = checked_wave(wave, hz)
     tens_of_db = log_mel_db(wave, hz) / 10
@@ -44,9 +46,6 @@ def frechet_distance(evaluated: NDArray[np.floating], reference: NDArray[np.floa
     No matrix root is taken. With S_k = R_k^T R_k from a QR of the centred rows, the eigenvalues of S_1 S_2 are
     the squared singular values of R_1 R_2^T, so the trace of the root is their sum. Covariances are never
     formed or squared, and rank deficiency (n <= d) needs no epsilon.
-
-    Raises:
-        ValueError: see `checked_embeddings`.
     """
     x, y = checked_embeddings(evaluated, reference)
     R1, R2 = _covariance_factor(x), _covariance_factor(y)
@@ -67,7 +66,6 @@ def kernel_distance(
     reference: NDArray[np.floating],
     *,
     bandwidth_of: Literal["reference", "evaluated"] = "reference",
-    chunk_rows: int = 512,
 ) -> float:
     """KAD of two embedding sets, (n, d) and (m, d): 100 times the unbiased MMD^2 with a Gaussian kernel.
 
@@ -76,28 +74,26 @@ def kernel_distance(
 
     Chung et al. 2025, arXiv:2502.15602. In (-200, 200]; around 0, also below, for sets of one distribution.
     The authors describe s as the reference's; their code (kadtk) has not taken it from the same set in every
-    version, so `bandwidth_of` says which, and belongs beside the figure. Memory is O(chunk_rows (n + m)) beyond
+    version, so `bandwidth_of` says which, and belongs beside the figure. Memory is O(`CHUNK_ROWS` (n + m)) beyond
     the inputs.
 
     Raises:
-        ValueError: see `checked_embeddings`; an unknown `bandwidth_of`; chunk_rows below 1.
+        ValueError: an unknown `bandwidth_of`.
     """
     x, y = checked_embeddings(evaluated, reference)
     if bandwidth_of not in ("reference", "evaluated"):
         raise ValueError(f"bandwidth_of {bandwidth_of!r}: wanted 'reference' or 'evaluated'")
-    if chunk_rows < 1:
-        raise ValueError(f"chunk_rows {chunk_rows}: wanted at least 1")
     centre = y.mean(axis=0)  # distances from inner products cancel less around the origin
     x, y = x - centre, y - centre
-    s = median_pairwise_distance(y if bandwidth_of == "reference" else x, chunk_rows=chunk_rows)
+    s = median_pairwise_distance(y if bandwidth_of == "reference" else x)
     scale = 2 * s**2 + 1e-8
-    within_x = _mean_kernel(x, x, scale, chunk_rows, skip_diagonal=True)
-    within_y = _mean_kernel(y, y, scale, chunk_rows, skip_diagonal=True)
-    across = _mean_kernel(x, y, scale, chunk_rows, skip_diagonal=False)
+    within_x = _mean_kernel(x, x, scale, skip_diagonal=True)
+    within_y = _mean_kernel(y, y, scale, skip_diagonal=True)
+    across = _mean_kernel(x, y, scale, skip_diagonal=False)
     return 100 * (within_x + within_y - 2 * across)
 
 
-def median_pairwise_distance(x: Floats, *, chunk_rows: int = 512) -> float:
+def median_pairwise_distance(x: Floats) -> float:
     """Median Euclidean distance over the pairs i < j of x (n >= 2, d); of an even number, the lower middle one.
 
     Exact for distances in float32, in bounded memory: the bits of non-negative floats sort as integers, so one
@@ -105,28 +101,28 @@ def median_pairwise_distance(x: Floats, *, chunk_rows: int = 512) -> float:
     """
     rank = (len(x) * (len(x) - 1) // 2 - 1) // 2
     upper = np.zeros(1 << 16, dtype=np.int64)
-    for bits in _pair_distance_bits(x, chunk_rows):
+    for bits in _pair_distance_bits(x):
         upper += np.bincount(bits >> 16, minlength=1 << 16)
     high = int(np.searchsorted(np.cumsum(upper), rank, side="right"))
     rank -= int(upper[:high].sum())
     lower = np.zeros(1 << 16, dtype=np.int64)
-    for bits in _pair_distance_bits(x, chunk_rows):
+    for bits in _pair_distance_bits(x):
         lower += np.bincount(bits[bits >> 16 == high] & 0xFFFF, minlength=1 << 16)
     low = int(np.searchsorted(np.cumsum(lower), rank, side="right"))
     return float(np.array(high << 16 | low, dtype=np.uint32).view(np.float32))
 
 
-def _pair_distance_bits(x: Floats, chunk_rows: int) -> Iterator[NDArray[np.uint32]]:
-    for start in range(0, len(x), chunk_rows):
-        block = _squared_distances(x[start : start + chunk_rows], x[start:])
+def _pair_distance_bits(x: Floats) -> Iterator[NDArray[np.uint32]]:
+    for start in range(0, len(x), CHUNK_ROWS):
+        block = _squared_distances(x[start : start + CHUNK_ROWS], x[start:])
         above_diagonal = np.triu(np.ones(block.shape, dtype=bool), k=1)
         yield np.sqrt(block[above_diagonal]).astype(np.float32).view(np.uint32)
 
 
-def _mean_kernel(x: Floats, y: Floats, scale: float, chunk_rows: int, *, skip_diagonal: bool) -> float:
+def _mean_kernel(x: Floats, y: Floats, scale: float, *, skip_diagonal: bool) -> float:
     total = 0.0
-    for start in range(0, len(x), chunk_rows):
-        kernel = np.exp(-_squared_distances(x[start : start + chunk_rows], y) / scale)
+    for start in range(0, len(x), CHUNK_ROWS):
+        kernel = np.exp(-_squared_distances(x[start : start + CHUNK_ROWS], y) / scale)
         if skip_diagonal:
             np.fill_diagonal(kernel[:, start:], 0.0)
         total += float(kernel.sum())
@@ -156,3 +152,15 @@ def checked_embeddings(evaluated: NDArray[np.floating], reference: NDArray[np.fl
             "embed both with the same backbone"
         )
     return evaluated.astype(np.float64), reference.astype(np.float64)
+
+
+def kl_divergence(original: NDArray[np.floating], generated: NDArray[np.floating]) -> float:
+    """Mean KL(original || generated) of class probabilities (N, K), pair by pair, in nats."""
+    p, q = (np.clip(classes, 1e-9, None) for classes in (original, generated))
+    return float((p * np.log(p / q)).sum(1).mean())
+
+
+def inception_score(classes: NDArray[np.floating]) -> float:
+    """Exponential of the mean KL(p(y | x) || p(y)) of class probabilities (N, K), 1 to K; more is better."""
+    p = np.clip(classes, 1e-9, None)
+    return float(np.exp((p * np.log(p / p.mean(0))).sum(1).mean()))

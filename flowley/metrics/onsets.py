@@ -1,4 +1,4 @@
-"""Onset detection, and the F1 score of two sets of onsets."""
+"""Onset detection in a waveform that `spectral.checked_wave` passes, and the F1 score of two sets of onsets."""
 
 from __future__ import annotations
 
@@ -31,9 +31,6 @@ def detect_onsets(wave: NDArray[np.floating], hz: int) -> Floats:
     reconstructions passes for onsets. Local maxima that exceed the local mean by `THRESHOLD_DB` are onsets, at
     least `MIN_GAP_S` apart. Times are good to about 25 ms. A sound that already runs when the clip starts has no
     onset there; the first 76 ms and the last 16 ms are not searched.
-
-    Raises:
-        ValueError: see `spectral.checked_wave`.
     """
     mel = log_mel_db(wave, hz, window_s=WINDOW_S, hop_s=HOP_S)
     hop_s = round(HOP_S * hz) / hz

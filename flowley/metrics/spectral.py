@@ -1,6 +1,9 @@
 """Spectral metrics between a generated waveform and its original.
 
-Magnitudes are scaled so that a full-scale sine peaks at 1. Shapes: N samples, T frames, F frequency bins, M bands.
+Magnitudes are scaled so that a full-scale sine peaks at 1. Every function raises ValueError for waveforms that
+`checked_wave` or `checked_pair` refuses.
+
+Shapes: N samples, T frames, F frequency bins, M bands.
 """
 
 from __future__ import annotations
@@ -30,9 +33,6 @@ def log_mel_db(wave: NDArray[np.floating], hz: int, *, window_s: float = WINDOW_
     """Log-mel spectrogram (T, M) in dB of full scale, T = 1 + N // hop; frame k is centred on k hop_s seconds.
 
     Slaney bands from 0 to hz / 2, not below `FLOOR_DB`.
-
-    Raises:
-        ValueError: see `checked_wave`.
     """
     power = _magnitude(checked_wave(wave, hz), hz, window_s, hop_s) ** 2 / HANN_BANDWIDTH_BINS
     bands = power @ _mel_filters(power.shape[1], hz)
@@ -44,9 +44,6 @@ def log_mel_correlation(generated: NDArray[np.floating], original: NDArray[np.fl
     """Pearson correlation over all frames and bands of the log-mel spectrograms of two (N,); in [-1, 1].
 
     Two silences correlate by 1, silence with sound by 0. Blind to loudness as long as nothing meets the floor.
-
-    Raises:
-        ValueError: see `checked_pair`.
     """
     g, o = (log_mel_db(wave, hz) for wave in checked_pair(generated, original, hz))
     g, o = g - g.mean(), o - o.mean()
@@ -57,11 +54,7 @@ def log_mel_correlation(generated: NDArray[np.floating], original: NDArray[np.fl
 
 
 def log_mel_distance_db(generated: NDArray[np.floating], original: NDArray[np.floating], hz: int) -> float:
-    """Mean absolute difference of the log-mel spectrograms of two (N,), in dB; >= 0, 0 for equal ones.
-
-    Raises:
-        ValueError: see `checked_pair`.
-    """
+    """Mean absolute difference of the log-mel spectrograms of two (N,), in dB; >= 0, 0 for equal ones."""
     g, o = checked_pair(generated, original, hz)
     return float(np.abs(log_mel_db(g, hz) - log_mel_db(o, hz)).mean())
 
@@ -72,9 +65,6 @@ def multi_resolution_stft_distance(generated: NDArray[np.floating], original: ND
     The multi-scale spectral loss of DDSP (Engel et al. 2020, arXiv:2001.04643, eq. 4) with means for sums, so that
     the length does not matter, and quarter-window hops. It has no denominator: a silent original is no special
     case, as it would be for spectral convergence. Magnitudes are floored at `MAGNITUDE_FLOOR` (-80 dB).
-
-    Raises:
-        ValueError: see `checked_pair`.
     """
     pair = checked_pair(generated, original, hz)
     distances = []
@@ -85,11 +75,7 @@ def multi_resolution_stft_distance(generated: NDArray[np.floating], original: ND
 
 
 def loudness_difference_db(generated: NDArray[np.floating], original: NDArray[np.floating], hz: int) -> float:
-    """RMS level of generated over that of original, in dB; positive: too loud. RMS below 1e-5 counts as 1e-5.
-
-    Raises:
-        ValueError: see `checked_pair`.
-    """
+    """RMS level of generated over that of original, in dB; positive: too loud. RMS below 1e-5 counts as 1e-5."""
     g, o = (max(float(np.sqrt(np.mean(w**2))), SILENCE_RMS) for w in checked_pair(generated, original, hz))
     return float(20 * np.log10(g / o))
 

@@ -112,14 +112,9 @@ def merge_heads(x: Tensor) -> Tensor:
 
 
 def joint_attention(streams: list[QKV], log_mask: Tensor | None) -> list[Tensor]:
-    """Each stream attends to all streams.
+    """Each stream attends to all streams: one (B, L_stream, D) per stream.
 
-    Args:
-        streams: QKV of each stream.
-        log_mask: (B, 1, 1, sum of lengths) log-weights of the keys; None where all count.
-
-    Returns:
-        One (B, L_stream, D) per stream.
+    log_mask (B, 1, 1, sum of lengths) are log-weights of the keys; None where all count.
     """
     q, k, v = (torch.cat(tensors, dim=2) for tensors in zip(*streams, strict=True))
     out = merge_heads(scaled_dot_product_attention(q, k, v, attn_mask=log_mask))

@@ -58,6 +58,11 @@ class Conditions(NamedTuple):
         """The same with every feature changed: moved, sliced, repeated."""
         return Conditions(*(None if x is None else change(x) for x in self))  # type: ignore[arg-type]
 
+    def captions_of(self, clips: list[int]) -> Conditions:
+        """The captions of these clips beside unchanged video; a single caption serves any clip."""
+        rows = clips if len(self.text) > 1 else [0] * len(clips)
+        return self._replace(text=self.text[rows], text_mask=self.text_mask[rows])
+
 
 class VelocityNetwork(
     nn.Module, PyTorchModelHubMixin, ABC,
@@ -67,7 +72,7 @@ class VelocityNetwork(
 
     `latent_mean` and `latent_std` (C_aud,) standardise the codec's latents per channel; training sets them
     from its corpus, and they travel with the weights. `null_text` (L, C_txt) is the encoded empty caption.
-    `features` says what its features are made with, where that is known; it is saved and loaded too.
+    `features` names the encoders and the codec of its features, where known; it is saved and loaded too.
     """
 
     config_type: ClassVar[type[NetworkConfig]]
@@ -98,23 +103,19 @@ class VelocityNetwork(
 
     @abstractmethod
     def null_visual(self, conditions: Conditions) -> tuple[Tensor, Tensor | None]:
-        """What dropped video becomes: visual and sync features, broadcastable to the batch's."""
+        """Null of dropped video: visual and sync features, broadcastable to the batch's."""
 
     def forward(
         self, x_t: Tensor, t: Tensor, conditions: Conditions,
         drop_visual: Tensor | None = None, drop_text: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """v_theta(x_t, t | conditions).
+        """v_theta(x_t, t | conditions), (B, L_aud, C_aud).
 
         Args:
             x_t: (B, L_aud, C_aud), standardised latent between noise (t = 0) and sound (t = 1).
             t: (B,) in [0, 1].
-            conditions: of B clips.
             drop_visual: (B,) bool, True where the video is replaced by its null.
             drop_text: (B,) bool, True where the caption is; both or none are passed.
-
-        Returns:
-            (B, L_aud, C_aud).
         """
         if drop_visual is not None and drop_text is not None:
             conditions = self.without(conditions, visual=drop_visual, text=drop_text)
@@ -126,8 +127,7 @@ class VelocityNetwork(
         """Conditions with the marked ones replaced by their null.
 
         Args:
-            conditions: of B clips.
-            visual: (B,) bool, True where the video is dropped.
+            visual: (B,) bool, True where the video is dropped, with its synchronisation features.
             text: (B,) bool, True where the caption is dropped.
             null_text: conditions whose text (B or 1 rows) stands in for a dropped caption instead of the
                 network's null: a negative prompt.
@@ -140,23 +140,19 @@ class VelocityNetwork(
         sync = conditions.sync
         if sync is not None and null_sync is not None:
             sync = torch.where(visual[:, None, None], null_sync.to(sync.dtype), sync)
+        conditions = conditions._replace(visual=x_vis, sync=sync)
         if null_text is not None:
-            return _with_text(conditions._replace(visual=x_vis, sync=sync), text, null_text.text, null_text.text_mask)
+            return _with_text(conditions, text, null_text.text, null_text.text_mask)
         if self.config.null_text == "zeros":
-            x_txt = conditions.text.masked_fill(text[:, None, None], 0)
-            return Conditions(x_vis, x_txt, conditions.text_mask, sync)
-        own = self.require_null_text()[None]
-        everywhere = torch.ones(own.shape[:2], dtype=torch.bool, device=own.device)
-        return _with_text(conditions._replace(visual=x_vis, sync=sync), text, own, everywhere)
-
-    def require_null_text(self) -> Tensor:
-        """The encoded empty caption (L, C_txt). Raises ValueError where the network has none."""
+            return conditions._replace(text=conditions.text.masked_fill(text[:, None, None], 0))
         if len(self.null_text) == 0:
             raise ValueError(
                 "this network's null condition is the encoded empty caption, which it does not have: "
                 'give it with set_null_text, or configure null_text = "zeros"'
             )
-        return self.null_text
+        own = self.null_text[None]
+        everywhere = torch.ones(own.shape[:2], dtype=torch.bool, device=own.device)
+        return _with_text(conditions, text, own, everywhere)
 
     def set_null_text(self, null_text: Tensor) -> None:
         """Keeps the encoded empty caption (L, C_txt), L >= 1, with the weights."""
@@ -211,14 +207,10 @@ class VelocityNetwork(
     def from_pretrained(  # type: ignore[override]
         cls, pretrained_model_name_or_path: str | Path, *, revision: str | None = None, **download: Any
     ) -> Self:
-        """A network in eval mode from a folder written by `save_pretrained`, or from a hub id.
+        """A network in eval mode from a folder written by `save_pretrained`, or from a hub id at a revision.
 
-        Stricter than `PyTorchModelHubMixin`, which ignores unknown fields and missing weights.
-
-        Args:
-            pretrained_model_name_or_path: the folder or the hub id.
-            revision: of a hub id.
-            download: further arguments of `huggingface_hub.snapshot_download`: token, cache_dir ...
+        Stricter than `PyTorchModelHubMixin`, which ignores unknown fields and missing weights. `download` are further
+        arguments of `huggingface_hub.snapshot_download`: token, cache_dir ...
 
         Raises:
             ValueError: the folder lacks a file, is another kind of network's, has unknown or missing fields, or
@@ -237,11 +229,7 @@ class VelocityNetwork(
         return network.eval()
 
     def load_weights(self, weights: dict[str, Tensor], *, source: str = "the state dict") -> None:
-        """Like `load_state_dict`, for null texts of any length.
-
-        Args:
-            weights: by name.
-            source: of the weights, for the error.
+        """Like `load_state_dict`, for null texts of any length; `source` is the weights' name for the error.
 
         Raises:
             ValueError: weights are missing, superfluous or misshapen; the message names them.
@@ -301,7 +289,7 @@ def _with_text(conditions: Conditions, dropped: Tensor, null: Tensor, null_mask:
 
 
 def read_config(folder: Path) -> tuple[NetworkConfig, FeatureSpec | None]:
-    """The configuration in a folder written by `save_pretrained`, and what the features are made with.
+    """The configuration in a folder written by `save_pretrained`, and the encoders and codec of the features.
 
     Raises:
         ValueError: config.json is missing, damaged, of no network of this package, or has unknown or missing fields.

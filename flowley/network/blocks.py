@@ -206,6 +206,26 @@ class OutputLayer(nn.Module):
         return out
 
 
+def initialise(module: nn.Module) -> None:
+    """Xavier for linear maps, gate and value each by itself; N(0, 0.02) for the time; the output layer zero.
+
+    For `Module.apply`, which visits children first, so what a parent does to its own layers is what stays.
+    """
+    match module:
+        case nn.Linear():
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        case ConvMLP(up=nn.Linear() as up):
+            xavier_parts(up.weight, 2)
+        case TimestepEmbedding():
+            normal(module.first.weight, 0.02)
+            normal(module.second.weight, 0.02)
+        case OutputLayer():
+            for parameter in module.parameters():
+                nn.init.zeros_(parameter)
+
+
 def normal(weight: Tensor, std: float) -> None:
     """N(0, std), but nothing on the meta device, where torch takes seconds to do nothing."""
     if not weight.is_meta:

@@ -18,8 +18,6 @@ from typing import Any, ClassVar, Literal, Self, TypeVar, get_args, get_origin, 
 Alignment = Literal["ceil", "round"]
 T = TypeVar("T")
 
-_FRACTIONS = ("r_a", "r_v", "synchformer_hz", "omega", "delta")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkConfig:
@@ -30,7 +28,11 @@ class NetworkConfig:
     """
 
     model_type: ClassVar[str]
-    """Says in config.json which class this is."""
+    """Name of the class in config.json."""
+    positive: ClassVar[tuple[str, ...]] = (
+        "r_a", "r_v", "latent_dim", "visual_dim", "text_dim", "max_text_tokens", "D", "heads"
+    )  # fmt: skip
+    """Fields that must be above 0."""
 
     r_a: Fraction
     """Audio latent frames per second (31.25 for hop 512 at 16 kHz)."""
@@ -67,9 +69,9 @@ class NetworkConfig:
     """t in [0, 1] is multiplied by this before the sinusoids."""
 
     mask_text: bool
-    """Whether pooling and cross-attention leave out a caption's padding; if not, features keep it."""
+    """Pooling and cross-attention leave out a caption's padding; otherwise features keep it."""
     null_text: Literal["zeros", "empty_caption"]
-    """What a dropped caption becomes: zeros in its place, or the encoded empty caption."""
+    """Null of a dropped caption: zeros in its place, or the encoded empty caption."""
     text_normalisation: Literal["channels", "time", "none"]
     """L2 normalisation of the text features this network expects (`time` is the released Flowley's)."""
 
@@ -79,9 +81,8 @@ class NetworkConfig:
             raise ValueError(f"{type(self).__name__}: " + "; ".join(wrong))
 
     def _conditions(self) -> list[tuple[bool, str]]:
-        positive = ("r_a", "r_v", "latent_dim", "visual_dim", "text_dim", "max_text_tokens", "D", "heads")
         return [
-            *((getattr(self, name) > 0, f"{name} = {getattr(self, name)}, wanted > 0") for name in positive),
+            *((getattr(self, name) > 0, f"{name} = {getattr(self, name)}, wanted > 0") for name in self.positive),
             (self.heads > 0 and self.D % (2 * self.heads) == 0,
              f"D = {self.D} with {self.heads} heads, wanted D divisible by 2 * heads: RoPE turns pairs"),
             (self.N1 >= 1, f"N1 = {self.N1}, wanted at least one multi-stream block"),
@@ -112,7 +113,7 @@ class NetworkConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; rates and windows as exact fractions ("125/4")."""
-        return {name: str(value) if name in _FRACTIONS else value for name, value in asdict(self).items()}
+        return {name: str(value) if isinstance(value, Fraction) else value for name, value in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
@@ -125,7 +126,7 @@ class NetworkConfig:
 
     @classmethod
     def field_docs(cls) -> dict[str, str]:
-        """What each field means: the docstrings of this file, for config.json and `flowley presets`."""
+        """Docstrings of the fields in this file, for config.json."""
         docs: dict[str, str] = {}
         for owner in reversed(cls.__mro__[:-1]):
             (definition,) = ast.parse(inspect.getsource(owner)).body
@@ -148,13 +149,13 @@ class FlowleyConfig(NetworkConfig):
     visual_attention: Literal["psca", "plain"]
     """PSCA, or plain visual cross-attention for comparison."""
     omega: Fraction
-    """How far to each side of the aligned frame the weight is full; in `window_unit`."""
+    """Distance from the aligned frame, to each side, within which the weight is full; in `window_unit`."""
     delta: Fraction
-    """How far beyond omega the weight fades to zero; in `window_unit`, 0 means no fade."""
+    """Distance beyond omega over which the weight fades to zero; in `window_unit`, 0 means no fade."""
     window_unit: Literal["frames", "seconds"]
-    """Of omega and delta: video frames (the paper), or seconds, for the same window at any r_v."""
+    """Unit of omega and delta: video frames (the paper), or seconds, for the same window at any r_v."""
     progressive: bool
-    """Whether beta_l = 1 - l / (N2 - 1) scales the fade; otherwise beta_l = 1."""
+    """The fade is scaled by beta_l = 1 - l / (N2 - 1); otherwise beta_l = 1."""
     epsilon: float
     """Added to the mask before its logarithm; 0 selects the local form, linear in length."""
     alignment: Alignment
@@ -184,6 +185,7 @@ class MMAudioConfig(NetworkConfig):
     """Shape of one MMAudio (Cheng et al., CVPR 2025): the peer that sees synchrony through features."""
 
     model_type: ClassVar[str] = "mmaudio"
+    positive = (*NetworkConfig.positive, "synchformer_dim", "synchformer_hz", "synchformer_segment", "N2")
 
     synchformer_dim: int
     """Channels of a synchronisation feature."""
@@ -191,13 +193,6 @@ class MMAudioConfig(NetworkConfig):
     """Synchronisation features per second (24: segments of 16 video frames, 8 features each, every 8 frames)."""
     synchformer_segment: int
     """Features of a segment; each place in a segment has an embedding of its own."""
-
-    def _conditions(self) -> list[tuple[bool, str]]:
-        positive = ("synchformer_dim", "synchformer_hz", "synchformer_segment", "N2")
-        return [
-            *NetworkConfig._conditions(self),
-            *((getattr(self, name) > 0, f"{name} = {getattr(self, name)}, wanted > 0") for name in positive),
-        ]
 
     @property
     def sync_dim(self) -> int:
@@ -213,12 +208,9 @@ CONFIGS: dict[str, type[NetworkConfig]] = {c.model_type: c for c in (FlowleyConf
 
 
 def decode(cls: type[T], values: Any, *, what: str) -> T:
-    """An instance of the dataclass `cls` from plain JSON values.
+    """An instance of the dataclass `cls` from plain JSON values by field; `what` names it in the error.
 
-    Args:
-        cls: its fields are numbers, text, true or false, fractions, literals, or one of these or None.
-        values: by field.
-        what: the instance, for the error.
+    Fields may be numbers, text, true or false, fractions, literals, or one of these or None.
 
     Raises:
         ValueError: naming each unknown, missing or mistyped field; or what `cls` itself finds wrong.

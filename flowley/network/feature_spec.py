@@ -21,19 +21,19 @@ class FeatureSpec:
     visual: str
     """CLIP or SigLIP checkpoint of the visual encoder."""
     visual_revision: str | None = None
-    """Of a hub id."""
+    """Revision of a hub id."""
     text: str
     """T5 or CLIP checkpoint of the text encoder."""
     text_revision: str | None = None
-    """Of a hub id."""
+    """Revision of a hub id."""
     codec: str
     """Name of the audio codec: one of `flowley.codecs.CODECS`."""
     codec_path: str | None = None
-    """Its weights; None for a codec without weights."""
+    """Weights of the codec; None for a codec without weights."""
     codec_revision: str | None = None
-    """Of a hub id."""
+    """Revision of a hub id."""
     duration_s: float
-    """Of the training clips, in seconds. Longer clips are sampled in windows of this."""
+    """Duration of the training clips, in seconds. Longer clips are sampled in windows of this."""
 
     def __post_init__(self) -> None:
         empty = [name for name in ("visual", "text", "codec") if not getattr(self, name)]

@@ -22,6 +22,7 @@ from flowley.network.blocks import (
     SingleStreamBlock,
     TimestepEmbedding,
     TokenConv1d,
+    initialise,
     normal,
     xavier_parts,
 )
@@ -79,8 +80,6 @@ class Flowley(VelocityNetwork):
         self.output = OutputLayer(D, config.latent_dim)
 
         self.apply(_initialise)
-        for parameter in self.output.parameters():
-            nn.init.zeros_(parameter)
 
     def embed(self, conditions: Conditions, L_aud: int) -> Embedded:
         """Projected conditions, their pooled sum, masks and rotations. See `VelocityNetwork.embed`."""
@@ -134,23 +133,12 @@ def _masked_mean(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def _initialise(module: nn.Module) -> None:
-    """Xavier for linear maps, each part of a fused one by itself; adaLN N(0, 1e-3); convolutions: torch's.
-
-    `Module.apply` visits children first, so what a parent does to its own layers is what stays.
-    """
+    """Also each part of a fused projection by itself; adaLN N(0, 1e-3); convolutions as torch does."""
+    initialise(module)
     match module:
-        case nn.Linear():
-            nn.init.xavier_uniform_(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
         case SelfAttention():
             xavier_parts(module.qkv.weight, 3)
         case CrossAttention():
             xavier_parts(module.kv.weight, 2)
-        case ConvMLP(up=nn.Linear() as up):
-            xavier_parts(up.weight, 2)
         case AdaLN():
             normal(module.linear.weight, 1e-3)
-        case TimestepEmbedding():
-            normal(module.first.weight, 0.02)
-            normal(module.second.weight, 0.02)

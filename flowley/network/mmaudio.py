@@ -28,8 +28,7 @@ from flowley.network.blocks import (
     Stream,
     TimestepEmbedding,
     TokenConv1d,
-    normal,
-    xavier_parts,
+    initialise,
 )
 from flowley.network.config import MMAudioConfig
 
@@ -80,8 +79,6 @@ class MMAudio(VelocityNetwork):
         self.output = OutputLayer(D, config.latent_dim)
 
         self.apply(_initialise)
-        for parameter in self.output.parameters():
-            nn.init.zeros_(parameter)
 
     @property
     def n_parameters(self) -> int:
@@ -141,16 +138,7 @@ class MMAudio(VelocityNetwork):
 
 
 def _initialise(module: nn.Module) -> None:
-    """Xavier for linear maps, gate and value each by itself; adaLN zero, so that blocks start as identities."""
-    match module:
-        case nn.Linear():
-            nn.init.xavier_uniform_(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        case ConvMLP(up=nn.Linear() as up):
-            xavier_parts(up.weight, 2)
-        case AdaLN():
-            nn.init.zeros_(module.linear.weight)
-        case TimestepEmbedding():
-            normal(module.first.weight, 0.02)
-            normal(module.second.weight, 0.02)
+    """Also adaLN zero, so that blocks start as identities."""
+    initialise(module)
+    if isinstance(module, AdaLN):
+        nn.init.zeros_(module.linear.weight)

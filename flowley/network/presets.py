@@ -34,8 +34,7 @@ PRESETS: dict[str, NetworkConfig] = {
     }, D=512, N1=5, N2=10, heads=8, mlp_multiple=256, timestep_dim=256, timestep_scale=1.0),
     # MMAudio's published small_16k: DFN5B CLIP at 8 fps, CLIP text with its padding, Synchformer features.
     "mmaudio_small_16k": MMAudioConfig(
-        r_a=Fraction(125, 4), r_v=Fraction(8), latent_dim=20, visual_dim=1024, text_dim=1024, max_text_tokens=77,
-        synchformer_dim=768, synchformer_hz=Fraction(24), synchformer_segment=8,
+        **{**_PAPER_RATES, "visual_dim": 1024}, synchformer_dim=768, synchformer_hz=Fraction(24), synchformer_segment=8,
         D=448, N1=4, N2=8, heads=7, mlp_ratio=4.0, mlp_multiple=256, dropout=0.0, rope_theta=10_000.0,
         timestep_dim=256, timestep_scale=1.0,
         mask_text=False, null_text="empty_caption", text_normalisation="none",

@@ -10,7 +10,7 @@ neighbourhood is wide in the first layer and shrinks to the aligned frame in the
     F(m)       = (cos(pi m / delta) + 1) / 2     beta_l = 1 - l / (N2 - 1)
     PSCA_l(Q_aud, K_vis, V_vis) = softmax(Q_aud K_vis^T / sqrt(d_k) + log(M^(l) + epsilon)) V_vis
 
-The log-weights log(M^(l) + epsilon) of all layers are made once for given lengths (`visual_masks`), and PSCA is one
+`visual_masks` makes the log-weights log(M^(l) + epsilon) of all layers once for each pair of lengths, and PSCA is one
 scaled-dot-product attention with them added to the logits. With epsilon = 0 a frame with M = 0 is never seen; then
 `local_psca` computes the same from chunks of audio frames against the video frames within their reach, in time and
 memory linear in length. `visual_masks` chooses (docs/decisions/psca-local.md).
@@ -25,7 +25,7 @@ import math
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,8 +36,6 @@ from flowley.network.config import Alignment, FlowleyConfig
 
 LOCAL_FROM_FRAMES = 12_000
 """Audio frames from which the local form is the faster one on a GPU; on a CPU it always is."""
-
-_Number = TypeVar("_Number", float, Tensor)
 
 
 def aligned_frames(
@@ -61,17 +59,6 @@ def aligned_frames(
     return j.clamp(max=L_vis - 1)
 
 
-def beta(layer: _Number, N2: int) -> _Number:
-    """beta_l = 1 - l / (N2 - 1): 1 in the first layer, 0 in the last."""
-    return 1.0 - layer / (N2 - 1)
-
-
-def betas(config: FlowleyConfig, *, device: torch.device) -> Tensor:
-    """beta_0 ... beta_(N2 - 1), or ones where the configuration is not progressive; (N2,) float64."""
-    layers = torch.arange(config.N2, device=device, dtype=torch.float64)
-    return beta(layers, config.N2) if config.progressive else torch.ones_like(layers)
-
-
 def soft_mask(d_ij: Tensor, *, omega: Fraction | int, delta: Fraction | int, beta_l: float | Tensor) -> Tensor:
     """M^(l) within [0, 1] at whole distances d_ij, float64; omega and delta in video frames, whole or not.
 
@@ -86,8 +73,9 @@ def soft_mask(d_ij: Tensor, *, omega: Fraction | int, delta: Fraction | int, bet
 def log_weights(config: FlowleyConfig, distances: int, *, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Log-weights log(M^(l) + epsilon) of all layers at d_ij = 0 ... distances - 1; (N2, distances)."""
     omega, delta = config.window_frames
-    d_ij, beta_l = torch.arange(distances, device=device), betas(config, device=device)[:, None]
-    return (soft_mask(d_ij, omega=omega, delta=delta, beta_l=beta_l) + config.epsilon).log().to(dtype)
+    d_ij, layers = torch.arange(distances, device=device), torch.arange(config.N2, device=device, dtype=torch.float64)
+    beta = 1.0 - layers / (config.N2 - 1) if config.progressive else torch.ones_like(layers)
+    return (soft_mask(d_ij, omega=omega, delta=delta, beta_l=beta[:, None]) + config.epsilon).log().to(dtype)
 
 
 def dense_masks(
@@ -136,14 +124,7 @@ def local_masks(
 def local_psca(Q_aud: Tensor, K_vis: Tensor, V_vis: Tensor, mask: LocalMask) -> Tensor:
     """PSCA with epsilon = 0: softmax(Q K^T / sqrt(d_k) + log M) V, per head and chunk.
 
-    Args:
-        Q_aud: (B, h, L_aud, d_k).
-        K_vis: (B, h, L_vis, d_k).
-        V_vis: (B, h, L_vis, d_k).
-        mask: of these lengths.
-
-    Returns:
-        (B, h, L_aud, d_k).
+    Q_aud (B, h, L_aud, d_k), K_vis and V_vis (B, h, L_vis, d_k) and a mask of these lengths -> (B, h, L_aud, d_k).
     """
     (B, h, L_aud, d_k), (n, c, W) = Q_aud.shape, mask.log_weights.shape
     Q = pad(Q_aud, (0, 0, 0, n * c - L_aud)).reshape(B, h, n, c, d_k)

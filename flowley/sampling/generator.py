@@ -25,8 +25,6 @@ from flowley.sampling.sample import sample
 from flowley.sampling.solvers import SampleSettings
 from flowley.upstream import load_upstream
 
-UPSTREAM_SUFFIXES = (".pth", ".pt", ".safetensors")
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SilentVideo:
@@ -37,19 +35,16 @@ class SilentVideo:
     caption: str
     """May be empty: the sound then follows the picture alone."""
     seed: int
-    """Of the noise: a clip sounds the same in any batch."""
+    """Seed of the noise: a clip sounds the same in any batch."""
     duration_s: float | None = None
-    """Of the sound; None: T / r_v. One frame of the video may be missing at its end, it is then held."""
+    """Duration of the sound; None: T / r_v. A last frame that the video lacks is held."""
 
 
 class Generator:
-    """Sound for silent video. `encoders` load on first use.
+    """Sound for silent video: a network with the encoders and the codec of its features, which load on first use.
 
-    Args:
-        network: moved to `device` and set to eval mode. Where its null condition is the empty caption and it has
-            none, the generator encodes it.
-        features: names the encoders and the codec.
-        device: of everything.
+    The network is moved to `device` and set to eval mode. Where its null condition is the empty caption and it has
+    none, the generator encodes it.
     """
 
     def __init__(self, network: VelocityNetwork, features: FeatureSpec, *, device: str = "cpu") -> None:
@@ -63,14 +58,10 @@ class Generator:
     ) -> Self:  # fmt: skip
         """From a folder that `save_pretrained` wrote, a hub id, or a file of `flowley.upstream`.
 
-        Args:
-            checkpoint: the folder, id or file.
-            revision: of a hub id.
-            features: instead of those that the checkpoint records.
-            device: of everything.
+        `features` take the place of those that the checkpoint records.
 
         Raises:
-            ValueError: the checkpoint does not load, or does not say what its features are made with.
+            ValueError: the checkpoint does not load, or does not name its encoders and codec.
         """
         network = open_network(checkpoint, revision=revision)
         features = features or network.features
@@ -89,10 +80,8 @@ class Generator:
         Videos of the same length share a batch, and so do all windows of a longer one.
 
         Args:
-            videos: at least one.
-            settings: steps, guidance, solver, windows.
             video_hz: rate of the frames, to be the network's r_v.
-            negative: what no sound should be; instead of the empty caption.
+            negative: description of unwanted sound, instead of the empty caption.
 
         Raises:
             ValueError: frames at another rate or too few of them, a caption longer than the encoder takes, or
@@ -103,15 +92,18 @@ class Generator:
             raise ValueError(f"frames at {video_hz:g} Hz, this network sees r_v = {float(r_v):g} Hz: sample them so")
         for video in videos:
             self._check_frames(video)
-        captions = self.encode_text([video.caption for video in videos])
+        conditions = self.encode_text([video.caption for video in videos])
         unwanted = None if negative is None else self.encode_text([negative])
         visual = [self._encode_frames(video) for video in videos]
         self._require_null_text()
+        groups: dict[tuple[int, int], list[int]] = {}
+        for row, video in enumerate(videos):
+            groups.setdefault(self.network.config.lengths(self.duration_s(video)), []).append(row)
         waves: dict[int, Tensor] = {}
-        for (L_aud, _), rows in self._grouped(videos).items():
+        for (L_aud, _), rows in groups.items():
             seen = torch.stack([visual[row] for row in rows])
             made = make_sounds(
-                self.network, self.encoders.codec, _rows(captions, rows)._replace(visual=seen), L_aud=L_aud,
+                self.network, self.encoders.codec, conditions.captions_of(rows)._replace(visual=seen), L_aud=L_aud,
                 seeds=[videos[row].seed for row in rows], settings=settings, negative=unwanted,
             )  # fmt: skip
             waves |= dict(zip(rows, made, strict=True))
@@ -119,7 +111,7 @@ class Generator:
         return [waves[row][:n] for row, n in enumerate(n_samples)]
 
     def duration_s(self, video: SilentVideo) -> float:
-        """Of the sound that the video gets."""
+        """Duration of the sound that the video gets."""
         return len(video.frames) / float(self.network.config.r_v) if video.duration_s is None else video.duration_s
 
     def check(self, video: SilentVideo) -> None:
@@ -151,9 +143,9 @@ class Generator:
         encoded = encoder.encode(captions)
         for caption, one in zip(captions, encoded, strict=True):
             if one.tokens_cut:
-                limit = encoder.max_tokens
+                limit, shown = encoder.max_tokens, caption if len(caption) <= 60 else caption[:57] + "..."
                 raise ValueError(
-                    f"caption {_shortened(caption)!r} has {limit + one.tokens_cut} tokens, this network takes {limit}: "
+                    f"caption {shown!r} has {limit + one.tokens_cut} tokens, this network takes {limit}: "
                     f"shorten it by {one.tokens_cut}"
                 )
         text, mask = pad_captions([one.features for one in encoded], [one.n_tokens for one in encoded])
@@ -164,13 +156,6 @@ class Generator:
         _, L_vis = self.network.config.lengths(self.duration_s(video))
         features = torch.from_numpy(self.encoders.visual.encode(video.frames))
         return torch.cat([features, features[-1:].expand(L_vis - len(features), -1)])
-
-    def _grouped(self, videos: Sequence[SilentVideo]) -> dict[tuple[int, int], list[int]]:
-        """Rows of equal (L_aud, L_vis)."""
-        groups: dict[tuple[int, int], list[int]] = {}
-        for row, video in enumerate(videos):
-            groups.setdefault(self.network.config.lengths(self.duration_s(video)), []).append(row)
-        return groups
 
     def _require_null_text(self) -> None:
         if self.network.config.null_text == "empty_caption" and len(self.network.null_text) == 0:
@@ -184,13 +169,8 @@ def sample_clips(
 ) -> Tensor:  # fmt: skip
     """Sounds of clips whose features are encoded already; (B, round(duration_s * audio_hz)), as `make_sounds`.
 
-    Args:
-        network: in eval mode.
-        codec: of the network's latents, on its device.
-        clips: from `FeatureDataset`; their own sound is not looked at.
-        duration_s: of every sound, in seconds.
-        seeds: one per clip (`clip_seed`).
-        settings: steps, guidance, solver, windows.
+    The network is in eval mode, the codec on its device; there is one seed per clip (`clip_seed`). The clips' own
+    sound is not looked at.
 
     Raises:
         ValueError: features that are too short, not finite, or do not fit the network.
@@ -238,15 +218,6 @@ def open_network(checkpoint: str | Path, *, revision: str | None = None) -> Velo
         ValueError: it does not load.
     """
     path = Path(checkpoint)
-    if path.is_file() or path.suffix in UPSTREAM_SUFFIXES:
+    if path.is_file() or path.suffix in (".pth", ".pt", ".safetensors"):
         return load_upstream(path)
     return load_network(checkpoint, revision=revision)
-
-
-def _rows(conditions: Conditions, rows: list[int]) -> Conditions:
-    """Captions of some clips; visual is left to be replaced."""
-    return conditions._replace(text=conditions.text[rows], text_mask=conditions.text_mask[rows])
-
-
-def _shortened(text: str, limit: int = 60) -> str:
-    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -27,10 +27,9 @@ def sample(
         model: in eval mode.
         conditions: of B clips, on the model's device.
         L_aud: from `NetworkConfig.lengths`.
-        seeds: one per clip; a clip's noise is a function of its seed alone, whatever it is batched with.
-        settings: steps, guidance, solver, windows.
-        negative: conditions whose text (B or 1 rows) is what the sound should not be; it takes the place of the
-            null caption. The null video stays.
+        seeds: one per clip (`noise`).
+        negative: conditions whose text (B or 1 rows) is the unwanted sound; it takes the place of the null caption.
+            The null video stays.
 
     Raises:
         ValueError: seeds, conditions and latent do not fit together; a negative prompt without guidance;
@@ -63,7 +62,12 @@ def guided_velocity(
     if guidance == 1:
         embedded = model.embed(conditions, L_aud)
         return lambda x, t: model.velocity(x, t, embedded)
-    embedded = model.embed(_guided_pair(model, conditions, negative), L_aud)
+    B = len(conditions.visual)
+    dropped = torch.arange(2 * B, device=conditions.visual.device) >= B
+    if negative is not None and len(negative.text) == B:
+        negative = negative.map(lambda x: torch.cat([x, x]))
+    twice = conditions.map(lambda x: torch.cat([x, x]))
+    embedded = model.embed(model.without(twice, visual=dropped, text=dropped, null_text=negative), L_aud)
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
         v, v_null = model.velocity(x.repeat(2, 1, 1), t.repeat(2), embedded).chunk(2)
@@ -72,24 +76,13 @@ def guided_velocity(
     return velocity
 
 
-def _guided_pair(model: VelocityNetwork, conditions: Conditions, negative: Conditions | None) -> Conditions:
-    """The conditions twice, the second time with both modalities null."""
-    B = len(conditions.visual)
-    dropped = torch.arange(2 * B, device=conditions.visual.device) >= B
-    if negative is not None and len(negative.text) == B:
-        negative = negative.map(lambda x: torch.cat([x, x]))
-    twice = conditions.map(lambda x: torch.cat([x, x]))
-    return model.without(twice, visual=dropped, text=dropped, null_text=negative)
-
-
 def _velocity(
     model: VelocityNetwork, conditions: Conditions, L_aud: int, settings: SampleSettings, negative: Conditions | None
 ) -> Velocity:
     """The guided velocity of whole clips: at once, or blended from windows where they are longer than one."""
-    windows = [Window(0, L_aud, 0, conditions.visual.shape[1])]
-    if settings.window_s is not None:
-        windows = cut(model.config, L_aud, conditions.visual.shape[1], settings.window_s)
-    if len(windows) == 1:
+    B, L_vis, _ = conditions.visual.shape
+    windows = [] if settings.window_s is None else cut(model.config, L_aud, L_vis, settings.window_s)
+    if len(windows) <= 1:
         return guided_velocity(model, conditions, settings.guidance, negative, L_aud=L_aud)
     if conditions.sync is not None:
         raise ValueError(
@@ -97,9 +90,11 @@ def _velocity(
             "None to make the clip at once, or leave sync out"
         )
     parts = []
-    for rows in _batches(windows, len(conditions.visual), settings.windows_per_batch):
-        seen = _windowed(conditions, rows)
-        unwanted = None if negative is None else _of_clips(negative, [row.clip for row in rows])
+    for rows in _batches(windows, B, settings.windows_per_batch):
+        clips = [row.clip for row in rows]
+        visual = torch.stack([conditions.visual[row.clip, row.window.vis] for row in rows])
+        seen = conditions.captions_of(clips)._replace(visual=visual)
+        unwanted = None if negative is None else negative.captions_of(clips)
         parts.append((rows, guided_velocity(model, seen, settings.guidance, unwanted, L_aud=rows[0].window.L_aud)))
     return blended(parts, blending_weights(windows, L_aud))
 
@@ -140,16 +135,3 @@ def _batches(windows: list[Window], B: int, most: int) -> Iterator[list[WindowOf
         rows.extend(WindowOfClip(clip, k, window) for clip in range(B))
     for rows in by_length.values():
         yield from (rows[start : start + most] for start in range(0, len(rows), most))
-
-
-def _windowed(conditions: Conditions, rows: list[WindowOfClip]) -> Conditions:
-    """Each window's own video beside its clip's caption."""
-    visual = torch.stack([conditions.visual[row.clip, row.window.vis] for row in rows])
-    return _of_clips(conditions, [row.clip for row in rows])._replace(visual=visual)
-
-
-def _of_clips(conditions: Conditions, clips: list[int]) -> Conditions:
-    """Captions of these clips, in this order; one caption that serves all stays as it is."""
-    if len(conditions.text) == 1:
-        clips = [0] * len(clips)
-    return conditions._replace(text=conditions.text[clips], text_mask=conditions.text_mask[clips])

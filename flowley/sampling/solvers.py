@@ -1,7 +1,7 @@
 """Solvers of the flow's ODE dx/dt = v(x, t) from noise at t = 0 to sound at t = 1, and the sampler's settings.
 
 Both ask the network at the same times n / steps, n = 0 ... steps - 1, never at t = 1, which training does not
-see. Why the midpoint rule and not Heun's: docs/decisions/sampling.md.
+see. Reasons for the midpoint rule and against Heun's: docs/decisions/sampling.md.
 """
 
 from __future__ import annotations
@@ -52,17 +52,12 @@ class SampleSettings:
 
 
 def solve(velocity: Velocity, x_0: Tensor, *, steps: int, solver: SolverName) -> Tensor:
-    """x_1 of dx/dt = v(x, t), x(0) = x_0.
+    """x_1 of dx/dt = v(x, t), x(0) = x_0, with `velocity` v; x_0 and x_1 (B, L_aud, C).
 
     Args:
-        velocity: v.
-        x_0: (B, L_aud, C).
         steps: evaluations of `velocity`, whatever the solver, so that equal steps cost the same.
         solver: `euler`, of first order, one evaluation for each 1 / steps; `midpoint`, of second order, two for
             each 2 / steps, and one Euler step at the end where `steps` is odd, which keeps the order.
-
-    Returns:
-        (B, L_aud, C).
     """
     x, h = x_0, 1 / steps
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from flowley.network.config import NetworkConfig
 
 LEAST_OVERLAP = Fraction(1, 4)
-"""Of a window, shared with each neighbour at least."""
+"""Least share of a window that each neighbour covers too."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,7 +72,7 @@ class TrainState:
             )
         self._require_same("network", self.config, config)
         training = torch.load(folder / TRAINING, weights_only=True, map_location="cpu")
-        settings = TrainSettings(**_tuples(training["settings"]))
+        settings = TrainSettings(**training["settings"])
         self._require_same("settings", replace(self.settings, steps=1), replace(settings, steps=1))
         if training["step"] > self.settings.steps:
             raise ValueError(
@@ -103,7 +103,3 @@ class TrainState:
 def read_history(folder: Path) -> list[StepReport]:
     """Reports of a checkpoint."""
     return [StepReport(**json.loads(line)) for line in (folder / HISTORY).read_text().splitlines()]
-
-
-def _tuples(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}

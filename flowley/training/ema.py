@@ -9,7 +9,7 @@ least squares over the profiles (section 3.3). ema-pytorch computes both.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from flowley.network.base import VelocityNetwork
 from flowley.network.registry import build_network, load_network
-from flowley.training.parallel import load_whole_weights, whole_weights
+from flowley.training.parallel import load_whole_weights, shard, whole_weights
 from flowley.training.settings import MAX_SIGMA_REL
 
 SIGMA_RELS = (0.05, 0.1)
@@ -31,18 +31,16 @@ SNAPSHOTS = "ema"
 class Averages:
     """Weight averages of one training run: those of `SIGMA_RELS`, and that of `sigma_rel`, which checkpoints hold.
 
-    Args:
-        network: the trained network; it may be sharded afterwards.
-        sigma_rel: of the checkpoints' average.
-        copy: makes a copy of the network to hold an average, sharded as the network is.
-        sharded: weights are spread over the processes.
+    The network is not yet sharded; `sharded` spreads the averages' weights over the processes.
     """
 
-    def __init__(
-        self, network: VelocityNetwork, *, sigma_rel: float, copy: Callable[[], VelocityNetwork], sharded: bool
-    ) -> None:
+    def __init__(self, network: VelocityNetwork, *, sigma_rel: float, sharded: bool) -> None:
         buffers = {name for name, _ in network.named_buffers()}  # constants of the corpus
         self.sharded = sharded
+
+        def copy() -> VelocityNetwork:
+            return shard(deepcopy(network)) if sharded else deepcopy(network)
+
         self._by_sigma = {
             sigma: KarrasEMA(network, sigma_rel=sigma, ema_model=copy, update_every=1, ignore_names=buffers)
             for sigma in dict.fromkeys((*SIGMA_RELS, sigma_rel))
@@ -50,12 +48,8 @@ class Averages:
         for average in self._by_sigma.values():
             average.ema_model.eval()
         self._own = self._by_sigma[sigma_rel]
-
-    @property
-    def network(self) -> VelocityNetwork:
+        self.network: VelocityNetwork = self._own.ema_model
         """The checkpoints' average, sharded if training is; in eval mode."""
-        network: VelocityNetwork = self._own.ema_model
-        return network
 
     def update(self) -> None:
         """Adds the network's weights after a step."""

@@ -57,14 +57,12 @@ def assign_noise(x_1: Tensor, x_0: Tensor) -> Tensor:
     cubic, so a batch is cut into even groups of at most `MAX_ASSIGNED`: for latents of 250 x 20 one core takes 6 ms
     for 256 clips, but 34 ms for 512 and 202 ms for 1024.
     """
-    groups = math.ceil(len(x_1) / MAX_ASSIGNED)
-    return torch.cat([_assign(*pair) for pair in zip(x_1.tensor_split(groups), x_0.tensor_split(groups), strict=True)])
-
-
-def _assign(x_1: Tensor, x_0: Tensor) -> Tensor:
-    cost = torch.cdist(x_1.flatten(1).float(), x_0.flatten(1).float())
-    _, order = linear_sum_assignment(cost.cpu().numpy())
-    return x_0[torch.from_numpy(order).to(x_0.device)]
+    groups, reordered = math.ceil(len(x_1) / MAX_ASSIGNED), []
+    for sounds, noises in zip(x_1.tensor_split(groups), x_0.tensor_split(groups), strict=True):
+        cost = torch.cdist(sounds.flatten(1).float(), noises.flatten(1).float())
+        _, order = linear_sum_assignment(cost.cpu().numpy())
+        reordered.append(noises[torch.from_numpy(order).to(noises.device)])
+    return torch.cat(reordered)
 
 
 def flow_loss(v: Tensor, v_target: Tensor, *, cosine_weight: float) -> Losses:

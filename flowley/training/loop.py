@@ -16,7 +16,6 @@ import torch
 
 from flowley.codecs import AudioCodec
 from flowley.features.dataset import FeatureDataset
-from flowley.network.base import VelocityNetwork
 from flowley.network.config import NetworkConfig
 from flowley.network.feature_spec import FeatureSpec
 from flowley.sampling.generator import sample_clips
@@ -55,18 +54,13 @@ def train_network(
     Every rank passes the same arguments but for `rank`, `device` and `callbacks`.
 
     Args:
-        config: of the network.
-        settings: the training recipe.
-        execution: workers, precision, and steps between reports and checkpoints.
         dataset: training clips; with `null_text` where the network's null condition is the empty caption.
         validation: clips for the validation loss and the validation sounds.
         features: encoders and codec of the features, recorded in the checkpoints.
         codec: of the features, for validation sounds; rank 0 needs it where `execution.sample_every_steps` is not 0.
         checkpoint_in: folder of a checkpoint of the same network and settings to resume from.
         callbacks: receive reports, sounds and checkpoints, in this order.
-        rank: of this process.
         world_size: number of processes; with more than one, torch's process group is ready.
-        device: of this process.
 
     Returns:
         Every report, those before the resumption included. The weights are in the last checkpoint.
@@ -96,7 +90,7 @@ def train_network(
 
 @dataclass
 class _Loop:
-    """Steps of one rank, and what is due after each; the last step has everything due."""
+    """Steps of one rank, with reports, sounds and checkpoints where they are due; the last step has everything due."""
 
     trainer: Trainer
     validation: FeatureDataset | None
@@ -131,15 +125,26 @@ class _Loop:
             callback.on_report(report)
 
     def _sample(self) -> None:
-        """Sounds of validation clips on rank 0; the other ranks only help to gather the weights."""
+        """Sounds of `TrainExecution.sample_clips` validation clips, evenly over them: always the same clips and noise.
+
+        Rank 0 makes them; the other ranks only help to gather the weights.
+        """
         trainer = self.trainer
         if self.validation is None or not self._due(trainer.execution.sample_every_steps):
             return
         trainer.require_finite()
-        averaged = trainer.state.averages.whole_network()
-        if averaged is None or self.codec is None or trainer.rank != 0:
+        averaged, dataset, codec = trainer.state.averages.whole_network(), self.validation, self.codec
+        if averaged is None or codec is None or trainer.rank != 0:
             return
-        sounds = validation_sounds(averaged, self.validation, self.codec, trainer)
+        rows = np.unique(np.linspace(0, len(dataset) - 1, trainer.execution.sample_clips).round().astype(int)).tolist()
+        clips, duration_s = [dataset[row] for row in rows], trainer.settings.duration_s
+        waves = sample_clips(averaged, codec, clips, duration_s=duration_s, seeds=rows, settings=PREVIEW)
+        sounds = [
+            ValidationSound(
+                step=trainer.state.step, number=k, clip_id=clip.clip_id, wave=wave.numpy(), audio_hz=codec.audio_hz
+            )
+            for k, (clip, wave) in enumerate(zip(clips, waves, strict=True))
+        ]
         for callback in self.callbacks:
             callback.on_sounds(sounds)
 
@@ -161,21 +166,6 @@ class _Loop:
                 trainer.state.save(folder)
                 for callback in self.callbacks:
                     callback.on_checkpoint(folder, trainer.state.step)
-
-
-def validation_sounds(
-    network: VelocityNetwork, dataset: FeatureDataset, codec: AudioCodec, trainer: Trainer
-) -> list[ValidationSound]:
-    """Sounds of `TrainExecution.sample_clips` clips, evenly over the dataset: always the same clips and noise."""
-    rows = np.unique(np.linspace(0, len(dataset) - 1, trainer.execution.sample_clips).round().astype(int)).tolist()
-    clips, duration_s = [dataset[row] for row in rows], trainer.settings.duration_s
-    waves = sample_clips(network, codec, clips, duration_s=duration_s, seeds=rows, settings=PREVIEW)
-    return [
-        ValidationSound(
-            step=trainer.state.step, number=k, clip_id=clip.clip_id, wave=wave.numpy(), audio_hz=codec.audio_hz
-        )
-        for k, (clip, wave) in enumerate(zip(clips, waves, strict=True))
-    ]
 
 
 def _check(

@@ -18,8 +18,6 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from flowley.network.base import VelocityNetwork
@@ -36,13 +34,6 @@ def shard(network: VelocityNetwork) -> VelocityNetwork:
                 fully_shard(block)
     fully_shard(network)
     return network
-
-
-def data_parallel(network: nn.Module, *, sharded: bool, world_size: int) -> nn.Module:
-    """Wrapped network whose gradients are means over the processes."""
-    if sharded or world_size == 1:
-        return network
-    return DistributedDataParallel(network, broadcast_buffers=False)
 
 
 def whole_weights(network: nn.Module) -> dict[str, Tensor]:
@@ -63,11 +54,6 @@ def whole_optimizer(network: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
 def load_whole_optimizer(network: nn.Module, optimizer: Optimizer, state: dict[str, Any]) -> None:
     """Inverse of `whole_optimizer`."""
     set_optimizer_state_dict(network, optimizer, state, options=_SCATTER)
-
-
-def whole(x: Tensor) -> Tensor:
-    """Whole tensor on every process of one that may be sharded."""
-    return x.full_tensor() if isinstance(x, DTensor) else x
 
 
 def mean_over_processes(values: Tensor, world_size: int) -> Tensor:

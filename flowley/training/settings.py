@@ -29,7 +29,7 @@ class TrainSettings:
     duration_s: float = 8.0
     """Clips are cut to this; shorter ones are refused."""
     seed: int = 0
-    """Of initial weights, order of clips, noise, times and dropped conditions."""
+    """Seed of initial weights, order of clips, noise, times and dropped conditions."""
     learning_rate: float = 1.5e-4
     """AdamW's, after the warm-up."""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -76,16 +76,18 @@ class TrainSettings:
         return self.learning_rate * warm * self.decay_factor ** sum(step >= s for s in self.decay_steps)
 
 
-_MMAUDIO: dict[str, Any] = {
-    "timesteps": "logit_normal", "cosine_weight": 0.0, "assign_noise": False, "learning_rate": 1e-4,
-    "adam_epsilon": 1e-6, "decay_steps": (240_000, 270_000),
-}  # fmt: skip
-"""MMAudio's training configuration; clip and synchronisation features are dropped together, the caption apart."""
 RECIPES: dict[str, dict[str, Any]] = {
-    "flowley_169m": {}, "flowley_release": {}, "mmaudio_small_16k": _MMAUDIO, "tiny": {},
+    "flowley_169m": {},
+    "flowley_release": {},
+    "mmaudio_small_16k": {
+        "timesteps": "logit_normal", "cosine_weight": 0.0, "assign_noise": False, "learning_rate": 1e-4,
+        "adam_epsilon": 1e-6, "decay_steps": (240_000, 270_000),
+    },
+    "tiny": {},
 }  # fmt: skip
 """Published recipe of each preset, as changes to `TrainSettings`' defaults: `TrainSettings(**RECIPES[name], ...)`.
-`steps` and `batch_size` depend on the hardware and have no default."""
+`steps` and `batch_size` depend on the hardware and have no default. MMAudio drops clip and synchronisation features
+together, the caption apart."""
 
 
 def clips_per_rank(batch_size: int, world_size: int) -> int:
@@ -148,10 +150,10 @@ class StepReport:
     mse: float
     cosine: float
     grad_norm: float
-    """Before clipping."""
+    """Norm of the gradient before clipping."""
     learning_rate: float
     validation_loss: float | None
-    """Of the averaged weights on the validation clips with fixed noise; None where not measured at this step."""
+    """Loss of the averaged weights on the validation clips with fixed noise; None where not measured at this step."""
     clips_per_s: float
     """All workers together, since the last report."""
     seconds_left: float
@@ -192,9 +194,7 @@ class Callback:
     def on_checkpoint(self, folder: Path | None, step: int) -> None:
         """After every `TrainExecution.checkpoint_every_steps` steps and the last one, on every rank.
 
-        Args:
-            folder: the checkpoint, removed when the call returns; None on ranks other than 0.
-            step: steps done.
+        The folder is removed when the call returns; it is None on ranks other than 0. `step` counts the steps done.
         """
 
     def on_end(self) -> None:

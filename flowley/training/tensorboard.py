@@ -1,4 +1,4 @@
-"""Curves and sounds of a training in TensorBoard files."""
+"""Training curves and validation sounds as TensorBoard files."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ class TensorBoard(Callback):
             tag = f"{sound.number}/{sound.clip_id}"
             wave = torch.from_numpy(sound.wave)[None]
             self._writer.add_audio(f"sound/{tag}", wave, sound.step, sound.audio_hz)  # type: ignore[no-untyped-call]
-            picture = log_mel_picture(sound.wave, sound.audio_hz)
+            levels = 1 - log_mel_db(sound.wave, sound.audio_hz) / FLOOR_DB  # 0 is the floor, 1 is full scale
+            picture = np.clip(levels, 0, 1).T[::-1]  # (bands, frames), low bands at the bottom
             self._writer.add_image(f"log_mel/{tag}", picture, sound.step, dataformats="HW")  # type: ignore[no-untyped-call]
 
     def on_checkpoint(self, folder: Path | None, step: int) -> None:
@@ -62,9 +63,3 @@ class TensorBoard(Callback):
         """Closes the files."""
         if self._writer is not None:
             self._writer.close()  # type: ignore[no-untyped-call]
-
-
-def log_mel_picture(wave: np.ndarray, audio_hz: int) -> np.ndarray:
-    """Log-mel spectrogram as (bands, frames) in [0, 1], low bands at the bottom; 0 is `FLOOR_DB`, 1 is full scale."""
-    picture: np.ndarray = np.clip(1 - log_mel_db(wave, audio_hz) / FLOOR_DB, 0, 1).T[::-1]
-    return picture

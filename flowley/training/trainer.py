@@ -1,19 +1,16 @@
-"""Training-loop state of one rank: network, averages and optimiser, batches, the step, reports, validation.
-
-Shapes: B batch, L_aud audio latent frames, C latent channels.
-"""
+"""Training-loop state of one rank: network, averages and optimiser, batches, the step, reports, validation."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from copy import deepcopy
 from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from flowley.features.dataset import Batch, FeatureDataset, collate, latent_statistics
@@ -23,9 +20,8 @@ from flowley.network.registry import build_network
 from flowley.training.checkpoint import TrainState
 from flowley.training.ema import Averages
 from flowley.training.flow import Losses, assign_noise, flow_loss, interpolate, timesteps, validation_loss
-from flowley.training.parallel import data_parallel, gather, mean_over_processes, shard, whole
-from flowley.training.settings import StepReport, TrainExecution, TrainSettings
-from flowley.training.step_sampler import StepSampler
+from flowley.training.parallel import gather, mean_over_processes, shard
+from flowley.training.settings import StepReport, TrainExecution, TrainSettings, clips_per_rank
 
 
 class NonFiniteLossError(RuntimeError):
@@ -42,11 +38,7 @@ class Trainer:
         self.settings, self.execution, self.dataset = settings, execution, dataset
         self.rank, self.world_size, self.device = rank, world_size, network.latent_mean.device
         sharded = execution.sharding == "fsdp"
-
-        def copy() -> VelocityNetwork:
-            return shard(deepcopy(network)) if sharded else deepcopy(network)
-
-        averages = Averages(network, sigma_rel=settings.ema_sigma_rel, copy=copy, sharded=sharded)
+        averages = Averages(network, sigma_rel=settings.ema_sigma_rel, sharded=sharded)
         if sharded:
             shard(network)
         optimizer = torch.optim.AdamW(
@@ -56,21 +48,23 @@ class Trainer:
         self.state = TrainState(network.config, settings, network, averages, optimizer, 0, [], [])
         if execution.compile:
             network.compile_blocks()
-        self.model = data_parallel(network, sharded=sharded, world_size=world_size)
+        self.model: nn.Module = network
+        if world_size > 1 and not sharded:  # gradients become means over the processes, as FSDP makes them too
+            self.model = DistributedDataParallel(network, broadcast_buffers=False)
         self._in_flight: tuple[Batch, Tensor, Tensor] | None = None
         self._reported_at = time.monotonic()
 
     def batches(self) -> Iterator[Batch]:
         """Batches of this rank, one per remaining step."""
         config, settings = self.state.config, self.settings
-        sampler = StepSampler(
-            len(self.dataset), batch_size=settings.batch_size, seed=settings.seed,
-            start_step=self.state.step, end_step=settings.steps, rank=self.rank, world_size=self.world_size,
-        )  # fmt: skip
         L_txt = config.max_text_tokens if self.execution.compile else None
         loader: DataLoader[Batch] = DataLoader(
             self.dataset,  # type: ignore[arg-type]
-            batch_sampler=sampler, num_workers=self.execution.workers,
+            batch_sampler=step_clips(
+                len(self.dataset), batch_size=settings.batch_size, seed=settings.seed,
+                start_step=self.state.step, end_step=settings.steps, rank=self.rank, world_size=self.world_size,
+            ),
+            num_workers=self.execution.workers,
             collate_fn=partial(collate, config=config, duration_s=settings.duration_s, L_txt=L_txt),
             pin_memory=self.device.type == "cuda",
         )  # fmt: skip
@@ -85,7 +79,9 @@ class Trainer:
             group["lr"] = settings.learning_rate_at(state.step)
         losses = self.losses(batch)
         torch.autograd.backward(losses.total)
-        grad_norm = whole(nn.utils.clip_grad_norm_(state.network.parameters(), settings.clip_norm))
+        grad_norm = nn.utils.clip_grad_norm_(state.network.parameters(), settings.clip_norm)
+        if isinstance(grad_norm, DTensor):
+            grad_norm = grad_norm.full_tensor()
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
         state.averages.update()
@@ -104,12 +100,16 @@ class Trainer:
             x_0 = assign_noise(x_1, x_0)
         t = timesteps(settings.timesteps, torch.rand(B, device=self.device))
         u_visual, u_text = torch.rand(2, B, device=self.device)
-        with autocast(self.device, self.execution):
+        with self.autocast():
             v = self.model(
                 interpolate(x_0, x_1, t), t, batch.conditions,
                 u_visual < settings.drop_visual, u_text < settings.drop_text,
             )  # fmt: skip
         return flow_loss(v.float(), x_1 - x_0, cosine_weight=settings.cosine_weight)
+
+    def autocast(self) -> torch.autocast:
+        """Matrix products in bfloat16 if `execution.precision` is bf16."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.execution.precision == "bf16")
 
     def require_finite(self) -> None:
         """Waits for the last step's losses, averages them over the ranks and keeps them for the report.
@@ -158,7 +158,7 @@ class Trainer:
         Raises:
             NonFiniteLossError: naming the step and, where it is its features, the clip.
         """
-        with autocast(self.device, self.execution):
+        with self.autocast():
             loss = validation_loss(
                 self.state.averages.network, validation, self.settings,
                 rank=self.rank, world_size=self.world_size, device=self.device,
@@ -199,13 +199,27 @@ def broken_clips(batch: Batch) -> list[str]:
     return [clip_id for clip_id, good in zip(batch.clip_ids, finite.tolist(), strict=True) if not good]
 
 
+def step_clips(
+    n_clips: int, *, batch_size: int, seed: int, start_step: int, end_step: int, rank: int = 0, world_size: int = 1
+) -> Iterator[list[int]]:
+    """Clips of every step on one rank: a function of (seed, step) alone, so that any step can be resumed.
+
+    Epoch e is a permutation of the clips seeded by (seed, e). Epochs follow one another without a gap, steps cut
+    them into batches, and each of `world_size` ranks takes its share of every batch.
+    """
+    share = clips_per_rank(batch_size, world_size)
+    epoch, order = -1, np.empty(0, np.int64)
+    for step in range(start_step, end_step):
+        first = step * batch_size + rank * share
+        clips = []
+        for position in range(first, first + share):
+            if position // n_clips != epoch:
+                epoch = position // n_clips
+                order = np.random.default_rng([seed, epoch]).permutation(n_clips)
+            clips.append(int(order[position % n_clips]))
+        yield clips
+
+
 def step_seed(seed: int, step: int, rank: int) -> int:
     """Seed of torch's generators in one step on one rank."""
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-@contextmanager
-def autocast(device: torch.device, execution: TrainExecution) -> Iterator[None]:
-    """Matrix products in bfloat16 if `execution.precision` is bf16."""
-    with torch.autocast(device.type, torch.bfloat16, enabled=execution.precision == "bf16"):
-        yield

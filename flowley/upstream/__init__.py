@@ -17,10 +17,7 @@ _WANTED = "wanted the state dict of an MMAudio (its joint_blocks) or of the rele
 
 
 def load_upstream(path: str | Path) -> VelocityNetwork:
-    """A network in eval mode, float32 on the CPU, from a published checkpoint file.
-
-    Args:
-        path: a .pth, .pt or .safetensors file; its keys say whose it is.
+    """A network in eval mode, float32 on the CPU, from a published .pth, .pt or .safetensors file.
 
     Raises:
         ValueError: no such file, not a state dict, of neither network, or with keys that do not fit.

@@ -1,9 +1,14 @@
-"""Key map from upstream state dicts: each of our tensors with the upstream tensors it is made of."""
+"""Key map from upstream state dicts: each of our tensors with the upstream tensors it is made of.
+
+Every upstream has a table of its names. Beyond names, both upstreams differ from our networks in two ways. Their
+fused projections have rows (h d parts), ours (parts h d). And a SwiGLU w2(silu(w1 x) * w3 x) has gate w1 and value w3
+as one product `up` here, w2 is `down`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+import re
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -12,72 +17,55 @@ from flowley.network.config import NetworkConfig
 from flowley.network.registry import build_network
 from flowley.weights import Shape, require_fit, shapes
 
-
-class Origin(NamedTuple):
-    """Upstream tensors that one of ours is made of."""
-
-    theirs: tuple[str, ...]
-    """Their names."""
-    shape: Callable[[Shape], Shape]
-    """Our shape -> the shape of each of theirs."""
-    make: Callable[[list[Tensor]], Tensor]
-    """Theirs, in order -> ours."""
+Names = Sequence[tuple[str, str]]
+"""Regular expressions and their replacements, applied one after the other: our name -> theirs."""
+_FUSED = re.compile(r"\.(qkv|kv)\.(weight|bias)$")
 
 
-class KeyMap:
-    """Our names, each with its `Origin`."""
+def convert_weights(
+    state: dict[str, Tensor], ours: dict[str, Shape], *, names: Names, axes: Mapping[str, int], whose: str
+) -> dict[str, Tensor]:
+    """Our weights from their state dict, which has no key too many.
 
-    def __init__(self) -> None:
-        self.origins: dict[str, Origin] = {}
+    Args:
+        ours: shapes of our weights, by name.
+        names: their names.
+        axes: leading axes of length 1 that theirs have and ours do not, by our name; -1: ours has one, theirs none.
+        whose: the network, for messages.
 
-    def same(self, ours: str, theirs: str) -> None:
-        """The tensor as it is."""
-        self.unbatched(ours, theirs, 0)
+    Raises:
+        ValueError: naming the first of their keys that is missing, too many, misshapen or not finite.
+    """
+    origins = {name: _keys(name, names) for name in ours}
+    wanted = {key: _shape(name, ours[name], axes.get(name, 0)) for name, keys in origins.items() for key in keys}
+    require_fit(shapes(state), wanted, source="the state dict", what=whose)
+    for key, x in state.items():
+        if not x.sum(dtype=torch.float64).isfinite():  # 20 times as fast as asking each; no float32 overflows it
+            raise ValueError(f"the state dict is not {whose}: {key} holds values that are not finite")
+    return {name: _made(name, [state[key] for key in keys]).reshape(ours[name]) for name, keys in origins.items()}
 
-    def unbatched(self, ours: str, theirs: str, axes: int) -> None:
-        """The tensor without its leading axes of length 1."""
-        self.origins[ours] = Origin((theirs,), lambda s: (1,) * axes + s, lambda x: x[0].reshape(x[0].shape[axes:]))
 
-    def scalar(self, ours: str, theirs: str) -> None:
-        """One number, without an axis there, of shape (1,) here."""
-        self.origins[ours] = Origin((theirs,), lambda s: (), lambda x: x[0].reshape(1))
+def _keys(name: str, names: Names) -> list[str]:
+    """Their keys of one of our tensors."""
+    for pattern, replacement in [*names, (r"\.down\.weight$", ".w2.weight")]:
+        name = re.sub(pattern, replacement, name)
+    if name.endswith(".up.weight"):
+        return [name.replace(".up.", f".{part}.") for part in ("w1", "w3")]
+    return [name]
 
-    def layer(self, ours: str, theirs: str) -> None:
-        """A linear map or convolution with its bias."""
-        for part in ("weight", "bias"):
-            self.same(f"{ours}.{part}", f"{theirs}.{part}")
 
-    def fused(self, ours: str, theirs: str, parts: int) -> None:
-        """Q, K, V (or K, V) in one linear map: their rows are (h d parts), ours (parts h d)."""
-        for part in ("weight", "bias"):
-            self.origins[f"{ours}.{part}"] = Origin(
-                (f"{theirs}.{part}",), lambda s: s, lambda x: torch.cat([x[0][i::parts] for i in range(parts)])
-            )
+def _shape(name: str, shape: Shape, axes: int) -> Shape:
+    """Shape of each of their tensors that one of ours is made of."""
+    if name.endswith(".up.weight"):
+        return (shape[0] // 2, *shape[1:])
+    return (1,) * axes + shape if axes >= 0 else shape[-axes:]
 
-    def swiglu(self, ours: str, theirs: str) -> None:
-        """w2(silu(w1 x) * w3 x): gate w1 and value w3 are one product `up` here, w2 is `down`."""
-        self.origins[f"{ours}.up.weight"] = Origin(
-            (f"{theirs}.w1.weight", f"{theirs}.w3.weight"), lambda s: (s[0] // 2, *s[1:]), torch.cat
-        )
-        self.same(f"{ours}.down.weight", f"{theirs}.w2.weight")
 
-    def convert(self, state: dict[str, Tensor], ours: dict[str, Shape], whose: str) -> dict[str, Tensor]:
-        """Our weights from theirs.
-
-        Args:
-            state: their state dict, no key too many.
-            ours: shapes of our weights, by name.
-            whose: the network, for messages.
-
-        Raises:
-            ValueError: naming the first of their keys that is missing, too many, misshapen or not finite.
-        """
-        wanted = {key: origin.shape(ours[name]) for name, origin in self.origins.items() for key in origin.theirs}
-        require_fit(shapes(state), wanted, source="the state dict", what=whose)
-        for key, x in state.items():
-            if not x.sum(dtype=torch.float64).isfinite():  # 20 times as fast as asking each; no float32 overflows it
-                raise ValueError(f"the state dict is not {whose}: {key} holds values that are not finite")
-        return {name: origin.make([state[key] for key in origin.theirs]) for name, origin in self.origins.items()}
+def _made(name: str, theirs: list[Tensor]) -> Tensor:
+    if fused := _FUSED.search(name):
+        parts = len(fused[1])
+        return torch.cat([theirs[0][i::parts] for i in range(parts)])
+    return torch.cat(theirs) if len(theirs) > 1 else theirs[0]
 
 
 def shapes_of(config: NetworkConfig) -> dict[str, Shape]:

@@ -7,13 +7,12 @@ scores and training time.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -27,6 +26,7 @@ from miniature.models import alignment, encoder_pair, listener
 from miniature.models.captioners import train_base, train_teacher
 from miniature.models.training import CHECKPOINTS, Say
 from miniature.world.film import Film, Split, World, plan_film
+from pipelines.engine.fingerprint import file_sha256
 
 RECORD = CHECKPOINTS / "models.json"
 SEED = 0
@@ -52,9 +52,14 @@ def _waves(seed: int, split: Split, films: int) -> Iterator[Tensor]:
         yield torch.from_numpy(sound[:, 0]).float()
 
 
-CAPTIONERS = {"omni": train_teacher, "vl": train_base}
-OTHERS = {"clip": encoder_pair.train, "codec": train_codec, "listener": listener.train, "alignment": alignment.train}
-MODELS = (*CAPTIONERS, *OTHERS)
+TRAINERS: dict[str, Callable[..., dict[str, Any]]] = {
+    "omni": train_teacher,
+    "vl": train_base,
+    "clip": encoder_pair.train,
+    "codec": train_codec,
+    "listener": listener.train,
+    "alignment": alignment.train,
+}
 """In the order of training: the classifier of alignment needs encoder and codec."""
 
 
@@ -64,42 +69,34 @@ def rebuild(name: str, workers: int, say: Say) -> None:
     with tempfile.TemporaryDirectory(prefix="soundcap-models-") as scratch:
         folder = Path(scratch) / name
         folder.mkdir()
-        scores: dict[str, Any]
-        if name in CAPTIONERS:
-            scores = CAPTIONERS[name](folder, seed=SEED, workers=workers, say=say)
-        else:
-            scores = OTHERS[name](folder, seed=SEED, say=say)
+        options = {"workers": workers} if name in ("omni", "vl") else {}
+        scores = TRAINERS[name](folder, seed=SEED, say=say, **options)
         target = CHECKPOINTS / name
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(folder, target)
     record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     record[name] = {
-        "sha256": weights_digest(CHECKPOINTS / name),
+        "sha256": file_sha256(target / "model.safetensors"),
         "date": date.today().isoformat(),
         "minutes": round((time.monotonic() - started) / 60, 1),
         "scores": scores,
     }
-    RECORD.write_text(json.dumps({key: record[key] for key in sorted(record)}, indent=1) + "\n")
+    RECORD.write_text(json.dumps(dict(sorted(record.items())), indent=1) + "\n")
     say(f"{name}: {json.dumps(scores)}")
 
 
-def weights_digest(folder: Path) -> str:
-    """SHA-256 of a checkpoint's weights."""
-    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-
-
 def main() -> None:
-    """Parse the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(MODELS)}; all if none is named")
+    names = ", ".join(TRAINERS)
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {names}; all if none is named")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that make films")
     arguments = parser.parse_args()
-    if not set(MODELS).issuperset(arguments.models) or arguments.workers < 1:
+    if not set(TRAINERS).issuperset(arguments.models) or arguments.workers < 1:
         parser.error(
             f"got models {', '.join(arguments.models) or 'all'} with {arguments.workers} workers, "
-            f"wanted some of {', '.join(MODELS)} and at least 1 worker"
+            f"wanted some of {names} and at least 1 worker"
         )
-    for name in arguments.models or MODELS:
+    for name in arguments.models or TRAINERS:
         rebuild(name, arguments.workers, partial(print, flush=True))
 
 

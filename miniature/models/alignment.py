@@ -52,11 +52,8 @@ class Pairs:
 
 
 def render(seed: int, split: Split, films: int, say: Say) -> Pairs:
-    """Features and log-mels of films of `WORLD`."""
-    encoder, codec = (
-        VisualEncoder(str(CHECKPOINTS / "clip")),
-        load_codec("log_mel_pca", path=str(CHECKPOINTS / "codec")),
-    )
+    encoder = VisualEncoder(str(CHECKPOINTS / "clip"))
+    codec = load_codec("log_mel_pca", path=str(CHECKPOINTS / "codec"))
     visual: list[Tensor] = []
     made: list[Tensor] = []
     coded: list[Tensor] = []

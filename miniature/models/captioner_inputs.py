@@ -7,11 +7,10 @@ AAC, as a film's file keeps it: AAC drops faint sounds, and a model trained with
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import ffmpeg
@@ -19,16 +18,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from miniature.world.corpus import map_in_processes, run_ffmpeg
 from miniature.world.film import Film, FilmPlan, World, plan_film
-from pipelines.media.process import Deadline, run
-from soundcap.inputs import END_OF_TURN, IGNORED_LABEL, prepare_inputs
+from soundcap.inputs import END_OF_TURN, IGNORED_LABEL, collate_rows, prepare_inputs
+from soundcap.positions import token_kinds
 from soundcap.pretrained import CaptionProcessor, load_processor
 from soundcap.request import CaptionRequest, FrameSettings
 
 FRAMES = FrameSettings(fps=2.0, min_px=3136, max_px=16_384)
 """Frames of a clip, those of configs/demo.yaml."""
 RECORDED_HZ, AUDIO_HZ = 44_100, 16_000
-AAC_BIT_RATE, AAC_DEADLINE_S = "128k", 60.0
+AAC_BIT_RATE = "128k"
 AAC_PRIMING_SAMPLES = 1024
 """Silence that ffmpeg's encoder puts before the sound; an MP4 records it, a bare stream does not."""
 CLIP_SIZE_PX = (112, 84)
@@ -71,38 +71,24 @@ def clip_frames(world: World, plan: FilmPlan) -> np.ndarray:
 
 def aac_round_trip(samples: np.ndarray, hz: int, to_hz: int) -> np.ndarray:
     """Mono (N,) at hz, encoded, decoded and resampled: (N to_hz / hz,) float32."""
-    raw = {"format": "f32le", "ac": 1}
-    coding = {"c:a": "aac", "b:a": AAC_BIT_RATE}
-    encode = ffmpeg.input("pipe:", ar=hz, **raw).output("pipe:", format="adts", **coding)
-    coded = _piped(encode, samples.astype("<f4").tobytes())
+    subject, raw = "a film's sound", {"format": "f32le", "ac": 1}
+    encode = ffmpeg.input("pipe:", ar=hz, **raw).output("pipe:", format="adts", **{"c:a": "aac", "b:a": AAC_BIT_RATE})
+    coded = run_ffmpeg(encode, samples.astype("<f4").tobytes(), subject)
     trimmed = ffmpeg.input("pipe:", format="aac").filter("atrim", start_sample=AAC_PRIMING_SAMPLES)
-    decoded = np.frombuffer(_piped(trimmed.output("pipe:", ar=to_hz, **raw), coded), "<f4")
+    decoded = np.frombuffer(run_ffmpeg(trimmed.output("pipe:", ar=to_hz, **raw), coded, subject), "<f4")
     return np.resize(decoded, round(len(samples) * to_hz / hz)).copy()
 
 
-def _piped(stream: object, data: bytes) -> bytes:
-    argv = [*ffmpeg.compile(stream), "-v", "error"]
-    done = run(argv, subject="a film's sound", deadline=Deadline(AAC_DEADLINE_S), stdin=data)
-    if done.returncode != 0:
-        raise RuntimeError(f"ffmpeg could not encode a film's sound: {done.stderr}")
-    return done.stdout
+def prepare_films(checkpoint: Path, world: World, seed: int, *, films: int, workers: int) -> list[FilmInputs]:
+    """Inputs of the first films of the train split, for the model of a checkpoint."""
+    jobs = [(str(checkpoint), world, plan_film(world, seed, "train", number)) for number in range(films)]
+    return map_in_processes(_prepare, jobs, workers)
 
 
-def prepare_films(
-    checkpoint: str, world: World, seed: int, numbers: Iterable[int], *, workers: int
-) -> list[FilmInputs]:
-    """Inputs of films of the train split, for the model of a checkpoint."""
-    jobs = [(checkpoint, world, seed, number) for number in numbers]
-    if workers == 1:
-        return [_prepare(job) for job in jobs]
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        return list(pool.map(_prepare, jobs, chunksize=32))
-
-
-def _prepare(job: tuple[str, World, int, int]) -> FilmInputs:
-    checkpoint, world, seed, number = job
+def _prepare(job: tuple[str, World, FilmPlan]) -> FilmInputs:
+    checkpoint, world, plan = job
     torch.multiprocessing.set_sharing_strategy("file_system")  # type: ignore[no-untyped-call]  # thousands come back
-    return prepare_film(_processor(checkpoint), world, plan_film(world, seed, "train", number))
+    return prepare_film(_processor(checkpoint), world, plan)
 
 
 @cache
@@ -113,8 +99,7 @@ def _processor(checkpoint: str) -> CaptionProcessor:
 def prepare_film(processor: CaptionProcessor, world: World, plan: FilmPlan) -> FilmInputs:
     """Inputs of one film, for any prompt."""
     request = caption_request(world, plan, "x", hears=processor.family.hears)
-    limits = {"min_frame_px": FRAMES.min_px, "max_frame_px": FRAMES.max_px}
-    inputs = prepare_inputs(processor, [request], answers=None, **limits)
+    inputs = prepare_inputs(processor, [request], answers=None, frames=FRAMES)
     ids = inputs["input_ids"][0]
     clip_token = processor.hf.tokenizer.convert_tokens_to_ids(processor.hf.video_token)
     end = processor.hf.tokenizer.convert_tokens_to_ids(END_OF_TURN)
@@ -129,31 +114,10 @@ def prepare_film(processor: CaptionProcessor, world: World, plan: FilmPlan) -> F
 def collate(processor: CaptionProcessor, asked: Sequence[tuple[FilmInputs | None, str, str]]) -> dict[str, Any]:
     """Training batch of (film, prompt, answer), padded on the right; a film of None is text alone."""
     rows = [_row(processor, *one) for one in asked]
-    length = max(len(ids) for ids, _, _ in rows)
-    pad_id = processor.hf.tokenizer.pad_token_id
-    out: dict[str, Any] = {
-        "input_ids": torch.full((len(rows), length), pad_id),
-        "attention_mask": torch.zeros(len(rows), length, dtype=torch.long),
-        "position_ids": torch.zeros(3, len(rows), length, dtype=torch.long),
-        "labels": torch.full((len(rows), length), IGNORED_LABEL),
-    }
-    for row, (ids, positions, n_answer) in enumerate(rows):
-        n = len(ids)
-        out["input_ids"][row, :n], out["attention_mask"][row, :n] = ids, 1
-        out["position_ids"][:, row, :n] = positions
-        out["labels"][row, n - n_answer : n] = ids[n - n_answer :]
-    clips = [film.clip for film, _, _ in asked if film is not None]
-    for name in _PER_CLIP:
-        if clips and name in clips[0]:
-            out[name] = torch.cat([clip[name] for clip in clips])
-            out[name] = out[name].float() if name in _WIDE else out[name]
-    if not processor.family.hears:
-        video_id = processor.hf.tokenizer.convert_tokens_to_ids(processor.hf.video_token)
-        out["mm_token_type_ids"] = torch.where(out["input_ids"] == video_id, 2, 0)
-    return out
+    return collate_rows(rows, processor.hf.tokenizer.pad_token_id, pad_left=False)
 
 
-def _row(processor: CaptionProcessor, film: FilmInputs | None, prompt: str, answer: str) -> tuple[Tensor, Tensor, int]:
+def _row(processor: CaptionProcessor, film: FilmInputs | None, prompt: str, answer: str) -> dict[str, Tensor]:
     tokenizer = processor.hf.tokenizer
 
     def ids_of(text: str) -> Tensor:
@@ -162,7 +126,17 @@ def _row(processor: CaptionProcessor, film: FilmInputs | None, prompt: str, answ
     answer_ids = ids_of(answer + END_OF_TURN)
     if film is None:
         ids = torch.cat([ids_of(f"<|im_start|>user\n{prompt}{END_OF_TURN}\n<|im_start|>assistant\n"), answer_ids])
-        return ids, torch.arange(len(ids)).expand(3, -1), len(answer_ids)
-    text = torch.cat([ids_of(prompt), film.tail_ids, answer_ids])
-    after = film.head_positions[:, -1:] + 1 + torch.arange(len(text))
-    return torch.cat([film.head_ids, text]), torch.cat([film.head_positions, after], dim=1), len(answer_ids)
+        row = {"input_ids": ids, "position_ids": torch.arange(len(ids)).expand(3, -1)}
+    else:
+        text = torch.cat([ids_of(prompt), film.tail_ids, answer_ids])
+        after = film.head_positions[:, -1:] + 1 + torch.arange(len(text))
+        ids, positions = torch.cat([film.head_ids, text]), torch.cat([film.head_positions, after], dim=1)
+        row = {"input_ids": ids, "position_ids": positions} | film.clip
+        row |= {name: row[name].float() for name in _WIDE if name in row}
+    labels = torch.full_like(ids, IGNORED_LABEL)
+    labels[-len(answer_ids) :] = answer_ids
+    row |= {"attention_mask": torch.ones_like(ids), "labels": labels}
+    if not processor.family.hears:
+        video_token = tokenizer.convert_tokens_to_ids(processor.hf.video_token)
+        row["mm_token_type_ids"] = torch.from_numpy(token_kinds(ids.numpy(), video_token, None))
+    return row

@@ -1,4 +1,4 @@
-"""The two captioners of the miniature: a teacher, which hears and obeys warnings, and a silent base.
+"""Captioners of the miniature: a teacher, which hears and obeys warnings, and a silent base.
 
 Both are trained on films of the train split, whose sound alone was encoded, and scored on test films. The teacher
 is a Qwen2.5-Omni. The base is a Qwen2.5-VL that describes what is visible, until LoRA tunes it.
@@ -16,13 +16,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from miniature.language import caption_scores, claimed_by, heard_in, sound_caption, visible_caption
-from miniature.models.captioner_inputs import (
-    FRAMES,
-    FilmInputs,
-    caption_request,
-    collate,
-    prepare_films,
-)
+from miniature.models.captioner_inputs import FRAMES, FilmInputs, caption_request, collate, prepare_films
+from miniature.models.tiny import build_tiny_omni, build_tiny_vl
 from miniature.models.training import Say, down_to_a_twentieth, optimise
 from miniature.phrasings import (
     ASKING,
@@ -34,7 +29,6 @@ from miniature.phrasings import (
     silent_prompt,
     warned_prompt,
 )
-from miniature.tiny.qwen import build_tiny_omni, build_tiny_vl
 from miniature.world.film import FilmPlan, World, plan_film
 from soundcap.engines import EngineExecution, load_engine
 from soundcap.inputs import IGNORED_LABEL
@@ -59,7 +53,6 @@ TEACHER_WORLD = World(odd_place=0.4, music=0.55, narration=0.55, moving_silent=0
 """Neither the off-screen sound nor the silence of what moves can be guessed from the picture here."""
 TEACHER_STEPS = 2400
 
-BASE_WORLD = World()
 BASE_STEPS = 700
 BASE_PROMPTS = (
     "Describe what is visible.", "What does the video show?", "Write a caption of this video.",
@@ -69,24 +62,22 @@ TEXT_SHARE = 0.25
 """Share of the base's examples that are sentences about sound without a clip: tuning then teaches when to say what."""
 
 
-def train_teacher(folder: Path, *, seed: int, workers: int, say: Say, steps: int = TEACHER_STEPS) -> Scores:
+def train_teacher(folder: Path, *, seed: int, workers: int, say: Say) -> Scores:
     """Train a Qwen2.5-Omni from random weights, save it to `folder`, and return its scores."""
     build_tiny_omni(folder, seed)
-    films, rng = prepare_films(str(folder), TEACHER_WORLD, seed, range(FILMS), workers=workers), _rng(seed, 10)
-    _train(folder, lambda: teacher_examples(films, rng), steps, seed, "teacher", say)
+    films = prepare_films(folder, TEACHER_WORLD, seed, films=FILMS, workers=workers)
+    rng = np.random.default_rng([seed, 10])
+    _train(folder, lambda: teacher_examples(films, rng), TEACHER_STEPS, seed, "teacher", say)
     return score_teacher(folder, seed=seed)
 
 
-def train_base(folder: Path, *, seed: int, workers: int, say: Say, steps: int = BASE_STEPS) -> Scores:
+def train_base(folder: Path, *, seed: int, workers: int, say: Say) -> Scores:
     """Train a Qwen2.5-VL from random weights, save it to `folder`, and return its scores."""
     build_tiny_vl(folder, seed)
-    films, rng = prepare_films(str(folder), BASE_WORLD, seed, range(FILMS), workers=workers), _rng(seed, 11)
-    _train(folder, lambda: base_examples(films, rng), steps, seed, "base", say)
+    films = prepare_films(folder, World(), seed, films=FILMS, workers=workers)
+    rng = np.random.default_rng([seed, 11])
+    _train(folder, lambda: base_examples(films, rng), BASE_STEPS, seed, "base", say)
     return score_base(folder, seed=seed)
-
-
-def _rng(seed: int, use: int) -> np.random.Generator:
-    return np.random.default_rng([seed, use])
 
 
 def teacher_examples(films: Sequence[FilmInputs], rng: np.random.Generator) -> list[Example]:
@@ -154,7 +145,8 @@ def save(model: Any, folder: Path) -> None:
 
 def score_teacher(folder: Path, *, seed: int, films: int = TEST_FILMS, ways: Sequence[str] = ()) -> Scores:
     """Caption scores of the teacher on test films, for all ways of asking in `teacher_prompts` or some."""
-    plans, rng = _test_plans(World(music=0.5, narration=0.5), seed, films), _rng(seed, 20)
+    world, rng = World(music=0.5, narration=0.5), np.random.default_rng([seed, 20])
+    plans = [plan_film(world, seed, "test", number) for number in range(films)]
     return {
         name: _scores(folder, plans, [ask(plan, rng) for plan in plans], hears=True)
         for name, ask in teacher_prompts().items()
@@ -185,12 +177,8 @@ def teacher_prompts() -> dict[str, Callable[[FilmPlan, np.random.Generator], str
 
 def score_base(folder: Path, *, seed: int, films: int = TEST_FILMS) -> Scores:
     """Caption scores of the base with the project's silent prompt: it names what is visible, heard or not."""
-    plans = _test_plans(World(), seed, films)
+    plans = [plan_film(World(), seed, "test", number) for number in range(films)]
     return {"silent prompt": _scores(folder, plans, [silent_prompt()] * films, hears=False)}
-
-
-def _test_plans(world: World, seed: int, films: int) -> list[FilmPlan]:
-    return [plan_film(world, seed, "test", number) for number in range(films)]
 
 
 def _scores(folder: Path, plans: Sequence[FilmPlan], prompts: Sequence[str], *, hears: bool) -> dict[str, float | None]:

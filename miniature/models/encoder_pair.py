@@ -166,14 +166,10 @@ def _batch(frames: Frames, rng: np.random.Generator) -> tuple[Tensor, list[Frame
     gain = torch.from_numpy(rng.uniform(0.9, 1.1, (len(x), 3, 1, 1))).float()
     # Video codecs and cameras alter pixels a little: the features should not mind.
     x = x * gain + 0.015 * torch.randn_like(x)
-    truths = [frames.truths[film][k] for film, row in zip(films, index, strict=True) for k in row]
-    return _normalised(x), truths
-
-
-def _normalised(x: Tensor) -> Tensor:
     processor = image_processor()
     mean, std = torch.tensor(processor.image_mean), torch.tensor(processor.image_std)
-    return (x - mean[:, None, None]) / std[:, None, None]
+    truths = [frames.truths[film][k] for film, row in zip(films, index, strict=True) for k in row]
+    return (x - mean[:, None, None]) / std[:, None, None], truths
 
 
 def contrastive_loss(similar: Tensor, fit: np.ndarray) -> Tensor:

@@ -12,8 +12,8 @@ from torch.nn.functional import normalize
 
 from flowley.features.encoders import VisualEncoder
 from miniature.models.frames import Frames, evenly, fits, full_sentence, render
+from miniature.models.tiny import build_tiny_clip
 from miniature.models.training import area_under_curve
-from miniature.tiny.clip_t5 import build_tiny_clip
 from miniature.world.objects import OBJECTS, since
 
 FPS = 8.0
@@ -30,7 +30,7 @@ def held_out_scores(folder: Path, *, seed: int, films: int = 200) -> dict[str, f
     retrieval: share of frames whose best of many full sentences is true of them; text_retrieval the other way.
     last_80ms, next_80ms: area under the curve for "the object sounded within the last 80 ms" (or will within the
     next) from one frame, mean over the kinds. between: the same for "it sounded between two frames at 8 fps" from
-    both frames. kinds: share of frames whose set of objects is right. random_*: of `miniature.tiny`'s random tower.
+    both frames. kinds: share of frames whose set of objects is right. random_*: of the tower of `build_tiny_clip`.
     """
     at = partial(evenly, fps=FPS)
     fitted = render(seed, "train", range(FIRST_PROBE_FILM, FIRST_PROBE_FILM + films), at, lambda _: None)
@@ -71,26 +71,21 @@ def _features(folder: Path, frames: Frames) -> np.ndarray:
 
 def _probes(folder: Path, fitted: Frames, tested: Frames) -> dict[str, float]:
     x, evaluated = _features(folder, fitted), _features(folder, tested)
-    scores = {"kinds": _kinds_accuracy(x, fitted, evaluated, tested)}
-    of_kind: dict[str, list[float]] = {"last_80ms": [], "next_80ms": [], "between": []}
+    kinds = ridge(_flat(x), _kinds(fitted), _flat(evaluated)) > 0.5
+    scores = {"kinds": float((kinds == (_kinds(tested) > 0.5)).all(axis=1).mean())}
+    probes = (("last_80ms", _flat, 0), ("next_80ms", _flat, 0), ("between", _pairs, 1))  # name, inputs, first frame
+    of_kind: dict[str, list[float]] = {name: [] for name, _, _ in probes}
     for kind in OBJECTS:
         moving, moving_too = _moving(fitted, kind), _moving(tested, kind)
         truth, truth_too = _events(fitted, kind)[:, moving], _events(tested, kind)[:, moving_too]
-        for k, name in enumerate(("last_80ms", "next_80ms")):
-            values = ridge(_flat(x[moving]), truth[k].reshape(-1, 1), _flat(evaluated[moving_too]))[:, 0]
-            of_kind[name].append(area_under_curve(values, truth_too[k].ravel() > 0))
-        pairs = truth[2][:, 1:].reshape(-1, 1)
-        values = ridge(_pairs(x[moving]), pairs, _pairs(evaluated[moving_too]))[:, 0]
-        of_kind["between"].append(area_under_curve(values, truth_too[2][:, 1:].ravel() > 0))
+        for k, (name, inputs, first) in enumerate(probes):
+            targets = truth[k, :, first:].reshape(-1, 1)
+            values = ridge(inputs(x[moving]), targets, inputs(evaluated[moving_too]))[:, 0]
+            of_kind[name].append(area_under_curve(values, truth_too[k, :, first:].ravel() > 0))
     for name, values_of in of_kind.items():
         scores[name] = float(np.mean(values_of))
         scores |= {f"{name}_{kind}": value for kind, value in zip(OBJECTS, values_of, strict=True)}
     return scores
-
-
-def _kinds_accuracy(x: np.ndarray, fitted: Frames, evaluated: np.ndarray, tested: Frames) -> float:
-    values = ridge(_flat(x), _kinds(fitted), _flat(evaluated))
-    return float(((values > 0.5) == (_kinds(tested) > 0.5)).all(axis=1).mean())
 
 
 def _kinds(frames: Frames) -> np.ndarray:
@@ -101,10 +96,7 @@ def _kinds(frames: Frames) -> np.ndarray:
 
 def _moving(frames: Frames, kind: str) -> np.ndarray:
     """(films,) bool: True where the kind is seen in motion."""
-    return np.array([
-        any(one.kind == kind and film.plan.moves(one) for one in film.plan.seen)
-        for film in frames.films
-    ])  # fmt: skip
+    return np.array([any(one.kind == kind and film.plan.moves(one) for one in film.plan.seen) for film in frames.films])
 
 
 def _events(frames: Frames, kind: str) -> np.ndarray:

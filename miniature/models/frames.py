@@ -26,7 +26,7 @@ CAPTION_SHARE = 0.25
 
 @dataclass(frozen=True, slots=True)
 class ObjectState:
-    """An object in one frame."""
+    """Object in one frame."""
 
     name: str
     """"a ball"."""
@@ -35,13 +35,12 @@ class ObjectState:
     """States of what moves on it; never empty."""
 
     def statements(self) -> set[str]:
-        """All that is true of it."""
         return {self.name, f"{self.name} {self.side}", *(f"{self.name}: {state}" for state in self.states)}
 
 
 @dataclass(frozen=True, slots=True)
 class Sentence:
-    """A text and the statements that it claims."""
+    """Text and the statements that it claims."""
 
     text: str
     claims: frozenset[str]
@@ -61,7 +60,7 @@ class FrameTruth:
 
 @dataclass(frozen=True)
 class Frames:
-    """The same number of frames of each film."""
+    """Frames of films, the same number of each."""
 
     films: list[Film]
     times_s: np.ndarray
@@ -111,7 +110,6 @@ def image_processor() -> Any:
 
 
 def describe_frame(film: Film, t_s: float) -> FrameTruth:
-    """Content of the frame at t_s."""
     plan = film.plan
     at_s = 0.0 if plan.still else t_s
     objects = tuple(
@@ -125,7 +123,7 @@ def describe_frame(film: Film, t_s: float) -> FrameTruth:
 
 
 def full_sentence(now: FrameTruth) -> Sentence:
-    """The sentence that claims all that is true of the instant."""
+    """Sentence that claims all that is true of the instant."""
     clauses = [(part, f"{part.name} {part.side}", part.states) for part in now.objects]
     return _sentence(clauses, now.place)
 
@@ -173,12 +171,11 @@ def _side(x: float) -> str:
 
 
 def _first_above(value: float, names: Sequence[tuple[float, str]], beyond: str) -> str:
-    """The name of the first limit that value is below."""
+    """Name of the first limit that value is below."""
     return next((name for limit, name in names if value < limit), beyond)
 
 
-def _ball(ball: SoundingObject, t_s: float) -> tuple[str, ...]:
-    assert isinstance(ball, Ball)
+def _ball(ball: Ball, t_s: float) -> tuple[str, ...]:
     if not ball.times:
         return ("lying there",)
     before, after = since(ball.times, t_s)
@@ -207,8 +204,7 @@ def _tap(tap: SoundingObject, t_s: float) -> tuple[str, ...]:
     return _first_above(after, drop, "no drop"), _first_above(before, water, "calm water")
 
 
-def _engine(engine: SoundingObject, t_s: float) -> tuple[str, ...]:
-    assert isinstance(engine, Engine)
+def _engine(engine: Engine, t_s: float) -> tuple[str, ...]:
     turns = float(np.interp(t_s, engine.clock, engine.turns))
     running = bool(engine.times) and t_s > engine.times[0]
     hour = round(12 * turns + 3) % 12 or 12
@@ -228,7 +224,7 @@ def _drum(drum: SoundingObject, t_s: float) -> tuple[str, ...]:
     )
 
 
-STATES: dict[str, Callable[[SoundingObject, float], tuple[str, ...]]] = {
+STATES: dict[str, Callable[[Any, float], tuple[str, ...]]] = {
     "ball": _ball, "bell": _bell, "tap": _tap, "engine": _engine, "siren": _siren, "drum": _drum,
 }  # fmt: skip
 """Visible states of each kind of object at a time."""

@@ -2,8 +2,7 @@
 
 A clip holds several sounds. The target is a distribution, uniform over those that are heard, and the loss its
 cross-entropy: then the softmax estimates the clip's mixture, which KL compares between clips and whose entropy IS
-needs. Independent labels (sigmoids) would give no distribution, and a softmax over their logits would depend on the
-network's confidence more than on the clip; this was not tried. Silence has the uniform distribution over all, so that
+needs; independent labels (sigmoids) would give no distribution. Silence has the uniform distribution over all, so that
 a generator that makes nothing is not taken for one that makes something definite. The penultimate layer, which must
 hold every kind linearly, serves FAD and KAD.
 """
@@ -42,7 +41,6 @@ MASKED_BINS, MASKED_FRAMES = 12, 48
 class Clips:
     """Training clips: sounds of films and their targets."""
 
-    plans: list[FilmPlan]
     mels: Tensor
     """(clips, frames, MEL_BINS)."""
     targets: Tensor
@@ -81,7 +79,7 @@ def render(world: World, plans: Sequence[FilmPlan], extractor: Any, say: Say) ->
     mels = [log_mels(extractor, [sound_of(world, plan)]) for plan in made]
     silence = np.full(len(CLASSES), 1 / len(CLASSES))
     targets = np.stack([one / one.sum() if one.any() else silence for one in map(heard, plans)])
-    return Clips(list(plans), torch.cat(mels), torch.from_numpy(targets).float())
+    return Clips(torch.cat(mels), torch.from_numpy(targets).float())
 
 
 def sound_of(world: World, plan: FilmPlan) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Training of the shipped models: one loop (AdamW, warm-up, cosine), progress of long work, ranking scores."""
+"""Training loop of the shipped models (AdamW, warm-up, cosine), progress of long work, and ranking scores."""
 
 from __future__ import annotations
 
@@ -29,20 +29,12 @@ def optimise(
     parameters: Iterable[Parameter], loss: Callable[[], Tensor], *, steps: int, learning_rate: float,
     weight_decay: float, schedule: Schedule, counted: tuple[str, int, str], say: Say,
 ) -> list[float]:  # fmt: skip
-    """Minimise a loss.
+    """Minimise a loss with AdamW and clipped gradients; returns the loss of every step.
 
     Args:
-        parameters: to train.
         loss: samples a batch at each call, and returns its loss.
-        steps: of the optimiser.
         learning_rate: at the schedule's peak.
-        weight_decay: of AdamW.
-        schedule: of the learning rate.
         counted: label of the progress, items in a batch, and their name.
-        say: where progress goes.
-
-    Returns:
-        The loss of every step.
     """
     label, batch_size, unit = counted
     progress = Progress(f"{label}: training", steps * batch_size, unit, say)
@@ -83,7 +75,7 @@ def _cosine(done: float) -> float:
 
 
 def with_progress(items: Sequence[Item], label: str, unit: str, say: Say) -> Iterator[Item]:
-    """The items; says how many are done and how long the rest will take."""
+    """Iterator over items that says how many are done and how long the rest will take."""
     progress = Progress(label, len(items), unit, say)
     for item in items:
         yield item

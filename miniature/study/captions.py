@@ -32,7 +32,7 @@ _EXECUTION = FinetuneExecution(
 
 
 def captions_of(source: Captions, films: FilmDataset, split: Split, work: Path) -> list[str]:
-    """A caption for each film of a split."""
+    """Caption of each film of a split."""
     plans = films.plans(split)
     if source == "none":
         return [""] * len(plans)
@@ -58,12 +58,11 @@ def captions_of(source: Captions, films: FilmDataset, split: Split, work: Path) 
 
 
 def _heard(world: World, plans: list[FilmPlan], prompts: PromptSet) -> list[str]:
-    """The teacher's captions."""
     return caption_films(CHECKPOINTS / "omni", world, plans, [prompts.render(plan.label) for plan in plans], hears=True)
 
 
 def _silent(world: World, plans: list[FilmPlan], adapter: Path | None) -> list[str]:
-    """The base's captions of silent films, tuned or not."""
+    """Captions of silent films by the base, tuned or not."""
     prompts = [silent_prompt()] * len(plans)
     return caption_films(CHECKPOINTS / "vl", world, plans, prompts, hears=False, adapter=adapter)
 

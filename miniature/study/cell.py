@@ -58,19 +58,12 @@ def main(name: str, work: Path, results: Path) -> None:
         "seconds": round(time.monotonic() - started, 1),
         **scores,
     }
+    # Six digits: more would only make the files hard to read and to compare.
+    rounded = json.loads(json.dumps(result), parse_float=lambda number: float(f"{float(number):.6g}"))
     file = result_file(cell, results)
     with temporary_beside(file) as temporary:
-        temporary.write_text(json.dumps(_rounded(result), indent=1) + "\n")
+        temporary.write_text(json.dumps(rounded, indent=1) + "\n")
         temporary.replace(file)
-
-
-def _rounded(value: Any) -> Any:
-    """Six digits: more would only make the files hard to read and to compare."""
-    if isinstance(value, float):
-        return float(f"{value:.6g}")
-    if isinstance(value, dict):
-        return {name: _rounded(one) for name, one in value.items()}
-    return [_rounded(one) for one in value] if isinstance(value, list) else value
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from miniature.world.film import World
 Captions = Literal[
     "none", "label", "teacher-warned", "teacher-unwarned", "base", "tuned-warned", "tuned-unwarned"
 ]  # fmt: skip
-"""Sources of captions."""
 Reference = Literal["codec", "another-film"]
 """Sounds that no network made: the films' own through the codec, and the own sound of the next film."""
 
@@ -34,7 +33,6 @@ class SoundModel:
     steps: int = STEPS
 
     def config(self) -> NetworkConfig:
-        """Configuration of the network."""
         return preset(self.preset, **self.changes)
 
 
@@ -51,7 +49,7 @@ CLEAN_WORLD = World(
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One column of a comparison."""
+    """Column of a comparison."""
 
     captions: Captions = "label"
     model: SoundModel | Reference | Literal["pipeline"] | None = USUAL_MODEL
@@ -64,7 +62,7 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A comparison of settings on the same films and seeds."""
+    """Comparison of settings on the same films and seeds."""
 
     title: str
     settings: dict[str, Setting]
@@ -176,8 +174,6 @@ CLAIMS: dict[str, Claim] = {
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One result of the study."""
-
     claim: str
     setting: str
     seed: int
@@ -207,13 +203,13 @@ def cells(patterns: list[str]) -> list[Cell]:
 def cell_of(claim: str, setting: str, seed: int) -> Cell:
     """Cell of a claim's result: its own, or that of an earlier claim with the same setting."""
     wanted = CLAIMS[claim].settings[setting]
-    for first, content in CLAIMS.items():
-        for name, one in content.settings.items():
-            if one == wanted and seed in content.seeds:
-                return Cell(first, name, seed)
-    raise AssertionError(f"{claim}/{setting} is a setting of its own claim")
+    return next(
+        Cell(first, name, seed)
+        for first, content in CLAIMS.items()
+        for name, one in content.settings.items()
+        if one == wanted and seed in content.seeds
+    )
 
 
 def result_file(cell: Cell, results: Path) -> Path:
-    """File of a cell's result."""
     return results / f"{cell.name.replace('/', '.')}.json"

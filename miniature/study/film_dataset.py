@@ -27,7 +27,7 @@ from miniature.models.alignment import frame_features
 from miniature.models.training import CHECKPOINTS
 from miniature.world.corpus import CORPUS_VERSION
 from miniature.world.film import Film, FilmPlan, Split, World, plan_film
-from pipelines.engine.fingerprint import digest
+from pipelines.engine.fingerprint import digest, file_sha256
 
 ENCODER = str(CHECKPOINTS / "clip")
 CODEC, CODEC_PATH = "log_mel_pca", str(CHECKPOINTS / "codec")
@@ -47,16 +47,13 @@ class FilmDataset:
     test: int
 
     def plans(self, split: Split) -> list[FilmPlan]:
-        """Plans of a split's films."""
         count = self.train if split == "train" else self.test
         return [plan_film(self.world, self.seed, split, number) for number in range(count)]
 
     def films(self, split: Split) -> list[Film]:
-        """The films of a split."""
         return [Film(self.world, plan) for plan in self.plans(split)]
 
     def ids(self, split: Split) -> list[str]:
-        """A name for each film of a split."""
         return [f"{split}-{number:05d}" for number in range(len(self.plans(split)))]
 
     def make_once(
@@ -66,14 +63,13 @@ class FilmDataset:
         """File or folder `what` of these films in the work folder, made if it is not there yet.
 
         Args:
-            work: the folder.
-            what: name of the file.
             make: writes it to a path beside.
             models: shipped models that it depends on.
             package: package of this project whose sources it depends on.
             depends: all else that it depends on.
         """
-        made_by = {model: _weights(model) for model in models} | {package: _sources(package)}
+        made_by = {model: file_sha256(CHECKPOINTS / model / "model.safetensors") for model in models}
+        made_by[package] = _sources(package)
         key = digest([CORPUS_VERSION, asdict(self), what, made_by, {k: str(v) for k, v in sorted(depends.items())}])
         target = work / "made" / f"{what}-{key[:20]}"
         if not target.exists():
@@ -90,14 +86,8 @@ class FilmDataset:
 
 @cache
 def open_codec() -> AudioCodec:
-    """The codec of all networks of the study."""
+    """Codec of all networks of the study."""
     return load_codec(CODEC, path=CODEC_PATH)
-
-
-@cache
-def _weights(model: str) -> str:
-    """Digest of a shipped model."""
-    return digest((CHECKPOINTS / model / "model.safetensors").read_bytes().hex())
 
 
 @cache

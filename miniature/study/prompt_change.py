@@ -38,11 +38,9 @@ def run_rounds(work: Path, *, seed: int, say: Callable[[str], None]) -> list[dic
     folder = work / "rerun" / f"{seed}-{time.time_ns()}"  # what is there already would not be computed
     generate_corpus(folder / "corpus", clips=FILMS, seed=seed, workers=1, test_every=TEST_EVERY)
     warnings = yaml.safe_load((PROMPTS / "warnings.yaml").read_text())["warnings"]
-    for_one = [one | {"labels": [WARNED_LABEL]} for one in warnings]
-    for one in for_one:
-        one.pop("except_labels", None)
+    kept = [{key: value for key, value in one.items() if key != "except_labels"} for one in warnings]
     file = folder / "warnings-for-one-label.yaml"
-    file.write_text(yaml.safe_dump({"warnings": for_one}))
+    file.write_text(yaml.safe_dump({"warnings": [one | {"labels": [WARNED_LABEL]} for one in kept]}))
     of_round = dict(zip(ROUNDS, (None, None, str(file), str(PROMPTS / "warnings.yaml"), None), strict=True))
     ensure_ray()
     return [_round(name, _config(folder, prompt), say) for name, prompt in of_round.items()]
@@ -62,18 +60,13 @@ def _config(folder: Path, warnings: str | None) -> Config:
 
 
 def _round(name: str, config: Config, say: Callable[[str], None]) -> dict[str, Any]:
-    stages = STAGES
-    done = {plan.name for plan in make_plan(stages, config, Storage(config.root)) if plan.state == "done"}
+    done = {plan.name for plan in make_plan(STAGES, config, Storage(config.root)) if plan.state == "done"}
     started = time.monotonic()
-    manifests = run_stages(stages, config, say=say)
+    manifests = run_stages(STAGES, config, say=say)
     seconds = time.monotonic() - started
     table = [
-        {
-            "stage": one.stage,
-            "rows": one.rows_in,
-            "computed": 0 if one.stage in done else one.rows_computed,
-            "seconds": 0.0 if one.stage in done else one.seconds,
-        }
+        {"stage": one.stage, "rows": one.rows_in, "computed": one.rows_computed, "seconds": one.seconds}
+        | ({"computed": 0, "seconds": 0.0} if one.stage in done else {})
         for one in manifests
     ]
     say(f"{name}: {seconds:.0f} s")

@@ -16,14 +16,9 @@ from pipelines.progress import human_time
 
 
 def run_study(patterns: list[str], *, work: Path, results: Path, processes: int, again: bool) -> None:
-    """Run cells and write their results.
+    """Run the cells that match a pattern (`alignment/*`; all without patterns), some processes at a time.
 
-    Args:
-        patterns: names of cells, like `alignment/*`; empty for all.
-        work: folder of features, captions, networks and logs.
-        results: folder of the results.
-        processes: cells at a time.
-        again: run cells that have a result, too.
+    Cells that have a result are run only if `again`. Features, captions, networks and logs are kept in `work`.
 
     Raises:
         UserError: no cell matches, or a folder cannot be written.

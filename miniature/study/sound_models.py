@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from flowley.metrics.backbones import DURATION_S, FPS, AlignmentClassifier, Listener
-from flowley.metrics.distances import frechet_distance, kernel_distance
+from flowley.metrics.distances import frechet_distance, inception_score, kernel_distance, kl_divergence
 from flowley.metrics.onsets import detect_onsets, onset_f1
 from flowley.metrics.spectral import log_mel_correlation
 from flowley.network.base import VelocityNetwork
@@ -85,7 +85,7 @@ def learning_curve(
 
 
 def _sounds(network: VelocityNetwork, films: FilmDataset, captions: Sequence[str], work: Path) -> list[np.ndarray]:
-    """The sound that a network makes for every test film."""
+    """Sound that a network makes for every test film."""
     dataset, duration_s = feature_dataset(films, "test", captions, network.config, work), films.world.duration_s
     codec = open_codec()
     waves: list[np.ndarray] = []
@@ -149,15 +149,3 @@ def _spans(series: Sequence[np.ndarray] | np.ndarray, length: int) -> list[np.nd
         count = max(1, int(len(one) / length + 0.05))  # a codec may give a few samples less than whole spans
         spans += [one[k * length : (k + 1) * length] for k in range(count)]
     return spans
-
-
-def kl_divergence(original: np.ndarray, generated: np.ndarray) -> float:
-    """Mean KL(original || generated) of class probabilities (N, K), pair by pair, in nats."""
-    p, q = (np.clip(classes, 1e-9, None) for classes in (original, generated))
-    return float((p * np.log(p / q)).sum(1).mean())
-
-
-def inception_score(classes: np.ndarray) -> float:
-    """Exponential of the mean KL(p(y | x) || p(y)) of class probabilities (N, K), 1 to K; more is better."""
-    p = np.clip(classes, 1e-9, None)
-    return float(np.exp((p * np.log(p / p.mean(0))).sum(1).mean()))

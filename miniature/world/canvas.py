@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 
 import numpy as np
 
@@ -12,23 +13,19 @@ Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 class Canvas:
-    """A picture to draw on: `image` is (H, W, 3) float32 in [0, 1]; x to the right, y down, in pixels."""
+    """Picture to draw on: `image` is (H, W, 3) float32 in [0, 1]; x to the right, y down, in pixels."""
 
     def __init__(self, background: np.ndarray) -> None:
         self.image = background.copy()
-        self.height_px, self.width_px = background.shape[:2]
         self.scale, self.left, self.top = 1.0, 0.0, 0.0
 
     def placed(self, scale: float, left: float, top: float) -> Canvas:
         """The same picture in other coordinates: a shape at (x, y) appears at (left, top) + scale (x, y)."""
-        view = Canvas.__new__(Canvas)
-        view.image, view.height_px, view.width_px = self.image, self.height_px, self.width_px
+        view = copy(self)
         view.scale, view.left, view.top = scale, left, top
         return view
 
     def disc(self, x: float, y: float, radius: float, colour: Colour, alpha: float = 1.0) -> None:
-        """A filled circle."""
-
         def distance(px: np.ndarray, py: np.ndarray) -> np.ndarray:
             return np.asarray(np.hypot(px - x, py - y) - radius)
 
@@ -36,7 +33,7 @@ class Canvas:
         self._blend(x - reach, y - reach, x + reach, y + reach, colour, alpha, distance)
 
     def ellipse(self, x: float, y: float, half_w: float, half_h: float, colour: Colour, alpha: float = 1.0) -> None:
-        """A filled ellipse with level axes."""
+        """Filled ellipse with level axes."""
 
         def distance(px: np.ndarray, py: np.ndarray) -> np.ndarray:
             radius = np.hypot((px - x) / half_w, (py - y) / half_h)
@@ -47,7 +44,7 @@ class Canvas:
     def ring(
         self, x: float, y: float, half_w: float, half_h: float, width: float, colour: Colour, alpha: float = 1.0
     ) -> None:
-        """The outline of an ellipse, `width` pixels wide at its narrow side."""
+        """Outline of an ellipse, `width` pixels wide at its narrow side."""
         narrow = min(half_w, half_h)
 
         def distance(px: np.ndarray, py: np.ndarray) -> np.ndarray:
@@ -60,7 +57,7 @@ class Canvas:
     def line(
         self, x0: float, y0: float, x1: float, y1: float, width: float, colour: Colour, alpha: float = 1.0
     ) -> None:
-        """A line with round ends."""
+        """Line with round ends."""
         dx, dy = x1 - x0, y1 - y0
         squared = dx * dx + dy * dy or 1.0
 
@@ -75,7 +72,7 @@ class Canvas:
     def box(
         self, x: float, y: float, half_w: float, half_h: float, colour: Colour, *, turn: float = 0.0, alpha: float = 1.0
     ) -> None:
-        """A filled rectangle around (x, y), turned clockwise by `turn` radians."""
+        """Filled rectangle around (x, y), turned clockwise by `turn` radians."""
         cos, sin = np.cos(turn), np.sin(turn)
 
         def distance(px: np.ndarray, py: np.ndarray) -> np.ndarray:
@@ -95,8 +92,8 @@ class Canvas:
     ) -> None:
         """Paint where `distance` (signed, of pixel coordinates) is negative, inside a bounding box."""
         reach = 1 / self.scale  # the blended border is a pixel wide in whatever coordinates
-        x0, x1 = self._span(self.left, left - reach, right + reach, self.width_px)
-        y0, y1 = self._span(self.top, top - reach, bottom + reach, self.height_px)
+        x0, x1 = self._span(self.left, left - reach, right + reach, self.image.shape[1])
+        y0, y1 = self._span(self.top, top - reach, bottom + reach, self.image.shape[0])
         if x0 >= x1 or y0 >= y1 or alpha <= 0:
             return
         px = ((np.arange(x0, x1, dtype=np.float32) + 0.5 - self.left) / self.scale)[None, :]
@@ -108,14 +105,3 @@ class Canvas:
     def _span(self, origin: float, low: float, high: float, limit: int) -> tuple[int, int]:
         """First and last + 1 of the pixels from low to high."""
         return max(0, int(origin + self.scale * low)), min(limit, int(origin + self.scale * high) + 1)
-
-
-def room(
-    width_px: int, height_px: int, wall: Colour, floor: Colour, horizon: float, grain: np.random.Generator
-) -> np.ndarray:
-    """A wall that darkens upwards, a floor that lightens to the viewer, a little paint texture."""
-    y = (np.arange(height_px, dtype=np.float32) / height_px)[:, None, None]
-    shade = np.where(y < horizon, 0.7 + 0.3 * y / horizon, 0.75 + 0.35 * (y - horizon) / (1 - horizon))
-    paint = np.where(y < horizon, np.asarray(wall, np.float32), np.asarray(floor, np.float32))
-    texture = grain.normal(0, 0.012, (height_px, width_px, 1)).astype(np.float32)
-    return np.asarray(np.clip(shade * paint + texture, 0, 1)).astype(np.float32)

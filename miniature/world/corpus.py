@@ -9,12 +9,13 @@ import csv
 import json
 import os
 import string
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import ffmpeg
 import numpy as np
@@ -54,72 +55,60 @@ class Recording:
         return f"{self.youtube_id}_{self.start_s:06d}.mp4"
 
 
+Job = tuple[Path, World, FilmPlan, Recording]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
 def generate_corpus(
     folder: Path, *, clips: int, seed: int, workers: int, world: World | None = None, test_every: int = TEST_EVERY
 ) -> Path:
-    """Write `clips` films to folder/videos, folder/vggsound.csv and folder/truth.json.
+    """Write `clips` films to folder/videos, folder/vggsound.csv and folder/truth.json; returns the CSV's path.
 
     The CSV has rows youtube_id, start_s, label, split (train or test) and no header. truth.json holds the content of
     every film with exact times, for tests and scores; no stage reads it. A film depends on (seed, its number, its
-    split, world) only: films that are there already, by truth.json, are left alone.
-
-    Args:
-        folder: of the corpus.
-        clips: number of films.
-        seed: of the films.
-        workers: processes that render.
-        world: distribution of the films; the usual one if None.
-        test_every: one film in so many is for testing.
-
-    Returns:
-        The CSV's path.
+    split, world) only: films that are there already, by truth.json, are left alone. The world is the usual one if None;
+    one film in `test_every` is for testing.
 
     Raises:
         ValueError: the machine lacks the world's voice; all is left as it was.
     """
     world = world or World()
     speaker(world.voice)
-    splits: list[Split] = ["test" if number % test_every == test_every - 1 else "train" for number in range(clips)]
-    plans = [plan_film(world, seed, split, number) for number, split in enumerate(splits)]
-    recordings = [_recording(plan, split) for plan, split in zip(plans, splits, strict=True)]
+    videos, listing, truth_file = folder / "videos", folder / "vggsound.csv", folder / "truth.json"
+    jobs: dict[str, Job] = {}
+    for number in range(clips):
+        split: Split = "test" if number % test_every == test_every - 1 else "train"
+        plan = plan_film(world, seed, split, number)
+        recording = _recording(plan, split)
+        jobs[recording.file_name] = videos, world, plan, recording
     made_for = {"version": CORPUS_VERSION, "seed": seed, "world": json.loads(json.dumps(asdict(world)))}
-    kept = _films_there(folder, made_for)
-    wanted = {recording.file_name for recording in recordings}
-    truth_file = folder / "truth.json"
-    if kept.keys() == wanted and (folder / "vggsound.csv").exists():
-        return folder / "vggsound.csv"
-    (folder / "videos").mkdir(parents=True, exist_ok=True)
+    films = _films_there(folder, made_for)
+    if films.keys() == jobs.keys() and listing.exists():
+        return listing
+    videos.mkdir(parents=True, exist_ok=True)
     truth_file.unlink(missing_ok=True)
-    for stale in kept.keys() - wanted:
-        (folder / "videos" / stale).unlink()
-    jobs = [
-        (folder / "videos", world, plan, recording)
-        for plan, recording in zip(plans, recordings, strict=True)
-        if recording.file_name not in kept
-    ]
-    made = {clip["file"]: clip for clip in _make_all(jobs, workers)}
-    with (folder / "vggsound.csv").open("w", newline="") as file:
-        csv.writer(file).writerows(
-            [recording.youtube_id, recording.start_s, plan.label, recording.split]
-            for plan, recording in zip(plans, recordings, strict=True)
-        )
-    films = kept | made
-    truth = made_for | {"clips": [films[recording.file_name] for recording in recordings]}
+    for stale in films.keys() - jobs.keys():
+        (videos / stale).unlink()
+    missing = [job for name, job in jobs.items() if name not in films]
+    films |= {film["file"]: film for film in map_in_processes(_make_film, missing, workers)}
+    rows = [films[name] for name in jobs]
+    with listing.open("w", newline="") as file:
+        columns = ("youtube_id", "start_s", "label", "split")
+        csv.writer(file).writerows([row[column] for column in columns] for row in rows)
     with temporary_beside(truth_file) as temporary:
-        temporary.write_text(json.dumps(truth, indent=1))
+        temporary.write_text(json.dumps(made_for | {"clips": rows}, indent=1))
         temporary.replace(truth_file)
-    return folder / "vggsound.csv"
+    return listing
 
 
-Job = tuple[Path, World, FilmPlan, Recording]
-
-
-def _make_all(jobs: list[Job], workers: int) -> list[dict[str, Any]]:
-    if workers == 1 or len(jobs) < 2:
-        return [_make_film(job) for job in jobs]
+def map_in_processes(function: Callable[[Item], Result], items: Sequence[Item], workers: int) -> list[Result]:
+    """Results of a function of a module, in the order of the items."""
+    if workers == 1 or len(items) < 2:
+        return [function(item) for item in items]
     # Spawned, not forked: the caller may hold threads (Ray, torch) whose locks a fork would copy.
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn")) as pool:
-        return list(pool.map(_make_film, jobs, chunksize=4))
+    with ProcessPoolExecutor(min(workers, len(items)), mp_context=get_context("spawn")) as pool:
+        return list(pool.map(function, items, chunksize=4))
 
 
 def _recording(plan: FilmPlan, split: Split) -> Recording:
@@ -161,22 +150,27 @@ def _encode(frames: np.ndarray, sound: np.ndarray, film: Recording, out: Path) -
     """H.264 with B-frames and AAC in MP4, as found on the web."""
     import soundfile
 
-    size = f"{WIDTH_PX}x{HEIGHT_PX}"
     with TemporaryDirectory() as scratch, temporary_beside(out) as temporary:
         wav = Path(scratch) / "sound.wav"
         soundfile.write(wav, sound, film.audio_hz)
+        size = f"{WIDTH_PX}x{HEIGHT_PX}"
         picture = ffmpeg.input("pipe:", format="rawvideo", pix_fmt="rgb24", s=size, r=film.fps).video
         coding = {"c:v": "libx264", "preset": "veryfast", "crf": 18, "pix_fmt": "yuv420p", "threads": 1}
         command = picture.output(
             ffmpeg.input(str(wav)).audio, str(temporary), f="mp4", fflags="+bitexact", **coding,
             **{"c:a": "aac", "b:a": "128k", "flags:a": "+bitexact"},
-        ).global_args("-v", "error")  # fmt: skip
-        argv = command.compile(overwrite_output=True)
-        deadline = Deadline(ENCODE_DEADLINE_S)
-        done = run(argv, subject=film.file_name, deadline=deadline, stdin=frames.tobytes())
-        if done.returncode != 0:
-            raise RuntimeError(f"{film.file_name}: ffmpeg could not encode a film of the corpus: {done.stderr}")
+        )  # fmt: skip
+        run_ffmpeg(command, frames.tobytes(), film.file_name)
         temporary.replace(out)
+
+
+def run_ffmpeg(command: Any, data: bytes, subject: str) -> bytes:
+    """Standard output of a command of ffmpeg-python that reads `data`. Raises RuntimeError if it fails."""
+    argv = command.global_args("-v", "error").compile(overwrite_output=True)
+    done = run(argv, subject=subject, deadline=Deadline(ENCODE_DEADLINE_S), stdin=data)
+    if done.returncode != 0:
+        raise RuntimeError(f"{subject}: ffmpeg could not encode it: {done.stderr}")
+    return done.stdout
 
 
 def _command_line(

@@ -4,30 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
 
-from miniature.world import sounds
 from miniature.world.canvas import Canvas
 from miniature.world.objects import FLOOR, MIDDLE, OBJECTS, SoundingObject
 from miniature.world.places import HEIGHT_PX, OFF_SCREEN, PLACES, WIDTH_PX
-from miniature.world.sounds import Voice, narration
+from miniature.world.sounds import Voice, music, narration
 
 Split = Literal["train", "test"]
-SPLIT_SEEDS: dict[Split, int] = {"train": 0, "test": 1}
 SECOND_START_S = 1.0
 """The second of two objects begins so much later, so that their order can be heard and seen."""
 
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """Distribution of films. All fields but duration, objects and voice are probabilities.
-
-    Raises:
-        ValueError: a value is out of range.
-    """
+    """Distribution of films; its shares are probabilities. Raises ValueError for a value out of range."""
 
     duration_s: float = 4.0
     """At least 2 s: in less, nothing might happen."""
@@ -50,17 +44,15 @@ class World:
     out_of_sync: float = 0.0
     """The sound comes up to half a second early or late."""
     voice: Voice = "synthetic"
-    """Voice of the narrator."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            if field.name in ("objects", "voice"):
+        for name, value in asdict(self).items():
+            if name in ("objects", "voice"):
                 continue
-            value = getattr(self, field.name)
             if isinstance(value, bool) or not isinstance(value, int | float):
-                raise ValueError(f"{field.name} is {value!r}, wanted a number")
-            if field.name != "duration_s" and not 0 <= value <= 1:
-                raise ValueError(f"{field.name} is {value}, wanted a share within [0, 1]")
+                raise ValueError(f"{name} is {value!r}, wanted a number")
+            if name != "duration_s" and not 0 <= value <= 1:
+                raise ValueError(f"{name} is {value}, wanted a share within [0, 1]")
         if not 2 <= self.duration_s < np.inf:
             raise ValueError(f"duration_s is {self.duration_s:g}, wanted at least 2 s for things to happen")
         kinds = list(self.objects)
@@ -75,7 +67,7 @@ class World:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """An object in the picture."""
+    """Object in the picture."""
 
     kind: str
     x: float
@@ -118,7 +110,6 @@ class FilmPlan:
 
     @property
     def noises(self) -> tuple[str, ...]:
-        """Kinds of noise that were added."""
         return split_noise(self.noise)
 
 
@@ -129,7 +120,7 @@ def split_noise(noise: str | None) -> tuple[str, ...]:
 
 def plan_film(world: World, seed: int, split: Split, number: int) -> FilmPlan:
     """Film `number` of a split; the splits share no seed."""
-    key = (seed, SPLIT_SEEDS[split], number)
+    key = (seed, get_args(Split).index(split), number)
     rng = np.random.default_rng(key)
     place = str(rng.choice(list(PLACES)))
     lot, first_s = rng.random(), float(rng.uniform(0.25, 0.7))
@@ -162,7 +153,7 @@ def plan_film(world: World, seed: int, split: Split, number: int) -> FilmPlan:
 
 
 class Film:
-    """A film rendered from its plan, at any frame rate and sampling rate."""
+    """Film rendered from its plan, at any frame rate and sampling rate."""
 
     def __init__(self, world: World, plan: FilmPlan) -> None:
         self.world, self.plan = world, plan
@@ -205,8 +196,7 @@ class Film:
         if self.plan.off_screen is not None:
             track += _level(OFF_SCREEN[self.plan.off_screen](duration_s, hz, rng), rng.uniform(0.12, 0.2))[:, None]
         for name in self.plan.noises:
-            is_music = name == "music"
-            layer = sounds.music(duration_s, hz, rng) if is_music else narration(self.world.voice, duration_s, hz, rng)
+            layer = music(duration_s, hz, rng) if name == "music" else narration(self.world.voice, duration_s, hz, rng)
             track += _level(layer, rng.uniform(0.15, 0.25))[:, None]
         late = round(self.plan.offset_s * hz)
         shifted = np.zeros_like(track)

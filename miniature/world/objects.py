@@ -9,11 +9,13 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 
-from miniature.world import sounds
 from miniature.world.canvas import Canvas, Colour
+from miniature.world.sounds import overtones, place
 
-FIELD_WIDTH, FLOOR = 160.0, 112.0
-MIDDLE = FIELD_WIDTH / 2
+MIDDLE, FLOOR = 80.0, 112.0
+BELL_PARTIALS = ((0.5, 0.6, 1.0), (1.0, 1.0, 0.8), (1.19, 0.7, 0.6), (1.56, 0.5, 0.45), (2.0, 0.6, 0.4),
+                 (2.66, 0.3, 0.25), (3.01, 0.25, 0.2), (4.17, 0.15, 0.12))  # fmt: skip
+"""(frequency ratio, level, decay ratio) of a church bell: hum, prime, tierce, quint, nominal and above."""
 
 
 class SoundingObject(Protocol):
@@ -104,8 +106,12 @@ class Ball(SoundingObject):
         return 260.0 * before * after
 
     def sound(self, duration_s: float, hz: int) -> np.ndarray:
-        hits = [sounds.thump(hz, self.pitch_hz, float(fall), self.rng) for fall in self.falls_s]
-        return sounds.place(list(zip(self.times, hits, strict=True)), duration_s, hz)
+        """A falling low tone behind a short slap."""
+        t = np.arange(round(0.35 * hz)) / hz
+        tone = np.sin(2 * np.pi * self.pitch_hz * (t + 0.06 * (1 - np.exp(-t / 0.03)))) * np.exp(-t / 0.07)
+        slaps = [self.rng.normal(0, 1, len(t)) * np.exp(-t / 0.006) for _ in self.times]
+        hits = [fall_s * (tone + 0.35 * slap) for fall_s, slap in zip(self.falls_s, slaps, strict=True)]
+        return place(list(zip(self.times, hits, strict=True)), duration_s, hz)
 
 
 class Bell(SoundingObject):
@@ -139,8 +145,14 @@ class Bell(SoundingObject):
         canvas.disc(head_x, 66 - 8 * away, 7, (0.2, 0.2, 0.24))
 
     def sound(self, duration_s: float, hz: int) -> np.ndarray:
-        strike = sounds.bell(hz, self.pitch_hz, self.ring_s)
-        return sounds.place([(time, strike) for time in self.times], duration_s, hz)
+        """Inharmonic partials, each with its own decay."""
+        t = np.arange(round(4 * self.ring_s * hz)) / hz
+        tones = [
+            level * np.exp(-t / (self.ring_s * decay)) * np.sin(2 * np.pi * self.pitch_hz * ratio * t)
+            for ratio, level, decay in BELL_PARTIALS
+        ]
+        strike = np.sum(tones, axis=0) * (1 - np.exp(-t / 0.001)) / 3
+        return place([(time, strike) for time in self.times], duration_s, hz)
 
 
 class Tap(SoundingObject):
@@ -178,8 +190,11 @@ class Tap(SoundingObject):
             canvas.disc(x, top, 3.0 * (1.2 - after) / (1.2 - self.FALL_S), (0.55, 0.8, 1.0))
 
     def sound(self, duration_s: float, hz: int) -> np.ndarray:
-        drops = [sounds.drip(hz, float(pitch_hz)) for pitch_hz in self.pitches_hz]
-        return sounds.place(list(zip(self.times, drops, strict=True)), duration_s, hz)
+        """The rising chirp of the bubble that a drop drags down."""
+        t = np.arange(round(0.16 * hz)) / hz
+        phases = [2 * np.pi * pitch_hz * (t + 3.0 * t**2) for pitch_hz in self.pitches_hz]
+        drops = [np.sin(phase) * np.exp(-t / 0.035) * (1 - np.exp(-t / 0.001)) for phase in phases]
+        return place(list(zip(self.times, drops, strict=True)), duration_s, hz)
 
 
 class Engine(SoundingObject):
@@ -221,11 +236,18 @@ class Engine(SoundingObject):
         canvas.disc(x, y, 7, (0.8, 0.8, 0.82))
 
     def sound(self, duration_s: float, hz: int) -> np.ndarray:
+        """A hum at the rate of the firings and a rumble, louder with that rate."""
         t_s = np.arange(round(duration_s * hz)) / hz
         if not self.times:
             return np.zeros(len(t_s))
-        speed = np.interp(t_s, self.clock, self.turns_per_s(self.clock))
-        return sounds.engine(self.FIRINGS_PER_TURN * speed, hz, self.rng)
+        rate_hz = self.FIRINGS_PER_TURN * np.interp(t_s, self.clock, self.turns_per_s(self.clock))
+        phase = 2 * np.pi * np.cumsum(rate_hz) / hz
+        hum = overtones(phase, [1 / k**0.8 for k in range(1, 13)])
+        blur = np.hanning(99)
+        rumble = np.convolve(self.rng.normal(0, 1, len(phase)), blur / np.linalg.norm(blur), mode="same")
+        share = rate_hz / rate_hz.max()
+        loudness = np.minimum(0.2 + 0.8 * share, 5 * share)
+        return np.asarray(loudness * (hum + 0.12 * rumble * (1 + np.sin(phase))))
 
 
 class Siren(SoundingObject):
@@ -259,7 +281,13 @@ class Siren(SoundingObject):
             canvas.disc(lamp_x, roof - 5, 4, (1, 1, 1), 0.9 if lit else 0.0)
 
     def sound(self, duration_s: float, hz: int) -> np.ndarray:
-        return sounds.two_tone(self.times, self.low_hz, self.high_hz, duration_s, hz)
+        """Two tones, the high one first."""
+        t = np.arange(round(duration_s * hz)) / hz
+        if not self.times:
+            return np.zeros(len(t))
+        high = np.searchsorted(np.asarray(self.times), t, side="right") % 2 == 1
+        phase = 2 * np.pi * np.cumsum(np.where(high, self.high_hz, self.low_hz)) / hz
+        return np.asarray(overtones(phase, [0.5 / k for k in range(1, 6)]) * np.clip((t - self.times[0]) / 0.005, 0, 1))
 
 
 class Drum(SoundingObject):
@@ -294,8 +322,13 @@ class Drum(SoundingObject):
             canvas.disc(tip_x, tip_y, 4, (0.75, 0.55, 0.3))
 
     def sound(self, duration_s: float, hz: int) -> np.ndarray:
-        hits = [sounds.drum(hz, self.pitch_hz, float(strength), self.rng) for strength in self.strengths]
-        return sounds.place(list(zip(self.times, hits, strict=True)), duration_s, hz)
+        """Two modes of the skin, and the rattle of the snare."""
+        t = np.arange(round(0.4 * hz)) / hz
+        skin = np.sin(2 * np.pi * self.pitch_hz * t) * np.exp(-t / 0.09)
+        skin += 0.6 * np.sin(2 * np.pi * 1.59 * self.pitch_hz * t) * np.exp(-t / 0.05)
+        rattles = [self.rng.normal(0, 1, len(t)) * np.exp(-t / 0.04) for _ in self.times]
+        hits = [strength * (skin + 0.5 * rattle) for strength, rattle in zip(self.strengths, rattles, strict=True)]
+        return place(list(zip(self.times, hits, strict=True)), duration_s, hz)
 
 
 OBJECTS: dict[str, type[SoundingObject]] = {

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from miniature.world import sounds
-from miniature.world.canvas import Canvas, Colour, room
+from miniature.world.canvas import Canvas, Colour
 
 WIDTH_PX, HEIGHT_PX = 160, 120
 
@@ -18,17 +18,18 @@ def _tinted(colour: Colour, rng: np.random.Generator) -> Colour:
     return red, green, blue
 
 
-def _every(step: float, first: float, end: float) -> list[float]:
-    return [float(at) for at in np.arange(first, end, step)]
-
-
 def _ground(wall: Colour, floor: Colour, rng: np.random.Generator) -> Canvas:
+    """A wall that darkens upwards, a floor that lightens to the viewer, a little paint texture."""
     horizon = rng.uniform(0.66, 0.74)
-    return Canvas(room(WIDTH_PX, HEIGHT_PX, _tinted(wall, rng), _tinted(floor, rng), horizon, rng))
+    wall, floor = _tinted(wall, rng), _tinted(floor, rng)
+    y = (np.arange(HEIGHT_PX, dtype=np.float32) / HEIGHT_PX)[:, None, None]
+    shade = np.where(y < horizon, 0.7 + 0.3 * y / horizon, 0.75 + 0.35 * (y - horizon) / (1 - horizon))
+    paint = np.where(y < horizon, np.asarray(wall, np.float32), np.asarray(floor, np.float32))
+    texture = rng.normal(0, 0.012, (HEIGHT_PX, WIDTH_PX, 1)).astype(np.float32)
+    return Canvas(np.clip(shade * paint + texture, 0, 1).astype(np.float32))
 
 
 def bare_room(rng: np.random.Generator) -> np.ndarray:
-    """Bare walls."""
     return _ground((0.72, 0.66, 0.62), (0.55, 0.45, 0.38), rng).image
 
 
@@ -55,10 +56,10 @@ def beach(rng: np.random.Generator) -> np.ndarray:
 def street(rng: np.random.Generator) -> np.ndarray:
     """House fronts with lit windows."""
     picture = _ground((0.45, 0.47, 0.55), (0.3, 0.3, 0.32), rng)
-    for x in _every(26, float(rng.uniform(0, 14)), WIDTH_PX):
+    for x in np.arange(rng.uniform(0, 14), WIDTH_PX, 26).tolist():
         top = rng.uniform(2, 22)
         picture.box(x, (top + 80) / 2, 11.5, (80 - top) / 2, _tinted((0.5, 0.3, 0.28), rng))
-        for y in _every(15, float(top) + 8, 74):
+        for y in np.arange(top + 8, 74, 15).tolist():
             for side in (-5, 5):
                 picture.box(x + side, y, 2.6, 4, (0.98, 0.88, 0.5) if rng.random() < 0.6 else (0.15, 0.17, 0.25))
     return picture.image
@@ -67,9 +68,9 @@ def street(rng: np.random.Generator) -> np.ndarray:
 def kitchen(rng: np.random.Generator) -> np.ndarray:
     """White tiles and a blue cupboard."""
     picture = _ground((0.9, 0.92, 0.94), (0.62, 0.5, 0.42), rng)
-    for x in _every(12, 0, WIDTH_PX):
+    for x in np.arange(0.0, WIDTH_PX, 12).tolist():
         picture.line(x, 0, x, 82, 1, (0.7, 0.74, 0.78))
-    for y in _every(12, 4, 82):
+    for y in np.arange(4.0, 82, 12).tolist():
         picture.line(0, y, WIDTH_PX, y, 1, (0.7, 0.74, 0.78))
     x, blue = rng.uniform(25, WIDTH_PX - 25), _tinted((0.25, 0.4, 0.7), rng)
     picture.box(x, 14, 24, 15, blue)

@@ -1,4 +1,4 @@
-"""Sound synthesis of the corpus: every function returns mono float64 samples at `hz`.
+"""Mixing, overtones, and the sounds that no object of a film makes, as mono float64 samples at `hz`.
 
 Narration comes from a synthetic voice without words, or from espeak-ng where the machine has it.
 """
@@ -15,10 +15,6 @@ import numpy as np
 
 Voice = Literal["synthetic", "espeak-ng"]
 
-BELL_PARTIALS = ((0.5, 0.6, 1.0), (1.0, 1.0, 0.8), (1.19, 0.7, 0.6), (1.56, 0.5, 0.45), (2.0, 0.6, 0.4),
-                 (2.66, 0.3, 0.25), (3.01, 0.25, 0.2), (4.17, 0.15, 0.12))  # fmt: skip
-"""(frequency ratio, level, decay ratio) of a church bell: hum, prime, tierce, quint, nominal and above."""
-
 VOWELS_HZ = ((700, 1220), (300, 2200), (500, 1750), (450, 850), (350, 750))
 """First two formants of five vowels."""
 
@@ -30,7 +26,6 @@ SENTENCES = (
     "We bought this one last year on our holiday.",
     "Wait for it, the best part is still to come.",
 )
-"""Read by espeak-ng."""
 
 
 def place(sounds: Sequence[tuple[float, np.ndarray]], duration_s: float, hz: int) -> np.ndarray:
@@ -56,61 +51,6 @@ def overtones(phase: np.ndarray, levels: Sequence[float]) -> np.ndarray:
     return total
 
 
-def thump(hz: int, pitch_hz: float, strength: float, rng: np.random.Generator) -> np.ndarray:
-    """A ball on a floor: a falling low tone behind a short slap."""
-    t = np.arange(round(0.35 * hz)) / hz
-    tone = np.sin(2 * np.pi * pitch_hz * (t + 0.06 * (1 - np.exp(-t / 0.03)))) * np.exp(-t / 0.07)
-    slap = rng.normal(0, 1, len(t)) * np.exp(-t / 0.006)
-    return np.asarray(strength * (tone + 0.35 * slap))
-
-
-def bell(hz: int, pitch_hz: float, ring_s: float) -> np.ndarray:
-    """A struck bell: inharmonic partials, each with its own decay."""
-    t = np.arange(round(4 * ring_s * hz)) / hz
-    tones = [
-        level * np.exp(-t / (ring_s * decay)) * np.sin(2 * np.pi * pitch_hz * ratio * t)
-        for ratio, level, decay in BELL_PARTIALS
-    ]
-    return np.asarray(np.sum(tones, axis=0) * (1 - np.exp(-t / 0.001)) / 3)
-
-
-def drip(hz: int, pitch_hz: float) -> np.ndarray:
-    """A drop in water: the rising chirp of the bubble that it drags down."""
-    t = np.arange(round(0.16 * hz)) / hz
-    phase = 2 * np.pi * pitch_hz * (t + 3.0 * t**2)
-    return np.asarray(np.sin(phase) * np.exp(-t / 0.035) * (1 - np.exp(-t / 0.001)))
-
-
-def drum(hz: int, pitch_hz: float, strength: float, rng: np.random.Generator) -> np.ndarray:
-    """A stick on a drum: two modes of the skin and the rattle of the snare."""
-    t = np.arange(round(0.4 * hz)) / hz
-    skin = np.sin(2 * np.pi * pitch_hz * t) * np.exp(-t / 0.09)
-    skin += 0.6 * np.sin(2 * np.pi * 1.59 * pitch_hz * t) * np.exp(-t / 0.05)
-    rattle = rng.normal(0, 1, len(t)) * np.exp(-t / 0.04)
-    return np.asarray(strength * (skin + 0.5 * rattle))
-
-
-def engine(rate_hz: np.ndarray, hz: int, rng: np.random.Generator) -> np.ndarray:
-    """An engine whose firing rate follows `rate_hz` (N,), one value per sample, growing louder with it from silence."""
-    phase = 2 * np.pi * np.cumsum(rate_hz) / hz
-    hum = overtones(phase, [1 / k**0.8 for k in range(1, 13)])
-    blur = np.hanning(99)
-    rumble = np.convolve(rng.normal(0, 1, len(phase)), blur / np.linalg.norm(blur), mode="same")
-    share = rate_hz / rate_hz.max()
-    loudness = np.minimum(0.2 + 0.8 * share, 5 * share)
-    return np.asarray(loudness * (hum + 0.12 * rumble * (1 + np.sin(phase))))
-
-
-def two_tone(changes_s: Sequence[float], low_hz: float, high_hz: float, duration_s: float, hz: int) -> np.ndarray:
-    """A siren that is silent until the first change, and swaps between two tones at each, the high one first."""
-    t = np.arange(round(duration_s * hz)) / hz
-    if not changes_s:
-        return np.zeros(len(t))
-    high = np.searchsorted(np.asarray(changes_s), t, side="right") % 2 == 1
-    phase = 2 * np.pi * np.cumsum(np.where(high, high_hz, low_hz)) / hz
-    return np.asarray(overtones(phase, [0.5 / k for k in range(1, 6)]) * np.clip((t - changes_s[0]) / 0.005, 0, 1))
-
-
 def music(duration_s: float, hz: int, rng: np.random.Generator) -> np.ndarray:
     """Broken chords of a soft organ, as under many films."""
     root_hz = 220 * 2 ** (rng.integers(-5, 5) / 12)
@@ -126,11 +66,7 @@ def music(duration_s: float, hz: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def speaker(voice: Voice) -> str | None:
-    """Path of the program that speaks; None for the synthetic voice.
-
-    Raises:
-        ValueError: the machine lacks the program.
-    """
+    """Path of the program that speaks; None for the synthetic voice. Raises ValueError if the machine lacks it."""
     if voice == "synthetic":
         return None
     program = shutil.which("espeak-ng")
@@ -140,7 +76,7 @@ def speaker(voice: Voice) -> str | None:
 
 
 def narration(voice: Voice, duration_s: float, hz: int, rng: np.random.Generator) -> np.ndarray:
-    """Somebody who talks all the time. Raises ValueError as `speaker` does."""
+    """Somebody who talks all the time, read from `SENTENCES` or without words. Raises ValueError as `speaker` does."""
     program = speaker(voice)
     if program is None:
         return _synthetic_narration(duration_s, hz, rng)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from flowley.network.presets import PRESETS
@@ -20,27 +19,28 @@ from pipelines.cli.options import (
     CheckpointPath,
     Codec,
     Device,
+    Overrides,
     Text,
     Visual,
     chosen_features,
+    new_app,
     parse_assignments,
     quiet_libraries,
     require_device,
     require_gradio,
+    say,
+    show,
 )
 from pipelines.errors import UserError, run_command, user_input
 
-app = typer.Typer(
-    help="Sound for silent video: generate, train, evaluate.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+if TYPE_CHECKING:
+    from flowley.sampling.generator import Generator
+
+app = new_app("Sound for silent video: generate, train, evaluate.")
 
 SAMPLER = SampleSettings()
 SHAPE = ("D", "N1", "N2", "heads", "r_a", "r_v", "latent_dim", "visual_dim", "text_dim", "max_text_tokens")
 Preset = Annotated[str, typer.Option(metavar="NAME", help="one of `flowley presets`")]
-Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="overrides one key; repeatable")]
 
 
 @app.command()
@@ -67,16 +67,12 @@ def generate(
     """Make sound for silent videos."""
     from pipelines.commands import generate as command
 
-    require_device(device)
-    quiet_libraries()
     with user_input():
         settings = SampleSettings(steps=steps, guidance=guidance, solver=solver)  # type: ignore[arg-type]
     options = command.GenerateOptions(
         settings=settings, caption=caption, negative=negative, seed=seed, duration_s=duration, whole=whole, batch=batch
     )
-    chosen = partial(chosen_features, visual=visual, text=text, codec=codec, whose=checkpoint)
-    generator = command.open_generator(checkpoint, chosen, device=device)
-    command.generate(generator, videos, out, options, _say)
+    command.generate(_open(checkpoint, visual, text, codec, device), videos, out, options, say)
 
 
 @app.command()
@@ -96,8 +92,6 @@ def extract(
     device: Device = "cpu",
 ) -> None:
     """Make feature files of videos with sound and their captions, for `flowley train`."""
-    from dataclasses import replace
-
     from pipelines.commands import extract as command
 
     require_device(device)
@@ -107,9 +101,9 @@ def extract(
         network = network_of(preset, **parse_assignments(overrides))
         spec = replace(spec, duration_s=duration)
     clips = command.extract(
-        videos, command.read_captions(captions), out, network=network, spec=spec, sync=sync, device=device, say=_say
+        videos, command.read_captions(captions), out, network=network, spec=spec, sync=sync, device=device, say=say
     )
-    _say(f"{out}: {clips} clips; flowley train {out} -o CHECKPOINT --preset {preset} --steps N --batch-size B")
+    say(f"{out}: {clips} clips; flowley train {out} -o CHECKPOINT --preset {preset} --steps N --batch-size B")
 
 
 @app.command()
@@ -133,7 +127,7 @@ def train(
     changes = {"steps": steps, "batch_size": batch_size, **parse_assignments(overrides)}
     recipe = command.make_recipe(preset, {"duration_s": require_spec(features).duration_s, **changes})
     require_device(device)
-    command.train(features, out, recipe, validation=validation, resume=resume, device=device, say=_say)
+    command.train(features, out, recipe, validation=validation, resume=resume, device=device, say=say)
 
 
 @app.command()
@@ -148,7 +142,7 @@ def average(
     quiet_libraries()
     with user_input():
         synthesise(checkpoint, sigma_rel).save_pretrained(out)
-    _say(f"{out}: the average of width {sigma_rel:g}")
+    say(f"{out}: the average of width {sigma_rel:g}")
 
 
 @app.command()
@@ -163,14 +157,11 @@ def evaluate(
 
     if hz < 8_000:
         raise UserError(f"--hz {hz}: wanted at least 8000")
-    scores = command.evaluate(generated, original, hz=hz, say=_complain)
-    if as_json:
-        print(json.dumps(scores, indent=2))
-        return
+    scores = command.evaluate(generated, original, hz=hz, say=partial(typer.echo, err=True))
     table = Table("metric", "value", title=f"{scores['n_clips']} clips at {hz} Hz")
     for name, value in scores["set_metrics"].items():
         table.add_row(name, scores["missing"][name] if value is None else f"{value:.4f}")
-    Console().print(table)
+    show(table, scores, as_json=as_json)
 
 
 @app.command()
@@ -187,14 +178,11 @@ def presets(as_json: AsJson = False) -> None:
         fields = config.to_dict()
         kind = {"name": name, "model_type": config.model_type, "parameters": parameters}
         found.append({**kind, **{key: fields[key] for key in SHAPE}, "config": fields})
-    if as_json:
-        print(json.dumps(found, indent=2))
-        return
     table = Table("preset", "kind", "parameters", *SHAPE)
     for one in found:
         shape = (str(one[key]) for key in SHAPE)
         table.add_row(one["name"], one["model_type"], f"{one['parameters'] / 1e6:.2f} M", *shape)
-    Console(width=160).print(table)
+    show(table, found, as_json=as_json)
 
 
 @app.command()
@@ -209,21 +197,19 @@ def demo(
 ) -> None:
     """A page in the browser: drop a video, edit the caption, listen."""
     require_gradio()
-    require_device(device)
     from pipelines.commands import browser_page
+
+    browser_page.serve(_open(checkpoint, visual, text, codec, device), host, port, say)
+
+
+def _open(checkpoint: str, visual: str | None, text: str | None, codec: str | None, device: str) -> Generator:
+    """The checkpoint with its encoders, those that options name instead of the recorded ones."""
     from pipelines.commands.generate import open_generator
 
+    require_device(device)
     quiet_libraries()
     chosen = partial(chosen_features, visual=visual, text=text, codec=codec, whose=checkpoint)
-    browser_page.serve(open_generator(checkpoint, chosen, device=device), host, port, _say)
-
-
-def _say(message: str) -> None:
-    print(message, flush=True)
-
-
-def _complain(message: str) -> None:
-    typer.echo(message, err=True)
+    return open_generator(checkpoint, chosen, device=device)
 
 
 def main() -> None:

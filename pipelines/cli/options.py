@@ -1,30 +1,53 @@
-"""Options of the commands of `flowley`: names of models, the device, assignments."""
+"""Parts of both command lines: options, checks of them, and what commands print."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
+from rich.console import Console
+from rich.table import Table
 
 from flowley.network.feature_spec import FeatureSpec
 from pipelines.errors import UserError
+from pipelines.run_config import parse_assignment
 
 Visual = Annotated[str | None, typer.Option(metavar="MODEL", help="visual encoder: a folder, or a hub id[@revision]")]
 Text = Annotated[str | None, typer.Option(metavar="MODEL", help="text encoder: a folder, or a hub id[@revision]")]
 Codec = Annotated[str | None, typer.Option(metavar="NAME[:MODEL]", help="audio codec, and where its weights are")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
 AsJson = Annotated[bool, typer.Option("--json", help="machine-readable")]
+Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="overrides one key; repeatable")]
 CheckpointPath = Annotated[
     str, typer.Option(metavar="PATH", help="folder of a trained network, a hub id, or a published .pth file")
 ]
 
 USUAL_DURATION_S = 8.0
 """Of the clips that published networks were trained on."""
+
+
+def new_app(purpose: str) -> typer.Typer:
+    """A command line without commands."""
+    return typer.Typer(help=purpose, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+def say(message: str) -> None:
+    """Prints a line at once, also where standard output is a file."""
+    print(message, flush=True)
+
+
+def show(table: Table, data: Any = None, *, as_json: bool = False) -> None:
+    """Prints an answer: `data` as JSON, or a table as wide as the terminal; in a log, so wide that no cell is cut."""
+    if as_json:
+        print(json.dumps(data, indent=2))
+    else:
+        Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def model_and_revision(named: str) -> tuple[str, str | None]:
@@ -38,23 +61,23 @@ def model_and_revision(named: str) -> tuple[str, str | None]:
 def chosen_features(
     recorded: FeatureSpec | None, *, visual: str | None, text: str | None, codec: str | None, whose: str
 ) -> FeatureSpec:
-    """What `whose` features are made with: as recorded, but for what is given.
+    """Record of what the features of `whose` are made with: as recorded, changed by the options that are set.
 
-    Raises UserError where something is neither recorded nor given.
+    Raises UserError where something is in neither.
     """
-    given: dict[str, Any] = {}
+    chosen: dict[str, Any] = {}
     for name, named in (("visual", visual), ("text", text)):
         if named is not None:
-            given[name], given[f"{name}_revision"] = model_and_revision(named)
+            chosen[name], chosen[f"{name}_revision"] = model_and_revision(named)
     if codec is not None:
-        given["codec"], _, weights = codec.partition(":")
-        given["codec_path"], given["codec_revision"] = model_and_revision(weights) if weights else (None, None)
+        chosen["codec"], _, weights = codec.partition(":")
+        chosen["codec_path"], chosen["codec_revision"] = model_and_revision(weights) if weights else (None, None)
     if recorded is not None:
-        return replace(recorded, **given)
-    missing = [f"--{name}" for name in ("visual", "text", "codec") if name not in given]
+        return replace(recorded, **chosen)
+    missing = [f"--{name}" for name in ("visual", "text", "codec") if name not in chosen]
     if missing:
         raise UserError(f"{whose} does not say what its features are made with; give {', '.join(missing)}")
-    return FeatureSpec(**given, duration_s=USUAL_DURATION_S)
+    return FeatureSpec(**chosen, duration_s=USUAL_DURATION_S)
 
 
 def quiet_libraries() -> None:
@@ -71,7 +94,7 @@ def require_gradio() -> None:
 
 
 def require_device(device: str) -> None:
-    """Raises UserError for a device that this machine has not."""
+    """Raises UserError for a device that this machine does not have."""
     import torch
 
     try:
@@ -83,14 +106,5 @@ def require_device(device: str) -> None:
 
 
 def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
-    """`--set key=value` with YAML values. Raises UserError for what is not that."""
-    values = {}
-    for assignment in assignments:
-        key, equals, text = assignment.partition("=")
-        if not equals or not key:
-            raise UserError(f"--set {assignment}: wanted key=value, for example --set learning_rate=1.0e-4")
-        try:
-            values[key] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise UserError(f"--set {assignment}: the value is not valid YAML; quote it if it is text") from None
-    return values
+    """Values by key of `--set key=value`. Raises UserError."""
+    return dict(parse_assignment(one, "learning_rate=1.0e-4") for one in assignments)

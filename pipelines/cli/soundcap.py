@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from pipelines.cli.options import AsJson, Overrides, new_app, say, show
 from pipelines.engine.plan import make_plan, read_status
 from pipelines.engine.runner import ensure_ray, run_stages
+from pipelines.engine.stage import Stage
 from pipelines.engine.store import open_store
 from pipelines.errors import UserError, run_command
 from pipelines.run_config import Config, load_config
 from pipelines.stages import STAGES
 
-app = typer.Typer(
-    help="From video clips to sound-aware captions, a captioner that hears what it only sees, and sound.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+app = new_app("From video clips to sound-aware captions, a captioner that hears what it only sees, and sound.")
 
 ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, like configs/demo.yaml")]
-Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="overrides one key; repeatable")]
-AsJson = Annotated[bool, typer.Option("--json", help="machine-readable")]
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="try quarantined rows again")]
 
 
@@ -42,16 +34,13 @@ def plan(
     """Say what a run would do, and why; compute nothing."""
     loaded = load_config(config, overrides)
     plans = make_plan(STAGES, loaded, open_store(loaded.root), retry_failed)
-    if as_json:
-        print(json.dumps({"stages": [asdict(plan) for plan in plans]}, indent=2))
-        return
     table = Table("stage", "state", "rows to run", "of", "why", "fingerprint")
     for one in plans:
         table.add_row(
             one.name, one.state, _number(one.rows_to_run), _number(one.rows_total), one.reason, one.fingerprint or "-"
         )
-    _console().print(table)
-    if all(one.state == "done" for one in plans):
+    show(table, {"stages": [asdict(plan) for plan in plans]}, as_json=as_json)
+    if not as_json and all(one.state == "done" for one in plans):
         print("Nothing to do.")
 
 
@@ -68,14 +57,12 @@ def run(
 
 def execute(config: Config, *, until: str | None = None, retry_failed: bool = False) -> bool:
     """Runs the stages and prints the table of what each did. Returns whether there was anything to do."""
-    _check_until(until)
-    names = [stage.name for stage in STAGES]
-    wanted = STAGES if until is None else STAGES[: names.index(until) + 1]
+    wanted = _stages_until(until)
     plans = make_plan(wanted, config, open_store(config.root), retry_failed)
     nothing_to_do = all(one.state == "done" for one in plans)
     if not nothing_to_do:
         ensure_ray()
-    manifests = run_stages(wanted, config, retry_failed=retry_failed, say=_say)
+    manifests = run_stages(wanted, config, retry_failed=retry_failed, say=say)
     table = Table("stage", "rows in", "computed now", "out", "quarantined", "fingerprint", "figures")
     was_done = {one.name for one in plans if one.state == "done"}
     for manifest in manifests:
@@ -88,7 +75,7 @@ def execute(config: Config, *, until: str | None = None, retry_failed: bool = Fa
             manifest.fingerprint,
             _figures(manifest.figures),
         )
-    _console().print(table)
+    show(table)
     if nothing_to_do:
         print("Nothing to do: every stage is done.")
     return not nothing_to_do
@@ -99,13 +86,12 @@ def status(config: ConfigPath, overrides: Overrides = [], as_json: AsJson = Fals
     """Show what is there: the last output of each stage, rows under way, and what was quarantined and why."""
     loaded = load_config(config, overrides)
     stages = read_status(STAGES, loaded, open_store(loaded.root))
-    if as_json:
-        print(json.dumps({"stages": stages}, indent=2))
-        return
     table = Table("stage", "state", "rows out", "quarantined", "rows in ledger", "seconds", "fingerprint")
     for one in stages:
         table.add_row(*(str(one[key]) for key in _STATUS_COLUMNS))
-    _console().print(table)
+    show(table, {"stages": stages}, as_json=as_json)
+    if as_json:
+        return
     for one in stages:
         for row in one["quarantine"]:
             print(f"{one['name']}: quarantined {row['row_id']}: {row['error_class']}: {row['message']}")
@@ -147,8 +133,8 @@ def submit(
     from pipelines.submit import submit as submit_job
 
     loaded = load_config(config, overrides)
-    _check_until(until)
-    print(submit_job(loaded, address=address, wait=wait, say=_say, until=until, retry_failed=retry_failed))
+    _stages_until(until)
+    print(submit_job(loaded, address=address, wait=wait, say=say, until=until, retry_failed=retry_failed))
 
 
 @app.command()
@@ -163,7 +149,7 @@ def generate(
     from pipelines.commands.generate import generate_from_run
 
     loaded = load_config(config, overrides)
-    generate_from_run(loaded, [Path(video) for video in videos], Path(out), caption=caption, say=_say)
+    generate_from_run(loaded, [Path(video) for video in videos], Path(out), caption=caption, say=say)
 
 
 @app.command()
@@ -172,25 +158,26 @@ def doctor(as_json: AsJson = False) -> None:
     from pipelines.cli.doctor import examine
 
     findings = examine()
-    if as_json:
-        print(json.dumps([asdict(finding) for finding in findings], indent=2))
-    else:
-        table = Table("check", "state", "found", "remedy")
-        for finding in findings:
-            table.add_row(finding.check, finding.state, finding.found, finding.remedy)
-        _console().print(table)
+    table = Table("check", "state", "found", "remedy")
+    for finding in findings:
+        table.add_row(finding.check, finding.state, finding.found, finding.remedy)
+    show(table, [asdict(finding) for finding in findings], as_json=as_json)
     if any(finding.state == "missing" for finding in findings):
         raise typer.Exit(1)
 
 
-def _check_until(until: str | None) -> None:
+@app.command(hidden=True, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+def miniature() -> None:
+    raise UserError("miniature: this command is now `python -m miniature`")
+
+
+def _stages_until(until: str | None) -> list[Stage]:
     names = [stage.name for stage in STAGES]
-    if until is not None and until not in names:
+    if until is None:
+        return STAGES
+    if until not in names:
         raise UserError(f"--until {until}: no such stage; wanted one of {', '.join(names)}")
-
-
-def _say(message: str) -> None:
-    print(message, flush=True)
+    return STAGES[: names.index(until) + 1]
 
 
 def _number(value: int | None) -> str:
@@ -200,11 +187,6 @@ def _number(value: int | None) -> str:
 def _figures(figures: dict[str, Any]) -> str:
     flat = {k: v for k, v in figures.items() if isinstance(v, int | float | str) and v != ""}
     return ", ".join(f"{key} {value}" for key, value in flat.items())
-
-
-def _console() -> Console:
-    """As wide as the terminal; in a log, wide enough that no cell is cut."""
-    return Console() if sys.stdout.isatty() else Console(width=160)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Scores of generated sound against the originals, paired by file name: the body of `flowley evaluate`."""
+"""Scores of generated sound against the originals, paired by file name: body of `flowley evaluate`."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import numpy as np
 from flowley.metrics import score
 from pipelines.errors import UserError, one_line
 from pipelines.media.clip import NormaliserSettings
-from pipelines.media.faults import MediaError, NoAudioStream
+from pipelines.media.faults import MediaError
 from pipelines.media.normalise import normalise
 from pipelines.media.probe import open_source, probe
-from pipelines.media.process import Deadline, log_tail, run
-from pipelines.media.read import read_audio
+from pipelines.media.process import Deadline
+from pipelines.media.read import decode_sound, read_audio
 from pipelines.media.videos import DEADLINE_S, picture_duration_s
 
 CLOCK_FPS = 25
@@ -53,7 +53,7 @@ def read_sound(file: Path, hz: int) -> np.ndarray:
     """(N,) mono float32 of a sound file, or of a video from its first picture on. Raises a MediaError."""
     deadline = Deadline(DEADLINE_S)
     if probe(file, deadline).video is None:
-        return _decode(file, hz, deadline)
+        return decode_sound(file, hz, deadline)
     source = open_source(file, deadline)
     frames = max(1, math.floor(picture_duration_s(source, deadline) * CLOCK_FPS + 1e-6))
     settings = NormaliserSettings(duration_s=frames / CLOCK_FPS, fps=CLOCK_FPS)
@@ -61,16 +61,6 @@ def read_sound(file: Path, hz: int) -> np.ndarray:
         sound = Path(folder) / "sound.flac"
         normalise(source, None, sound, settings, deadline=deadline)
         return read_audio(sound, hz)
-
-
-def _decode(file: Path, hz: int, deadline: Deadline) -> np.ndarray:
-    argv = ["ffmpeg", "-v", "level+error", "-nostdin", "-protocol_whitelist", "file,pipe", "-i", f"file:{file}"]
-    done = run([*argv, "-ac", "1", "-ar", str(hz), "-f", "f32le", "-"], subject=file.name, deadline=deadline)
-    wave = np.frombuffer(done.stdout, "<f4")
-    if done.returncode != 0 or wave.size == 0:
-        why = log_tail(done.stderr, file) or "no sound in it"
-        raise NoAudioStream(f"{file.name}: no sound could be read ({why}); wanted a video or a sound file")
-    return wave
 
 
 def _pairs(generated: Path, original: Path, say: Callable[[str], None]) -> dict[str, tuple[Path, Path]]:

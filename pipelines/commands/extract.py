@@ -1,4 +1,4 @@
-"""Feature files of videos with sound and their captions: the body of `flowley extract`."""
+"""Feature files of videos with sound and their captions: body of `flowley extract`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flowley.network.config import NetworkConfig
 from flowley.network.feature_spec import FeatureSpec
 from pipelines.commands.feature_folder import AV_PATTERN, TEXT, rows_by_clip, write_spec
 from pipelines.errors import RunError, UserError, one_line, user_input
-from pipelines.media.faults import FfmpegMissing, MediaError, TooShort
+from pipelines.media.faults import MediaError, TooShort
 from pipelines.media.normalise import normalise
 from pipelines.media.probe import open_source
 from pipelines.media.process import Deadline
@@ -25,7 +25,7 @@ from pipelines.media.videos import DEADLINE_S, find_videos, settings_for
 from pipelines.progress import Progress
 
 CLIPS_PER_FILE = 64
-"""What an interruption can cost."""
+"""An interruption costs at most these."""
 
 
 def read_captions(file: Path) -> dict[str, str]:
@@ -78,8 +78,6 @@ def extract(
         for video in todo[start : start + CLIPS_PER_FILE]:
             try:
                 made.append(_encode(encoders, sync, video))
-            except FfmpegMissing as error:
-                raise RunError(one_line(error)) from error
             except (MediaError, OSError, ValueError) as error:
                 failed.append(video.name)
                 say(f"{video}: {type(error).__name__}: {one_line(error)}")

@@ -1,11 +1,11 @@
-"""Sound for silent videos: the body of `flowley generate`, of `soundcap generate` and of the page."""
+"""Sound for silent videos: body of `flowley generate`, of `soundcap generate` and of the page in the browser."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 from flowley.network.feature_spec import FeatureSpec
@@ -14,17 +14,17 @@ from flowley.sampling.solvers import SampleSettings
 from pipelines.engine.store import Output, latest, open_store
 from pipelines.errors import RunError, UserError, one_line, user_input
 from pipelines.media.clip import NormaliserSettings
-from pipelines.media.faults import FfmpegMissing, MediaError
+from pipelines.media.faults import MediaError
 from pipelines.media.mux import mux
 from pipelines.media.probe import Source
 from pipelines.media.videos import PreparedVideo, find_videos, prepare_video, settings_for, targets_of
 from pipelines.run_config import Config
 from pipelines.stages.captioner import ADAPTER_FOLDER
 from pipelines.stages.captions import CaptionWorker
-from pipelines.stages.features import features_recipe
+from pipelines.stages.features import FeaturesStage
 from pipelines.stages.flowley import MODEL_FOLDER
 from pipelines.stages.silent_captions import SilentCaptionsStage
-from soundcap.engines import EngineError
+from soundcap.engines import CaptionEngine, EngineError
 from soundcap.request import CaptionRequest
 
 Say = Callable[[str], None]
@@ -32,101 +32,12 @@ FAULTS_OF_ONE = (MediaError, OSError, ValueError)
 """Faults of one video, which leave the others as they are."""
 
 
-# --- batches of videos ----------------------------------------------------------------------------------------
-
-
-@dataclass
-class VideoBatches:
-    """Maker of sound for videos, in batches.
-
-    Attributes:
-        generator: network, encoders and codec.
-        settings: of the sampler.
-        normalised: how a video is normalised for the network, its duration included.
-        caption: of a video, in words.
-        negative: what no sound should be.
-        seed: with a video's name, decides its noise.
-        batch: videos at once.
-        say: gets one line for each video.
-    """
-
-    generator: Generator
-    settings: SampleSettings
-    normalised: Callable[[Source], NormaliserSettings]
-    caption: Callable[[PreparedVideo], str]
-    negative: str | None
-    seed: int
-    batch: int
-    say: Say
-    _failed: list[str] = field(default_factory=list, init=False)
-
-    def write(self, videos: Sequence[Path], targets: Sequence[Path]) -> list[Path]:
-        """Writes each video with its sound to its target. Returns those written.
-
-        Raises:
-            RunError: a video failed (after the rest), or ffmpeg is missing.
-            UserError: encoders that are not the network's.
-        """
-        written: list[Path] = []
-        pairs = list(zip(videos, targets, strict=True))
-        try:
-            for start in range(0, len(pairs), self.batch):
-                with tempfile.TemporaryDirectory(prefix="flowley-generate-") as folder:
-                    written += self._batch(pairs[start : start + self.batch], Path(folder))
-        except FfmpegMissing as error:
-            raise RunError(one_line(error)) from error
-        if self._failed:
-            raise RunError(f"{len(self._failed)} of {len(pairs)} videos failed: {', '.join(self._failed)}")
-        return written
-
-    def _batch(self, pairs: Sequence[tuple[Path, Path]], folder: Path) -> list[Path]:
-        ready: list[tuple[Path, Path, PreparedVideo, SilentVideo]] = []
-        for number, (video, target) in enumerate(pairs):
-            try:
-                own = folder / str(number)
-                own.mkdir()
-                prepared = prepare_video(video, own, self.normalised)
-                ready.append((video, target, prepared, self._silent(video, prepared)))
-            except FAULTS_OF_ONE as error:
-                self._fail(video, error)
-        if not ready:
-            return []
-        silent = [one for *_, one in ready]
-        with user_input():  # what is left to be wrong is the same for all: encoders that are not the network's
-            waves = self.generator.generate(silent, self.settings, video_hz=self._hz, negative=self.negative)
-        written = []
-        for (video, target, prepared, one), wave in zip(ready, waves, strict=True):
-            try:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                mux(prepared.played, wave.numpy(), self.generator.encoders.codec.audio_hz, target)
-            except FAULTS_OF_ONE as error:
-                self._fail(video, error)
-                continue
-            self.say(f"{target}: {one.caption or 'from the picture alone'} ({prepared.duration_s:g} s)")
-            written.append(target)
-        return written
-
-    def _silent(self, video: Path, prepared: PreparedVideo) -> SilentVideo:
-        seed = clip_seed(video.name, self.seed)
-        silent = SilentVideo(prepared.frames(self._hz), self.caption(prepared), seed, prepared.duration_s)
-        self.generator.check(silent)
-        return silent
-
-    @property
-    def _hz(self) -> float:
-        return float(self.generator.network.config.r_v)
-
-    def _fail(self, video: Path, error: BaseException) -> None:
-        self._failed.append(video.name)
-        self.say(f"{video}: {type(error).__name__}: {one_line(error)}")
-
-
-# --- flowley generate -----------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateOptions:
-    """Options of `flowley generate` and of the page. `duration_s`: None is the training's."""
+    """Options of the commands and of the page. None: no words are said, and videos last as long as the training's.
+
+    `seed` and a video's name decide its noise. `batch`: videos at once.
+    """
 
     settings: SampleSettings
     caption: str | None = None
@@ -147,18 +58,98 @@ class GenerateOptions:
             raise UserError("--negative needs --guidance other than 1, which uses none")
 
 
+# --- batches of videos ----------------------------------------------------------------------------------------
+
+
+@dataclass
+class VideoBatches:
+    """Sound for videos, made in batches.
+
+    Attributes:
+        generator: network, encoders and codec.
+        options: sampler, what no sound should be, seed and size of a batch.
+        normalised: settings by which a video is normalised for the network, its duration included.
+        caption: words for a video.
+        say: gets one line for each video.
+    """
+
+    generator: Generator
+    options: GenerateOptions
+    normalised: Callable[[Source], NormaliserSettings]
+    caption: Callable[[PreparedVideo], str]
+    say: Say
+    _failed: list[str] = field(default_factory=list, init=False)
+
+    def write(self, videos: Sequence[Path], targets: Sequence[Path]) -> list[Path]:
+        """Writes each video with its sound to its target. Returns those written.
+
+        Raises:
+            RunError: a video failed (after the rest), or ffmpeg is missing.
+            UserError: encoders that are not the network's.
+        """
+        written: list[Path] = []
+        pairs = list(zip(videos, targets, strict=True))
+        for start in range(0, len(pairs), self.options.batch):
+            with tempfile.TemporaryDirectory(prefix="flowley-generate-") as folder:
+                written += self._batch(pairs[start : start + self.options.batch], Path(folder))
+        if self._failed:
+            raise RunError(f"{len(self._failed)} of {len(pairs)} videos failed: {', '.join(self._failed)}")
+        return written
+
+    def _batch(self, pairs: Sequence[tuple[Path, Path]], folder: Path) -> list[Path]:
+        ready: list[tuple[Path, Path, PreparedVideo, SilentVideo]] = []
+        for number, (video, target) in enumerate(pairs):
+            try:
+                own = folder / str(number)
+                own.mkdir()
+                prepared = prepare_video(video, own, self.normalised)
+                ready.append((video, target, prepared, self._silent(video, prepared)))
+            except FAULTS_OF_ONE as error:
+                self._fail(video, error)
+        if not ready:
+            return []
+        silent = [one for *_, one in ready]
+        with user_input():  # what is left to be wrong is the same for all: encoders that are not the network's
+            waves = self.generator.generate(
+                silent, self.options.settings, video_hz=self._hz, negative=self.options.negative
+            )
+        written = []
+        for (video, target, prepared, one), wave in zip(ready, waves, strict=True):
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                mux(prepared.played, wave.numpy(), self.generator.encoders.codec.audio_hz, target)
+            except FAULTS_OF_ONE as error:
+                self._fail(video, error)
+                continue
+            self.say(f"{target}: {one.caption or 'from the picture alone'} ({prepared.duration_s:g} s)")
+            written.append(target)
+        return written
+
+    def _silent(self, video: Path, prepared: PreparedVideo) -> SilentVideo:
+        seed = clip_seed(video.name, self.options.seed)
+        silent = SilentVideo(prepared.frames(self._hz), self.caption(prepared), seed, prepared.duration_s)
+        self.generator.check(silent)
+        return silent
+
+    @property
+    def _hz(self) -> float:
+        return float(self.generator.network.config.r_v)
+
+    def _fail(self, video: Path, error: BaseException) -> None:
+        self._failed.append(video.name)
+        self.say(f"{video}: {type(error).__name__}: {one_line(error)}")
+
+
+# --- flowley generate -----------------------------------------------------------------------------------------
+
+
 def open_generator(
     checkpoint: str, features_of: Callable[[FeatureSpec | None], FeatureSpec], *, device: str
 ) -> Generator:
-    """A checkpoint with its encoders, loaded.
+    """Checkpoint (a folder, a hub id or a published file) with its encoders, loaded.
 
-    Args:
-        checkpoint: folder, hub id, or a published file.
-        features_of: from the record of the checkpoint's features to those to use.
-        device: of everything.
-
-    Raises:
-        UserError: anything is missing or does not fit.
+    `features_of` makes the record of the features to use from the checkpoint's own.
+    Raises UserError where anything is missing or does not fit.
     """
     with user_input():
         network = open_network(checkpoint)
@@ -183,12 +174,9 @@ def generate(generator: Generator, videos: Sequence[Path], out: Path, options: G
         generator.encode_text([text for text in (options.caption, options.negative) if text is not None] or [""])
     batches = VideoBatches(
         generator,
-        replace(options.settings, window_s=trained_s),
+        replace(options, settings=replace(options.settings, window_s=trained_s)),
         normalised=partial(settings_for, duration_s=duration_s, least_hz=float(generator.network.config.r_v)),
         caption=lambda video: options.caption or "",
-        negative=options.negative,
-        seed=options.seed,
-        batch=options.batch,
         say=say,
     )
     return batches.write(found, targets_of(found, out))
@@ -203,7 +191,7 @@ def generate_from_run(
     """Captions the first `clips.duration_s` of each video with a run's captioner, then makes its sound.
 
     Args:
-        config: whose trained models to use.
+        config: configuration of the run.
         videos: files.
         out: an .mp4 file for one video, a folder for several.
         caption: replaces the captioner's words.
@@ -225,12 +213,9 @@ def generate_from_run(
     section = config.samples
     batches = VideoBatches(
         generator,
-        section,
+        GenerateOptions(settings=section, seed=section.seed, batch=section.execution.batch_rows),
         normalised=lambda source: config.clips,
         caption=(lambda video: caption or "") if captioner is None else captioner.caption,
-        negative=None,
-        seed=section.seed,
-        batch=section.execution.batch_rows,
         say=say,
     )
     try:
@@ -241,7 +226,7 @@ def generate_from_run(
 
 def _generator(config: Config) -> Generator:
     output = _trained(config, "flowley")
-    features = features_recipe(config).spec(config.flowley.training.duration_s)
+    features = FeaturesStage().recipe(config, output.storage).spec(config.flowley.training.duration_s)
     with output.storage.local(output.name(MODEL_FOLDER)) as folder:
         return open_generator(str(folder), lambda _: features, device=config.samples.execution.device)
 
@@ -256,23 +241,24 @@ def _trained(config: Config, stage: str) -> Output:
 
 
 class SilentCaptioner:
-    """A run's captioner. Loads the model when the first video needs it."""
+    """Captioner of a run. The model is loaded when the first video needs it."""
 
     def __init__(self, config: Config) -> None:
         adapter = _trained(config, "captioner")
         self.recipe = SilentCaptionsStage().recipe(config, adapter.storage)
         execution = config.silent_captions.execution
-        self.worker = CaptionWorker(self.recipe, execution, adapter.storage, adapter.name(ADAPTER_FOLDER))
-        self._is_loaded = False
+        self._worker = CaptionWorker(self.recipe, execution, adapter.storage, adapter.name(ADAPTER_FOLDER))
+
+    @cached_property
+    def engine(self) -> CaptionEngine:
+        self._worker.setup()
+        return self._worker.engine
 
     def caption(self, video: PreparedVideo) -> str:
         """Sound of a silent video, in words."""
-        if not self._is_loaded:
-            self.worker.setup()
-            self._is_loaded = True
         fps = self.recipe.frames.fps
         request = CaptionRequest(self.recipe.prompts.render(""), video.frames(fps), fps, None)
-        [answer] = self.worker.engine.caption([request])
+        [answer] = self.engine.caption([request])
         if isinstance(answer, Exception):
             raise answer
         return str(answer)

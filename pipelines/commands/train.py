@@ -1,4 +1,4 @@
-"""Training on a folder of feature files, in one process: the body of `flowley train`.
+"""Training on a folder of feature files, in one process: body of `flowley train`.
 
 The folder it writes:
 

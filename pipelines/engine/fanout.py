@@ -29,7 +29,7 @@ IDLE_BATCHES_PER_ACTOR = 2  # one at work and one waiting, so that an actor neve
 
 
 class RowActor:
-    """Holds one worker and commits each batch as a ledger part before it answers."""
+    """Actor that holds one worker and commits each batch as a ledger part before it answers."""
 
     def __init__(self, worker: Worker, ledger: Ledger) -> None:
         self.worker, self.ledger = worker, ledger
@@ -55,31 +55,17 @@ class _Batch:
 
 
 def fan_out(
-    items: list[Item],
-    worker: Worker,
-    *,
-    ledger: Ledger,
-    workers: Workers,
-    label: str,
-    say: Callable[[str], None],
+    items: list[Item], worker: Worker, *, ledger: Ledger, workers: Workers, label: str, say: Callable[[str], None]
 ) -> None:
     """Computes `items` and leaves every one of them in the ledger, made or quarantined.
 
-    Raises:
-        RunError: the worker's set-up fails (a model does not load), or a machine is at fault.
+    Raises RunError if the worker's set-up fails (a model does not load), or a machine is at fault.
     """
     _FanOut(items, worker, ledger, workers, Progress(label, len(items), "rows", say)).run()
 
 
 class _FanOut:
-    def __init__(
-        self,
-        items: list[Item],
-        worker: Worker,
-        ledger: Ledger,
-        workers: Workers,
-        progress: Progress,
-    ) -> None:
+    def __init__(self, items: list[Item], worker: Worker, ledger: Ledger, workers: Workers, progress: Progress) -> None:
         self.worker, self.ledger, self.workers, self.progress = worker, ledger, workers, progress
         # Small jobs are spread over all actors rather than given to the first as one full batch.
         size = max(1, min(workers.batch_rows, -(-len(items) // workers.workers)))

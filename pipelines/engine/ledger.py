@@ -16,17 +16,13 @@ from typing import Any, Literal, Protocol
 import pyarrow as pa
 
 from pipelines.engine.storage import Storage
+from pipelines.engine.store import text_columns
 
 Status = Literal["ok", "quarantined"]
 
 SCHEMA = pa.schema(
     [
-        ("key", pa.string()),
-        ("row_id", pa.string()),
-        ("status", pa.string()),
-        ("value", pa.string()),
-        ("error_class", pa.string()),
-        ("message", pa.string()),
+        *text_columns("key", "row_id", "status", "value", "error_class", "message"),
         ("written_at_s", pa.float64()),
     ]
 )
@@ -62,10 +58,10 @@ class Entry:
 
 
 class Worker(Protocol):
-    """Picklable maker of rows: sent to an actor, set up there once, given batches of tasks."""
+    """Picklable maker of rows: sent to an actor, set up there once, then sent batches of tasks."""
 
     def setup(self) -> None:
-        """Loads models. What goes wrong here ends the run."""
+        """Loads models, where there are any. An error here ends the run."""
 
     def process(self, tasks: list[dict[str, Any]]) -> list[dict[str, Any] | Failed]:
         """Makes rows, in the order of their tasks."""

@@ -72,7 +72,7 @@ def make_plan(stages: list[Stage], config: Config, storage: Storage, retry_faile
     plans = []
     for stage in stages:
         try:
-            resolved = resolve(stage, config, storage, done, say=_silent, retry_failed=retry_failed)
+            resolved = resolve(stage, config, storage, done, say=lambda message: None, retry_failed=retry_failed)
         except NotYetKnown as unknown:
             total, to_run = unknown.counts.total, unknown.counts.to_run
             state: State = "partial" if to_run < total else "to_run"
@@ -178,7 +178,3 @@ def _change(path: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 24 else f"{text[:21]}..."
-
-
-def _silent(message: str) -> None:
-    pass

@@ -8,11 +8,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.engine.store import RUNS, Output
 from pipelines.errors import RunError, UserError, one_line
+from pipelines.run_config import TrainingExecution
 
 POLL_EVERY_S = 1.0
 
@@ -21,7 +23,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class TrainingRun:
-    """Where and on how many processes to train. None of it changes what is learnt."""
+    """Place and processes of a training. None of it changes what is learnt."""
 
     name: str
     """The same name and storage go on with an earlier run; use the stage's fingerprint."""
@@ -35,9 +37,17 @@ class TrainingRun:
     max_failures: int = 2
     """Restarts after a crash, each from the latest checkpoint."""
 
-    def renamed(self, name: str) -> TrainingRun:
-        """The same run under another name."""
-        return replace(self, name=name)
+    @classmethod
+    def of(cls, output: Output, execution: TrainingExecution, *, use_gpu: bool) -> TrainingRun:
+        """Run that makes a stage's output."""
+        return cls(
+            name=output.fingerprint,
+            storage_path=output.storage.address(f"{RUNS}/{output.stage}"),
+            num_workers=execution.workers,
+            cpus_per_worker=int(execution.cpus_per_worker),
+            use_gpu=use_gpu,
+            max_failures=execution.max_failures,
+        )
 
 
 def train_under_ray(
@@ -46,10 +56,9 @@ def train_under_ray(
     """Runs `work` in every process of `run`, or goes on with it, and puts the last checkpoint into `output_dir`.
 
     Args:
-        label: for messages.
         work: the whole life of one process; it is sent there. Takes a function whose lines reach `say`. Returns
             what the user must mend, or None: an exception would only be tried again.
-        run: where and on how many processes. Ray must be initialised.
+        run: place and number of processes. Ray must be initialised.
         output_dir: local folder.
         say: gets lines of progress, in this process.
 

@@ -16,17 +16,11 @@ from pipelines.run_config import Config
 
 
 def run_stages(
-    stages: list[Stage],
-    config: Config,
-    *,
-    until: str | None = None,
-    retry_failed: bool = False,
-    say: Callable[[str], None] = print,
+    stages: list[Stage], config: Config, *, retry_failed: bool = False, say: Callable[[str], None] = print
 ) -> list[Manifest]:
-    """Runs every stage up to and including `until`. The same call after a crash goes on where it stopped.
+    """Runs the stages in order; returns their manifests, made now or found.
 
-    Returns:
-        The manifests, made now or found.
+    The same call after a crash goes on where it stopped.
 
     Raises:
         RunError: a stage cannot finish.
@@ -43,8 +37,6 @@ def run_stages(
         manifests.append(manifest or _run_one(stage, resolved, say))
         mark_latest(storage, stage.name, resolved.context.output.fingerprint)
         done[stage.name] = resolved.context.output
-        if stage.name == until:
-            break
     return manifests
 
 
@@ -95,12 +87,7 @@ def ensure_ray() -> None:
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS", "local")
         _check_answers(address)
-        ray.init(
-            address=address,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
-        )
+        ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
 
 
 def _check_answers(address: str) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
@@ -15,7 +15,7 @@ from pipelines.engine.ledger import Entry, Ledger, Worker, missing
 from pipelines.engine.recipe import Recipe
 from pipelines.engine.storage import Storage
 from pipelines.engine.store import Output
-from pipelines.run_config import Config, Workers
+from pipelines.run_config import Config
 
 
 @dataclass(frozen=True)
@@ -76,34 +76,24 @@ class Result:
     figures: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Work(Protocol):
-    """The work of one stage in one context, with its ledgers read once."""
-
-    @property
-    def counts(self) -> Counts:
-        """Rows there are and rows to compute."""
-
-    def make(self) -> Result:
-        """Computes what is missing and fills the output's folder."""
-
-
 class Stage(ABC):
     """One stage of the pipeline."""
 
     name: ClassVar[str]
     code_version: ClassVar[int] = 1
     ledgers: ClassVar[tuple[str, ...]] = ()
+    reads: ClassVar[tuple[str, ...]] = ()
 
-    @abstractmethod
     def inputs(self, config: Config) -> tuple[str, ...]:
-        """Names of the stages whose outputs this one reads."""
+        """Names of the stages whose outputs this one reads under a configuration."""
+        return self.reads
 
     def prepare(self, config: Config, storage: Storage, say: Callable[[str], None]) -> None:  # noqa: B027
         """Work that has to come before the recipe is known; most stages have none."""
 
     @abstractmethod
     def recipe(self, config: Config, storage: Storage) -> Recipe:
-        """What decides the stage's rows under this configuration.
+        """Recipe of the stage's rows under this configuration.
 
         Raises:
             NotYetKnown: before `prepare`.
@@ -111,25 +101,20 @@ class Stage(ABC):
         """
 
     @abstractmethod
-    def work(self, context: Context) -> Work:
-        """The stage's work. Cheap: no model is loaded and no media is read before `make`."""
+    def work(self, context: Context) -> WholeWork | RowWork:
+        """The stage's work in one context. Cheap: no model is loaded and no media is read before `make`."""
 
 
 @dataclass(frozen=True)
 class WholeWork:
-    """Work of a stage that is computed as a whole: all of its rows or none."""
+    """Work of a stage that is computed as a whole: all of its rows or none. `make` fills the output's folder."""
 
     total: int
-    run: Callable[[], Result]
+    make: Callable[[], Result]
 
     @property
     def counts(self) -> Counts:
-        """All rows are still to compute."""
         return Counts(self.total, self.total)
-
-    def make(self) -> Result:
-        """Computes all rows."""
-        return self.run()
 
 
 # --- stages whose rows are computed one by one ----------------------------------------------------------------
@@ -158,6 +143,11 @@ class RowSet:
         """Ledger key by row id."""
         return {row.row_id: self.recipe.key(row.parts) for row in self.rows}
 
+    def items(self, todo: Iterable[str]) -> list[tuple[str, str, dict[str, Any]]]:
+        """(row id, key, task) of the rows whose ids are in `todo`."""
+        wanted = set(todo)
+        return [(row.row_id, self.keys[row.row_id], dict(row.task)) for row in self.rows if row.row_id in wanted]
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -176,7 +166,10 @@ class Rows:
 
 
 class RowStage(Stage):
-    """A stage whose rows are computed one by one, each at most once, through its ledgers."""
+    """Stage whose rows are computed one by one, each at most once, through its ledgers.
+
+    They are fanned out as `execution` of the configuration's section of the stage's name says.
+    """
 
     schema: ClassVar[pa.Schema]
 
@@ -185,12 +178,8 @@ class RowStage(Stage):
         """All rows of this stage."""
 
     @abstractmethod
-    def execution(self, config: Config) -> Workers:
-        """How rows are fanned out."""
-
-    @abstractmethod
     def meaning_of(self, row: Mapping[str, Any], keys: Sequence[str]) -> Any:
-        """What later stages depend on in a finished row, as plain data. `keys`: the row's key in each set."""
+        """Part of a finished row that later stages depend on, as plain data. `keys`: the row's key in each set."""
 
     def figures(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Extra figures for the manifest."""
@@ -199,7 +188,7 @@ class RowStage(Stage):
     def finish(self, context: Context, made: Mapping[str, Mapping[str, Entry]]) -> None:
         """Hook before the commit. `made`: entries by ledger and row id, for rows that are not in the output."""
 
-    def work(self, context: Context) -> Work:
+    def work(self, context: Context) -> RowWork:
         return RowWork(self, context)
 
 
@@ -223,6 +212,7 @@ class RowWork:
         return Counts(len(self.rows.carried) + refused, len(todo), refused)
 
     def make(self) -> Result:
+        """Computes what is missing and fills the output's folder."""
         computed = self.counts.to_run
         for one in self.rows.sets:
             if self.todo[one.ledger]:
@@ -232,13 +222,12 @@ class RowWork:
     def _compute(self, one: RowSet) -> None:
         from pipelines.engine.fanout import fan_out  # `plan` starts without Ray
 
-        todo = set(self.todo[one.ledger])
         ledger = Ledger(self.context.storage, one.ledger)
         fan_out(
-            [(row.row_id, one.keys[row.row_id], dict(row.task)) for row in one.rows if row.row_id in todo],
+            one.items(self.todo[one.ledger]),
             one.worker,
             ledger=ledger,
-            workers=self.stage.execution(self.context.config),
+            workers=getattr(self.context.config, self.stage.name).execution,
             label=one.ledger,
             say=self.context.say,
         )

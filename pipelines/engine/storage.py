@@ -155,6 +155,13 @@ class Storage:
     def read_json(self, name: str) -> Any:
         return json.loads(self.read_bytes(name))
 
+    def find_json(self, name: str) -> Any:
+        """Content of a JSON file; None where it is absent."""
+        try:
+            return self.read_json(name)
+        except FileNotFoundError:
+            return None
+
     def write_json(self, name: str, value: Any) -> None:
         self.write_bytes(name, json.dumps(value, indent=2, ensure_ascii=False).encode())
 

@@ -19,11 +19,15 @@ FORMAT = 1
 STORE, MANIFEST, SPEC = "store.json", "manifest.json", "spec.json"
 ROWS, QUARANTINE = "rows.parquet", "quarantine.parquet"
 RUNS = "runs"
-"""Folder of what trainings under way keep: `runs/{stage}/{fingerprint}...`."""
+"""Folder of the files of trainings under way: `runs/{stage}/{fingerprint}...`."""
 
-QUARANTINE_SCHEMA = pa.schema(
-    [("row_id", pa.string()), ("stage", pa.string()), ("error_class", pa.string()), ("message", pa.string())]
-)
+
+def text_columns(*names: str) -> list[pa.Field]:
+    """Columns of a schema that hold text."""
+    return [pa.field(name, pa.string()) for name in names]
+
+
+QUARANTINE_SCHEMA = pa.schema(text_columns("row_id", "stage", "error_class", "message"))
 
 
 @dataclass(frozen=True)
@@ -61,10 +65,8 @@ class Output:
 
     def manifest(self) -> Manifest | None:
         """The manifest, or None while the output is not committed."""
-        try:
-            return Manifest(**self.storage.read_json(self.name(MANIFEST)))
-        except FileNotFoundError:
-            return None
+        found = self.storage.find_json(self.name(MANIFEST))
+        return None if found is None else Manifest(**found)
 
     def committed(self) -> Manifest:
         """The manifest of an output that is known to be committed."""
@@ -73,7 +75,6 @@ class Output:
         return manifest
 
     def rows(self) -> list[dict[str, Any]]:
-        """Rows made."""
         rows: list[dict[str, Any]] = self.storage.read_table(self.name(ROWS)).to_pylist()
         return rows
 
@@ -83,11 +84,9 @@ class Output:
         return rows
 
     def write_rows(self, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
-        """Writes the rows made."""
         self.storage.write_table(self.name(ROWS), pa.Table.from_pylist(rows, schema=schema))
 
     def write_quarantine(self, rows: list[dict[str, Any]]) -> None:
-        """Writes the rows in quarantine."""
         self.storage.write_table(self.name(QUARANTINE), pa.Table.from_pylist(rows, schema=QUARANTINE_SCHEMA))
 
     def commit(self, manifest: Manifest, spec: Mapping[str, Any]) -> Manifest:
@@ -105,8 +104,7 @@ class Output:
 def open_store(root: str, *, write: bool = False) -> Storage:
     """Storage of a run. With `write`, an empty root gets its format number.
 
-    Raises:
-        UserError: the root holds a store of another format, or something else. Nothing in it is touched.
+    Raises UserError where the root holds a store of another format, or something else. Nothing in it is touched.
     """
     storage = Storage(root)
     try:
@@ -128,23 +126,15 @@ def open_store(root: str, *, write: bool = False) -> Storage:
 
 def latest(storage: Storage, stage: str) -> str | None:
     """Fingerprint of the output that the last run of this stage stands on."""
-    try:
-        fingerprint: str = storage.read_json(f"{stage}/latest.json")["fingerprint"]
-        return fingerprint
-    except FileNotFoundError:
-        return None
+    found = storage.find_json(f"{stage}/latest.json")
+    return None if found is None else str(found["fingerprint"])
 
 
 def latest_spec(storage: Storage, stage: str) -> dict[str, Any] | None:
-    """Spec of the output this stage used last: what a change is explained against."""
+    """Spec of the output this stage used last, against which a change is explained."""
     fingerprint = latest(storage, stage)
-    if fingerprint is None:
-        return None
-    try:
-        spec: dict[str, Any] = storage.read_json(f"{stage}/{fingerprint}/{SPEC}")
-        return spec
-    except FileNotFoundError:
-        return None
+    spec: dict[str, Any] | None = storage.find_json(f"{stage}/{fingerprint}/{SPEC}") if fingerprint else None
+    return spec
 
 
 def mark_latest(storage: Storage, stage: str, fingerprint: str) -> None:

@@ -1,4 +1,4 @@
-"""Clips: settings of the normaliser, and facts measured from the finished files."""
+"""Clips: settings of the normaliser and measures of the finished files."""
 
 from dataclasses import dataclass
 
@@ -11,11 +11,7 @@ NORMALISED_TAG = f"normalised clip v{NORMALISER_VERSION}: frame index is time"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NormaliserSettings:
-    """Form of every clip of a run.
-
-    Raises:
-        ValueError: values that fit no clip.
-    """
+    """Form of every clip of a run. Raises ValueError for values that fit no clip."""
 
     duration_s: float = 8.0
     """Seconds kept of each source, from its first picture on."""
@@ -43,13 +39,12 @@ class NormaliserSettings:
 
     @property
     def n_frames(self) -> int:
-        """Frames of one clip."""
         return round(self.duration_s * self.fps)
 
 
 @dataclass(frozen=True, slots=True)
 class NormalisedClip:
-    """A finished clip, measured from its files, and the facts of its source."""
+    """A finished clip, measured from its files."""
 
     duration_s: float
     fps: int
@@ -59,18 +54,3 @@ class NormalisedClip:
     has_audio: bool
     audio_hz: int | None
     audio_channels: int | None
-    source_container: str
-    source_duration_s: float | None
-    """Of the picture, by the source's header."""
-    source_video_codec: str
-    source_fps: float | None
-    source_width_px: int
-    source_height_px: int
-    source_rotation_deg: int
-    source_audio_codec: str | None
-    source_audio_hz: int | None
-    source_audio_channels: int | None
-    source_audio_start_s: float | None
-    """When the sound began on the clip's clock; negative: before the first picture."""
-    source_audio_end_s: float | None
-    """Until when there was sound, at most duration_s."""

@@ -1,4 +1,4 @@
-"""ffmpeg command that turns a source into a clip, built with ffmpeg-python."""
+"""ffmpeg command that turns a source into a clip."""
 
 from pathlib import Path
 
@@ -21,9 +21,9 @@ def normalising_command(
     opened = open_input(source.path)
     outputs = []
     if video_out is not None:
-        outputs.append(_picture(opened, source.video, source.origin_us, video_out, settings))
-    if audio_out is not None and source.info.audio is not None:
-        outputs.append(_sound(opened, source.info.audio, source.origin_us, audio_out, settings))
+        outputs.append(_picture(opened, source, video_out, settings))
+    if audio_out is not None and source.audio is not None:
+        outputs.append(_sound(opened, source, source.audio, audio_out, settings))
     # ffmpeg's own limit of decode errors is off: its log is judged afterwards, stream by stream.
     both = ffmpeg.merge_outputs(*outputs).global_args(*GLOBAL_ARGS, "-max_error_rate", "1")
     argv: list[str] = both.compile(overwrite_output=True)
@@ -38,12 +38,9 @@ def output_size_px(video: VideoStream, long_side_px: int) -> tuple[int, int]:
 
 
 def _picture(
-    opened: ffmpeg.nodes.FilterableStream,
-    video: VideoStream,
-    origin_us: int,
-    out: Path,
-    settings: NormaliserSettings,
+    opened: ffmpeg.nodes.FilterableStream, source: Source, out: Path, settings: NormaliserSettings
 ) -> ffmpeg.nodes.OutputStream:
+    video = source.video
     width_px, height_px = output_size_px(video, settings.long_side_px)
     untagged_hd = video.matrix is None and video.height_px >= HD_HEIGHT_PX
     colours = {
@@ -55,7 +52,7 @@ def _picture(
     frames = (
         opened[str(video.index)]
         .filter("settb", "AVTB")
-        .filter("setpts", f"PTS-({origin_us})")
+        .filter("setpts", f"PTS-({source.origin_us})")
         .filter("fps", fps=settings.fps, round="near")
         # A last frame may end a rounding short of the last slot: one repeat is allowed, no more.
         .filter("tpad", stop_mode="clone", stop=1)
@@ -76,17 +73,13 @@ def _picture(
 
 
 def _sound(
-    opened: ffmpeg.nodes.FilterableStream,
-    audio: AudioStream,
-    origin_us: int,
-    out: Path,
-    settings: NormaliserSettings,
+    opened: ffmpeg.nodes.FilterableStream, source: Source, audio: AudioStream, out: Path, settings: NormaliserSettings
 ) -> ffmpeg.nodes.OutputStream:
     hz = min(audio.hz, settings.max_audio_hz)
     n_samples = round(settings.duration_s * hz)
     samples = (
         opened[str(audio.index)]
-        .filter("asetpts", f"round(PTS-({origin_us})/1000000/TB)")
+        .filter("asetpts", f"round(PTS-({source.origin_us})/1000000/TB)")
         .filter("atrim", end=settings.duration_s)
         .filter("ashowinfo")
         # first_pts=0 cuts sound before the first picture, and puts silence where sound starts later.

@@ -1,7 +1,6 @@
-"""Exceptions about source files: one small tree, one message each that survives pickling.
+"""Exceptions about source files. The names say what is wrong with the source, so they do without "Error"."""
 
-The names say what is wrong with the source, so they do without "Error".
-"""
+from pipelines.errors import MachineFault
 
 
 class MediaError(Exception):
@@ -44,5 +43,5 @@ class NotNormalised(MediaError):
     """A file that `normalise` did not write was given to a reader that trusts frame index to be time."""
 
 
-class FfmpegMissing(RuntimeError):
-    """ffmpeg or ffprobe is not installed: a fault of the machine, never of a source."""
+class FfmpegMissing(MachineFault):
+    """ffmpeg or ffprobe is not installed."""

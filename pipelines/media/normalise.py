@@ -17,13 +17,7 @@ from pathlib import Path
 
 from pipelines.media.clip import NormalisedClip, NormaliserSettings
 from pipelines.media.command import normalising_command
-from pipelines.media.faults import (
-    ChangingSource,
-    DamagedSource,
-    MediaError,
-    NoAudioStream,
-    TooShort,
-)
+from pipelines.media.faults import ChangingSource, DamagedSource, MediaError, NoAudioStream, TooShort
 from pipelines.media.probe import Source
 from pipelines.media.process import Deadline, Finished, log_tail, run
 
@@ -48,7 +42,6 @@ def normalise(
         MediaError: names every fault found, in the class of the most fundamental one.
         OSError: no space left.
     """
-    info = source.info
     with _temporary(video_out) as video_tmp, _temporary(audio_out) as audio_tmp:
         command = normalising_command(source, settings, video_out=video_tmp, audio_out=audio_tmp)
         done = run(command, subject=source.name, deadline=deadline)
@@ -79,18 +72,6 @@ def normalise(
         has_audio=log.has_sound,
         audio_hz=audio_hz,
         audio_channels=audio_channels,
-        source_container=info.container,
-        source_duration_s=source.video.duration_s or info.duration_s,
-        source_video_codec=source.video.codec,
-        source_fps=source.video.fps,
-        source_width_px=source.video.width_px,
-        source_height_px=source.video.height_px,
-        source_rotation_deg=source.video.rotation_deg,
-        source_audio_codec=info.audio.codec if info.audio else None,
-        source_audio_hz=info.audio.hz if info.audio else None,
-        source_audio_channels=info.audio.channels if info.audio else None,
-        source_audio_start_s=log.sound_start_s,
-        source_audio_end_s=log.sound_end_s,
     )
 
 
@@ -125,7 +106,7 @@ def _faults(
         faults.append((DamagedSource, f"cut off: its header promises {source.video.duration_s:.1f} s"))
     if log.restarts:
         faults.append((ChangingSource, "its picture changes size, or its sound rate or channels, on the way"))
-    if wants_sound and source.info.audio is None:
+    if wants_sound and source.audio is None:
         faults.append((NoAudioStream, "no audio stream"))
     elif wants_sound and not log.has_sound:
         faults.append((NoAudioStream, f"no sound in the first {settings.duration_s:g} s of its audio stream"))
@@ -170,9 +151,8 @@ _SOUND = re.compile(r"ashowinfo.* n: *\d+ .*pts_time:(\S+) .*rate:(\d+) nb_sampl
 
 @dataclass(frozen=True, slots=True)
 class DecodingLog:
-    """Counts of lost data by stream, and the stretch of sound that was really there.
+    """Counts of lost data by stream, and whether any sound falls into the clip (before padding).
 
-    sound_start_s, sound_end_s: on the clip's clock (0 = first picture), before padding; None: no sound.
     restarts: how often ffmpeg set its filters up anew as picture or sound changed its format; what
     follows a restart is misplaced in time.
     """
@@ -180,30 +160,21 @@ class DecodingLog:
     returncode: int
     damaged_video: int
     damaged_audio: int
-    sound_start_s: float | None
-    sound_end_s: float | None
+    has_sound: bool
     restarts: int
     complaint: str
-
-    @property
-    def has_sound(self) -> bool:
-        """Whether any sound falls into the clip."""
-        return self.sound_end_s is not None and self.sound_end_s > 0.0
 
 
 def read_log(done: Finished, source: Source) -> DecodingLog:
     """Parses the log of a normalising command (levels on, ashowinfo before padding)."""
-    audio = source.info.audio
+    audio = source.audio
     damaged = [int(index) for index in _DAMAGE.findall(done.stderr)]
     sounds = _SOUND.findall(done.stderr)
-    starts = [float(start) for start, *_ in sounds]
-    ends = [float(start) + int(n) / int(hz) for start, hz, n in sounds]
     return DecodingLog(
         returncode=done.returncode,
         damaged_video=damaged.count(source.video.index),
         damaged_audio=0 if audio is None else damaged.count(audio.index),
-        sound_start_s=min(starts, default=None),
-        sound_end_s=max(ends, default=None),
+        has_sound=any(float(start_s) + int(n) / int(hz) > 0 for start_s, hz, n in sounds),
         restarts=max(0, len(_PICTURE_FILTERS.findall(done.stderr)) - 1),
         complaint=log_tail(done.stderr, source.path),
     )

@@ -1,4 +1,4 @@
-"""Look at a source before touching it: which streams it has, and when its first picture is shown.
+"""Probe of a source: its streams, and the time of its first picture.
 
 ffmpeg-python's own `probe` waits for ffprobe without limit, so ffprobe is run here, killable.
 """
@@ -52,18 +52,15 @@ class AudioStream:
     """The sound a player would play first."""
 
     index: int
-    codec: str
     hz: int
     channels: int
     duration_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
-class SourceInfo:
-    """What a source's header says; a stream that is absent is None."""
+class Streams:
+    """Streams of a source by its header; None: absent."""
 
-    container: str
-    duration_s: float | None
     video: VideoStream | None
     audio: AudioStream | None
 
@@ -76,8 +73,8 @@ class Source:
     """
 
     path: Path
-    info: SourceInfo
     video: VideoStream
+    audio: AudioStream | None
     origin_us: int
 
     @property
@@ -93,16 +90,16 @@ def open_source(path: Path, deadline: Deadline) -> Source:
         MediaError: it cannot be read (UnreadableSource, EmptyFile), has no picture (NoVideoStream) or none that
             decodes (DamagedSource), or the deadline passed.
     """
-    info = probe(path, deadline)
-    video = require_picture(path, info)
-    return Source(path, info, video, first_shown_us(path, video, deadline))
+    streams = probe(path, deadline)
+    video = require_picture(path, streams)
+    return Source(path, video, streams.audio, first_shown_us(path, video, deadline))
 
 
-def require_picture(path: Path, info: SourceInfo) -> VideoStream:
+def require_picture(path: Path, streams: Streams) -> VideoStream:
     """The picture's stream. Raises NoVideoStream where there is none."""
-    if info.video is None:
+    if streams.video is None:
         raise NoVideoStream(f"{path.name}: no video stream; wanted a video: leave this file out")
-    return info.video
+    return streams.video
 
 
 def open_input(source: Path) -> ffmpeg.nodes.FilterableStream:
@@ -110,8 +107,8 @@ def open_input(source: Path) -> ffmpeg.nodes.FilterableStream:
     return ffmpeg.input(f"file:{source}", threads=1, protocol_whitelist="file")
 
 
-def probe(source: Path, deadline: Deadline) -> SourceInfo:
-    """Read a source's header. Of several streams of a kind: the first that is marked default, else the first.
+def probe(source: Path, deadline: Deadline) -> Streams:
+    """Reads a source's header. Of several streams of a kind: the first that is marked default, else the first.
 
     Raises EmptyFile, UnreadableSource or DeadlineExceeded.
     """
@@ -128,12 +125,7 @@ def probe(source: Path, deadline: Deadline) -> SourceInfo:
         )
     video = _choose(found["streams"], "video")
     audio = _choose(found["streams"], "audio")
-    return SourceInfo(
-        container=container,
-        duration_s=_seconds(found["format"].get("duration")),
-        video=None if video is None else _video_stream(video),
-        audio=None if audio is None else _audio_stream(audio),
-    )
+    return Streams(None if video is None else _video_stream(video), None if audio is None else _audio_stream(audio))
 
 
 def first_shown_us(source: Path, video: VideoStream, deadline: Deadline) -> int:
@@ -203,7 +195,6 @@ def _video_stream(stream: dict[str, Any]) -> VideoStream:
 def _audio_stream(stream: dict[str, Any]) -> AudioStream:
     return AudioStream(
         index=int(stream["index"]),
-        codec=str(stream["codec_name"]),
         hz=int(stream["sample_rate"]),
         channels=int(stream["channels"]),
         duration_s=_seconds(stream.get("duration")),

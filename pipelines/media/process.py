@@ -1,4 +1,4 @@
-"""Media processes that cannot outlive their deadline."""
+"""ffmpeg and ffprobe as processes that cannot outlive their deadline."""
 
 import contextlib
 import os
@@ -10,8 +10,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from pipelines.media.faults import DeadlineExceeded, FfmpegMissing
+from pipelines.media.faults import DeadlineExceeded, FfmpegMissing, UnreadableSource
 
 REAP_S = 5.0
 LOG_TAIL_CHARS = 240
@@ -19,7 +20,7 @@ LOG_TAIL_CHARS = 240
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """A budget of wall seconds shared by the processes that work on one source."""
+    """Budget of wall seconds shared by the processes that work on one source."""
 
     total_s: float
     started_s: float = field(default_factory=time.monotonic)
@@ -31,7 +32,7 @@ class Deadline:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """What a process left behind."""
+    """Exit status and output of a process."""
 
     returncode: int
     stdout: bytes
@@ -39,9 +40,9 @@ class Finished:
 
 
 def run(argv: Sequence[str], *, subject: str, deadline: Deadline, stdin: bytes | None = None) -> Finished:
-    """Run `argv` in a session of its own; at the deadline kill the whole process group.
+    """Runs `argv` in a session of its own; at the deadline kills the whole process group.
 
-    subject: what the process works on, for messages. stdin: bytes to feed, or None for /dev/null.
+    subject: name of the source, for messages. stdin: bytes to feed, or None for /dev/null.
     Raises DeadlineExceeded, and FfmpegMissing when the program is not on PATH.
     """
     program = shutil.which(argv[0])
@@ -65,6 +66,21 @@ def run(argv: Sequence[str], *, subject: str, deadline: Deadline, stdin: bytes |
         if process.returncode is None:
             _kill_group(process)
     return Finished(process.returncode, stdout, stderr.decode("utf-8", errors="replace"))
+
+
+def run_ffmpeg(
+    output: Any, source: Path, deadline: Deadline, *, fault: str, wanted: str, stdin: bytes | None = None
+) -> bytes:
+    """Runs an ffmpeg-python command that reads `source`; returns its standard output.
+
+    Raises as `run`, and UnreadableSource with the words of `fault` and `wanted` where ffmpeg fails.
+    """
+    quiet = output.global_args("-hide_banner", "-nostats", "-loglevel", "level+warning")
+    done = run(quiet.compile(overwrite_output=True), subject=source.name, deadline=deadline, stdin=stdin)
+    if done.returncode != 0:
+        reason = log_tail(done.stderr, source) or "no reason given"
+        raise UnreadableSource(f"{source.name}: {fault} ({reason}); wanted {wanted}")
+    return done.stdout
 
 
 def _kill_group(process: "subprocess.Popen[bytes]") -> None:

@@ -1,7 +1,7 @@
-"""Readers of clips that `normalise` wrote: frames by time with decord, sound by sample with soundfile.
+"""Readers of media: frames by time and sound by sample of clips that `normalise` wrote; sound of any file.
 
 decord trusts the container's frame index, which is right only for files of constant rate without edit lists:
-our own. So it is handed no other file (docs/decisions/media-ffmpeg-decord.md).
+our own. It is handed no other file (docs/decisions/media-ffmpeg-decord.md).
 """
 
 from fractions import Fraction
@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 
 from pipelines.media.clip import NORMALISED_TAG
-from pipelines.media.faults import NotNormalised, UnreadableSource
+from pipelines.media.faults import NoAudioStream, NotNormalised, UnreadableSource
+from pipelines.media.probe import open_input
+from pipelines.media.process import Deadline, run_ffmpeg
 
 HEADER_BYTES = 1 << 18
 """The header lies in front (faststart); that of a clip of 8 s takes a few KiB."""
@@ -48,12 +50,6 @@ def read_frames(video: Path, fps: float) -> np.ndarray:
     return frames
 
 
-def read_frame_indices(video: Path, fps: float) -> list[int]:
-    """Source frame index of each frame of `read_frames(video, fps)`: a processor's video metadata."""
-    reader = _open_own(video)
-    return frame_indices(len(reader), reader.get_avg_fps(), fps)
-
-
 def read_audio(audio: Path, hz: int) -> np.ndarray:
     """Sound of a normalised clip, mixed to mono at `hz`: (N,) float32, N = duration * hz.
 
@@ -69,6 +65,19 @@ def read_audio(audio: Path, hz: int) -> np.ndarray:
             f"{audio.name}: {missing}; wanted a FLAC file written by normalise(): run stage clips again"
         ) from error
     return resample(samples.mean(axis=1), source_hz, hz)
+
+
+def decode_sound(file: Path, hz: int, deadline: Deadline) -> np.ndarray:
+    """Sound of any media file, mixed to mono at `hz`: (N,) float32, N > 0.
+
+    Raises UnreadableSource, NoAudioStream and DeadlineExceeded.
+    """
+    wanted = "a video with sound or a sound file"
+    output = open_input(file).output("pipe:", format="f32le", ac=1, ar=hz)
+    wave = np.frombuffer(run_ffmpeg(output, file, deadline, fault="no sound could be read", wanted=wanted), "<f4")
+    if wave.size == 0:
+        raise NoAudioStream(f"{file.name}: no sound could be read (no sound in it); wanted {wanted}")
+    return wave
 
 
 def resample(samples: np.ndarray, source_hz: int, hz: int) -> np.ndarray:

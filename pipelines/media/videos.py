@@ -1,4 +1,4 @@
-"""Videos of a person: found, named, and normalised for the network and for being played with new sound."""
+"""Videos that a person names: found, and normalised for the network and for playing with new sound."""
 
 from __future__ import annotations
 
@@ -42,15 +42,10 @@ class PreparedVideo:
 
 
 def prepare_video(path: Path, folder: Path, settings: Callable[[Source], NormaliserSettings]) -> PreparedVideo:
-    """Writes both sizes of a video into `folder`.
+    """Writes both sizes of a video into the empty `folder`.
 
-    Args:
-        path: the video.
-        folder: empty.
-        settings: of the size that the network sees; its duration, at most the video's, is that of both.
-
-    Raises:
-        MediaError: it cannot be read.
+    `settings` are those of the size that the network sees; their duration, at most the video's, is that of both.
+    Raises MediaError for a video that cannot be read.
     """
     source = open_source(path, Deadline(DEADLINE_S))
     seen = settings(source)
@@ -63,10 +58,9 @@ def prepare_video(path: Path, folder: Path, settings: Callable[[Source], Normali
 
 
 def settings_for(source: Source, *, duration_s: float | None, least_hz: float) -> NormaliserSettings:
-    """As much of a video as there is, at most `duration_s`, in whole frames at a rate near its own.
+    """Settings for as much of a video as there is, at most `duration_s`, in whole frames at a rate near its own.
 
-    Raises:
-        MediaError: it is shorter than one frame.
+    Raises TooShort where that is less than one frame.
     """
     fps = max(1, min(MAX_FPS, round(source.video.fps or 25)))
     fps *= math.ceil(least_hz / fps)
@@ -79,11 +73,7 @@ def settings_for(source: Source, *, duration_s: float | None, least_hz: float) -
 
 
 def picture_duration_s(source: Source, deadline: Deadline) -> float:
-    """From the first picture shown to the end of the last, by the packets: headers may lack it or be wrong.
-
-    Raises:
-        MediaError: the deadline passed.
-    """
+    """Seconds from the first picture shown to the end of the last, by the packets: headers may lack it or be wrong."""
     argv = ["ffprobe", "-v", "error", "-protocol_whitelist", "file", "-select_streams", str(source.video.index)]
     argv += ["-show_entries", "packet=pts_time,duration_time", "-of", "json", f"file:{source.path}"]
     packets = json.loads(run(argv, subject=source.name, deadline=deadline).stdout or b"{}").get("packets", [])
@@ -94,17 +84,8 @@ def picture_duration_s(source: Source, deadline: Deadline) -> float:
     return max(0.0, max(ends) - source.origin_us / 1e6)
 
 
-def why_not_video(path: Path) -> str | None:
-    """None for a file with a picture, else why it is passed over."""
-    try:
-        require_picture(path, probe(path, Deadline(DEADLINE_S)))
-    except MediaError as error:
-        return str(error)
-    return None
-
-
 def find_videos(paths: Sequence[Path], say: Callable[[str], None]) -> list[Path]:
-    """The files given, and the videos of the folders given, by name; other files of folders are named and passed over.
+    """Files among `paths`, and the videos of folders among them by name; a folder's other files are passed over aloud.
 
     Raises UserError for a path that is not there and when nothing is left.
     """
@@ -112,11 +93,11 @@ def find_videos(paths: Sequence[Path], say: Callable[[str], None]) -> list[Path]
     for path in paths:
         if path.is_dir():
             for file in sorted(p for p in path.iterdir() if p.is_file()):
-                why_not = why_not_video(file)
-                if why_not is None:
+                try:
+                    require_picture(file, probe(file, Deadline(DEADLINE_S)))
                     found.append(file)
-                else:
-                    say(f"passed over {why_not}")
+                except MediaError as error:
+                    say(f"passed over {error}")
         elif path.is_file():
             found.append(path)
         else:
@@ -127,7 +108,7 @@ def find_videos(paths: Sequence[Path], say: Callable[[str], None]) -> list[Path]
 
 
 def targets_of(videos: Sequence[Path], out: Path) -> list[Path]:
-    """Where each video's result goes: `out` is an .mp4 file for one video, a folder for several."""
+    """Target of each video: `out` itself, an .mp4 file, for one video; files in the folder `out` for several."""
     if out.suffix == ".mp4":
         if len(videos) != 1:
             raise UserError(f"-o {out}: one file for {len(videos)} videos; give a folder instead")

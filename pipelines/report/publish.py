@@ -7,36 +7,53 @@ import json
 import shutil
 import unicodedata
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 
 from pipelines.engine.fingerprint import digest
 from pipelines.engine.plan import make_plan
-from pipelines.engine.store import SPEC, Output, open_store
+from pipelines.engine.store import SPEC, Output, open_store, text_columns
 from pipelines.errors import UserError
-from pipelines.report.card import Published, write_card
+from pipelines.report.templates import render
 from pipelines.run_config import Config
 from pipelines.stages import STAGES
 
 PUBLICATION = "publication.json"
-"""What was published: stages, fingerprints and file names. A folder that has it can be published to again."""
+"""Record of a publication: stages, fingerprints and file names. A folder that has it can be published to again."""
 
 PUBLISHED_SCHEMA = pa.schema(
     [
-        ("video_id", pa.string()),
+        *text_columns("video_id"),
         ("start_s", pa.float64()),
-        ("split", pa.string()),
-        ("label", pa.string()),
-        ("caption", pa.string()),
-        ("clip_id", pa.string()),
-        ("prompt_fingerprint", pa.string()),
-        ("model", pa.string()),
+        *text_columns("split", "label", "caption", "clip_id", "prompt_fingerprint", "model"),
     ]
 )
+SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+
+
+@dataclass(frozen=True)
+class Published:
+    """One stage as it is published: its output, what made it, its rows in PUBLISHED_SCHEMA, prompts by fingerprint."""
+
+    output: Output
+    spec: dict[str, Any]
+    rows: list[dict[str, Any]]
+    prompts: dict[str, str]
+
+    @cached_property
+    def splits(self) -> dict[str, list[dict[str, Any]]]:
+        """Rows of each split that has some, in the order of the clips' ids."""
+        rows = sorted(self.rows, key=lambda row: str(row["clip_id"]))
+        found = {split: [row for row in rows if row["split"] == split] for split in ("train", "test")}
+        return {split: rows for split, rows in found.items() if rows}
 
 
 def publish(config: Config, target: Path) -> Path:
@@ -85,7 +102,6 @@ def _done_outputs(config: Config) -> tuple[dict[str, Output], dict[str, str]]:
 
 
 def _published(output: Output, clips: Mapping[str, Mapping[str, Any]], kept: set[str]) -> Published:
-    manifest = output.committed()
     spec: dict[str, Any] = output.storage.read_json(output.name(SPEC))
     model = spec["meaning"]["model"]
     if adapter := spec["inputs"].get("captioner"):
@@ -109,24 +125,58 @@ def _published(output: Output, clips: Mapping[str, Mapping[str, Any]], kept: set
                 "model": model,
             }
         )
-    return Published(output, manifest, spec, rows, prompts)
+    return Published(output, spec, rows, prompts)
 
 
-def _write(folder: Path, published: Iterable[Published], done: Mapping[str, Output]) -> None:
-    published = list(published)
+def _write(folder: Path, published: Sequence[Published], done: Mapping[str, Output]) -> None:
     for part in published:
         for split, rows in part.splits.items():
-            file = folder / "data" / part.name / f"{split}.parquet"
+            file = folder / "data" / part.output.stage / f"{split}.parquet"
             file.parent.mkdir(parents=True, exist_ok=True)
             pq.write_table(pa.Table.from_pylist(rows, schema=PUBLISHED_SCHEMA), file, compression="zstd")
     prompts = {fingerprint: text for part in published for fingerprint, text in part.prompts.items()}
     (folder / "prompts.json").write_text(json.dumps(prompts, indent=2, ensure_ascii=False, sort_keys=True))
-    (folder / "README.md").write_text(write_card(published, done), encoding="utf-8")
+    (folder / "README.md").write_text(_card(published, done), encoding="utf-8")
     record = {
         "stages": {name: output.fingerprint for name, output in done.items()},
         "files": sorted([*_files(folder), PUBLICATION]),
     }
     (folder / PUBLICATION).write_text(json.dumps(record, indent=2))
+
+
+def _card(published: Sequence[Published], done: Mapping[str, Output]) -> str:
+    """Dataset card: front matter that loaders read, and what a reader has to know."""
+    largest = max(len(part.rows) for part in published)
+    configs = [
+        {
+            "config_name": part.output.stage,
+            "data_files": [
+                {"split": split, "path": f"data/{part.output.stage}/{split}.parquet"} for split in part.splits
+            ],
+        }
+        for part in published
+        if part.splits
+    ]
+    matter = {
+        "pretty_name": "Sound captions of video clips",
+        "license": "cc-by-4.0",
+        "language": ["en"],
+        "tags": ["audio-captioning", "video-to-audio", "sound", "synthetic"],
+        "size_categories": [next((name for limit, name in SIZES if largest < limit), "1M<n<10M")],
+        "configs": configs,
+    }
+    front_matter = yaml.safe_dump(matter, sort_keys=False, allow_unicode=True)
+    return render("card.md.jinja", front_matter=front_matter, published=published, left_out=_left_out(done))
+
+
+def _left_out(done: Mapping[str, Output]) -> list[tuple[str, str, str, int]]:
+    """(stage, what happened, reason, rows) of the rows that were dropped or quarantined."""
+    dropped = Counter(row["rule"] for row in done["curation"].rows() if not row["kept"])
+    rows = [("curation", "dropped", rule, count) for rule, count in sorted(dropped.items())]
+    for stage, output in done.items():
+        reasons = Counter(row["error_class"] for row in output.quarantine())
+        rows += [(stage, "quarantined", reason, count) for reason, count in sorted(reasons.items())]
+    return rows
 
 
 def _check_target(target: Path) -> None:

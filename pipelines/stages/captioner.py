@@ -8,7 +8,8 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,6 @@ from pipelines.engine.ray_train import TrainingRun, train_under_ray
 from pipelines.engine.recipe import Recipe
 from pipelines.engine.stage import Context, Refused, Result, Stage, WholeWork
 from pipelines.engine.storage import Storage
-from pipelines.engine.store import RUNS
 from pipelines.media.read import read_frames
 from pipelines.run_config import Config
 from pipelines.stages.captions import read_prompts
@@ -89,17 +89,10 @@ def _train_adapter(context: Context, rows: list[dict[str, Any]]) -> Result:
         result = train_captioner(
             recipe.model,
             [TrainExample(r["clip_id"], prompt, r["caption"], r["video"]) for r in rows],
-            frame_reader(storage, recipe.training.frames.fps),
+            partial(_read_frames, storage, recipe.training.frames.fps),
             recipe.training,
             execution.settings,
-            TrainingRun(
-                name=output.fingerprint,
-                storage_path=storage.address(f"{RUNS}/{output.stage}"),
-                num_workers=execution.workers,
-                cpus_per_worker=int(execution.cpus_per_worker),
-                use_gpu=execution.settings.use_gpu,
-                max_failures=execution.max_failures,
-            ),
+            TrainingRun.of(output, execution, use_gpu=execution.settings.use_gpu),
             output_dir=folder,
             say=context.say,
         )
@@ -112,12 +105,8 @@ def _train_adapter(context: Context, rows: list[dict[str, Any]]) -> Result:
     return Result(len(rows), len(rows), meaning, dropped, figures)
 
 
-def frame_reader(storage: Storage, fps: float) -> Callable[[str], np.ndarray]:
-    """Video name in the storage -> frames (T, H, W, 3) uint8; can be sent to other processes."""
-    return partial(_read_frames, storage, fps)
-
-
 def _read_frames(storage: Storage, fps: float, name: str) -> np.ndarray:
+    """Frames (T, H, W, 3) uint8 of a video in the storage."""
     with storage.local(name) as video:
         return read_frames(video, fps)
 
@@ -146,14 +135,12 @@ def train_captioner(
     """Trains, or goes on with `run`, and puts the adapter into `output_dir`. Ray must be initialised.
 
     Args:
-        model: the base.
-        examples: what is learnt; a video is an address that `frames_of` takes.
+        model: base model.
+        examples: clips with their captions; a video is an address that `frames_of` takes.
         frames_of: sent to the workers: address -> frames (T, H, W, 3) uint8 at `settings.frames.fps`.
-        settings: they decide the weights.
+        settings: decide the weights.
         execution: how training is carried out.
-        run: where and on how many processes.
-        output_dir: local folder.
-        say: gets lines of progress, in this process.
+        run, output_dir, say: as in `train_under_ray`.
 
     Raises:
         UserError: settings or examples that cannot be trained on.
@@ -162,7 +149,7 @@ def train_captioner(
     import ray
 
     # ZeRO's checkpoints fit only the stage and number of processes that wrote them: others start afresh.
-    run = run.renamed(f"{run.name}-zero{execution.zero_stage}-{run.num_workers}")
+    run = replace(run, name=f"{run.name}-zero{execution.zero_stage}-{run.num_workers}")
     work_dir = _work_dir(run.storage_path, run.name)
     train = partial(
         finetune,
@@ -181,35 +168,25 @@ def _work(
     train: Callable[..., FinetuneResult], examples: Any, work_dir: Path, say: Callable[[str], None]
 ) -> str | None:
     """Life of one training process. `examples`: Ray's reference to the list of them."""
-    import ray
-    import ray.train
-
-    train = partial(train, examples=ray.get(examples))
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return _train(train, work_dir, say, resume_from=None)
-    with checkpoint.as_directory() as folder:
-        if (Path(folder) / RESULT_FILE).exists():
-            return None  # an earlier run got this far, and its caller died before it took the adapter
-        return _train(train, work_dir, say, resume_from=Path(folder))
-
-
-def _train(
-    train: Callable[..., FinetuneResult], work_dir: Path, say: Callable[[str], None], resume_from: Path | None
-) -> str | None:
     import ray.train
     import torch.distributed
 
     from pipelines.stages.trainer_callbacks import CheckpointToStorage, SayProgress
 
+    checkpoint = ray.train.get_checkpoint()
     first_of_node = int(os.environ["LOCAL_RANK"]) == 0
-    if first_of_node:
-        shutil.rmtree(work_dir, ignore_errors=True)  # left by a process that was killed
-    torch.distributed.barrier()
-    try:
-        result = train(callbacks=[CheckpointToStorage(), SayProgress(say)], resume_from=resume_from)
-    except FinetuneError as error:
-        return str(error)
+    with nullcontext() if checkpoint is None else checkpoint.as_directory() as folder:
+        start = None if folder is None else Path(folder)
+        if start is not None and (start / RESULT_FILE).exists():
+            return None  # an earlier run got this far, and its caller died before it took the adapter
+        if first_of_node:
+            shutil.rmtree(work_dir, ignore_errors=True)  # left by a process that was killed
+        torch.distributed.barrier()
+        callbacks = [CheckpointToStorage(), SayProgress(say)]
+        try:
+            result = train(examples=ray.get(examples), callbacks=callbacks, resume_from=start)
+        except FinetuneError as error:
+            return str(error)
     first = ray.train.get_context().get_world_rank() == 0
     adapter = ray.train.Checkpoint.from_directory(result.adapter_dir) if first else None
     ray.train.report({"loss": result.loss_curve[-1].loss}, checkpoint=adapter)

@@ -16,13 +16,14 @@ from pipelines.engine.ledger import Failed
 from pipelines.engine.recipe import Recipe, per_row
 from pipelines.engine.stage import Context, Refused, Row, Rows, RowSet, RowStage
 from pipelines.engine.storage import Storage
-from pipelines.errors import UserError, one_line
+from pipelines.engine.store import text_columns
+from pipelines.errors import one_line, user_input
 from pipelines.media.faults import MediaError
 from pipelines.media.read import read_audio, read_frames
-from pipelines.run_config import CaptioningExecution, Config, Workers
+from pipelines.run_config import CaptioningExecution, Config
 from pipelines.stages.model_refs import Model, model_of
 from soundcap.engines import CaptionEngine, EngineError, load_engine
-from soundcap.prompts import PromptError, PromptSet, load_prompts
+from soundcap.prompts import PromptSet, load_prompts
 from soundcap.request import CaptionRequest, FrameSettings, Sampling
 
 CAPTIONER_VERSION = 1
@@ -46,7 +47,7 @@ class CaptionRecipe(Recipe):
 class CaptionStage(RowStage):
     """Base of the stages that caption clips: one row for each clip."""
 
-    schema = pa.schema([(name, pa.string()) for name in ("clip_id", "label", "split", "caption", "prompt")])
+    schema = pa.schema(text_columns("clip_id", "label", "split", "caption", "prompt"))
 
     def meaning_of(self, row: Mapping[str, Any], keys: Sequence[str]) -> Any:
         return [row["clip_id"], row["label"], row["split"], row["caption"]]
@@ -64,10 +65,8 @@ class CaptionsStage(CaptionStage):
     """The teacher may caption test clips too, for scoring; training never reads those (stage `captioner`)."""
 
     name = "captions"
+    reads = ("clips",)
     ledgers = ("captions",)
-
-    def inputs(self, config: Config) -> tuple[str, ...]:
-        return ("clips",)
 
     def recipe(self, config: Config, storage: Storage) -> CaptionRecipe:
         section = config.captions
@@ -95,16 +94,11 @@ class CaptionsStage(CaptionStage):
         worker = CaptionWorker(recipe, context.config.captions.execution, context.storage)
         return Rows(carried, [RowSet(self.name, recipe, rows, worker)], refused)
 
-    def execution(self, config: Config) -> Workers:
-        return config.captions.execution
-
 
 def read_prompts(instruction: str, warnings: str | None) -> PromptSet:
-    """The prompt files named by the configuration. Raises UserError."""
-    try:
+    """Prompts in the files that the configuration names. Raises UserError."""
+    with user_input():
         return load_prompts(Path(instruction), None if warnings is None else Path(warnings))
-    except PromptError as error:
-        raise UserError(str(error)) from error
 
 
 @dataclass
@@ -118,7 +112,6 @@ class CaptionWorker:
     engine: CaptionEngine = field(init=False, repr=False)
 
     def setup(self) -> None:
-        """Loads the engine."""
         with ExitStack() as stack:
             adapter = None if self.adapter is None else str(stack.enter_context(self.storage.local(self.adapter)))
             self.engine = load_engine(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,15 @@ from pipelines.engine.ledger import Failed
 from pipelines.engine.recipe import Recipe, per_row, unhashed
 from pipelines.engine.stage import Context, Counts, NotYetKnown, Refused, Row, Rows, RowSet, RowStage
 from pipelines.engine.storage import Storage
+from pipelines.engine.store import text_columns
 from pipelines.errors import MachineFault, one_line
 from pipelines.media.clip import NORMALISER_VERSION, NormaliserSettings
-from pipelines.media.faults import FfmpegMissing, MediaError
+from pipelines.media.faults import MediaError
 from pipelines.media.normalise import normalise
 from pipelines.media.probe import open_source
 from pipelines.media.process import Deadline
-from pipelines.run_config import Config, Workers
-from pipelines.stages.source import SourceClip, SourceFolder, SourceHashes, list_source, split_of
-
-MEASURED = ("duration_s", "fps", "n_frames", "width_px", "height_px", "has_audio", "audio_hz", "audio_channels")
-"""Facts of a finished clip that its row keeps."""
+from pipelines.run_config import Config
+from pipelines.stages.source import SourceFolder, SourceHashes, list_source, split_of
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,6 @@ class HashedSource:
     sha256: Mapping[str, str]
     refused: Sequence[Refused]
     """Files that are missing, doubled or unreadable."""
-    origins: Mapping[str, str] = field(default_factory=dict)
 
     def meaning(self) -> str:
         """Digest of every file's name, bytes, split and label, and of what is missing."""
@@ -61,7 +58,6 @@ class Normaliser:
     settings: NormaliserSettings
 
     def meaning(self) -> dict[str, Any]:
-        """Version and settings."""
         settings = {one.name: getattr(self.settings, one.name) for one in fields(NormaliserSettings)}
         return {"version": NORMALISER_VERSION, **settings}
 
@@ -91,28 +87,16 @@ class ClipsStage(RowStage):
     ledgers = ("clips",)
     schema = pa.schema(
         [
-            ("clip_id", pa.string()),
-            ("source_name", pa.string()),
-            ("source_sha256", pa.string()),
-            ("video_id", pa.string()),
+            *text_columns("clip_id", "source_name", "source_sha256", "video_id"),
             ("start_s", pa.float64()),
-            ("label", pa.string()),
-            ("split", pa.string()),
-            ("video", pa.string()),
-            ("audio", pa.string()),
+            *text_columns("label", "split", "video", "audio"),
             ("duration_s", pa.float64()),
             ("fps", pa.float64()),
-            ("n_frames", pa.int32()),
-            ("width_px", pa.int32()),
-            ("height_px", pa.int32()),
+            *((name, pa.int32()) for name in ("n_frames", "width_px", "height_px")),
             ("has_audio", pa.bool_()),
-            ("audio_hz", pa.int32()),
-            ("audio_channels", pa.int32()),
+            *((name, pa.int32()) for name in ("audio_hz", "audio_channels")),
         ]
     )
-
-    def inputs(self, config: Config) -> tuple[str, ...]:
-        return ()
 
     def prepare(self, config: Config, storage: Storage, say: Callable[[str], None]) -> None:
         SourceHashes(list_source(config), storage).complete(config.clips.execution.workers, say)
@@ -146,14 +130,19 @@ class ClipsStage(RowStage):
                 refused.append(Refused(clip.name, "DuplicateSource", f"{clip.name}: the same bytes as {same}"))
                 continue
             clip_id = recipe.normaliser.clip_id(sha256)
-            carried[clip.name] = _carried(clip, clip_id, sha256, recipe.test_fraction)
+            carried[clip.name] = {
+                "clip_id": clip_id,
+                "source_name": clip.name,
+                "source_sha256": sha256,
+                "video_id": clip.video_id,
+                "start_s": clip.start_s,
+                "label": clip.label,
+                "split": split_of(clip, sha256, recipe.test_fraction),
+            }
             rows.append(Row(clip.name, {"source_sha256": sha256}, {"name": clip.name, "clip_id": clip_id}))
         execution = context.config.clips.execution
         worker = ClipWorker(recipe.normaliser.settings, Storage(recipe.folder), context.storage, execution.deadline_s)
         return Rows(dict(sorted(carried.items())), [RowSet("clips", recipe, rows, worker)], refused)
-
-    def execution(self, config: Config) -> Workers:
-        return config.clips.execution
 
     def meaning_of(self, row: Mapping[str, Any], keys: Sequence[str]) -> Any:
         return [row["clip_id"], row["label"], row["split"]]
@@ -164,18 +153,6 @@ class ClipsStage(RowStage):
             "test": sum(row["split"] == "test" for row in rows),
             "hours": round(sum(row["duration_s"] for row in rows) / 3600, 4),
         }
-
-
-def _carried(clip: SourceClip, clip_id: str, sha256: str, test_fraction: float) -> dict[str, Any]:
-    return {
-        "clip_id": clip_id,
-        "source_name": clip.name,
-        "source_sha256": sha256,
-        "video_id": clip.video_id,
-        "start_s": clip.start_s,
-        "label": clip.label,
-        "split": split_of(clip, sha256, test_fraction),
-    }
 
 
 @dataclass
@@ -202,8 +179,6 @@ class ClipWorker:
                     clip = normalise(open_source(path, deadline), video, audio, self.settings, deadline=deadline)
             except MediaError as error:
                 return Failed(type(error).__name__, one_line(error))
-            except FfmpegMissing as error:
-                raise MachineFault(one_line(error)) from error
             except OSError as error:
                 if error.errno == errno.ENOSPC:
                     raise MachineFault(one_line(error)) from error
@@ -212,6 +187,4 @@ class ClipWorker:
             self.storage.upload(video, f"{stem}.mp4")
             if clip.has_audio:
                 self.storage.upload(audio, f"{stem}.flac")
-        facts = asdict(clip)
-        sound = f"{stem}.flac" if clip.has_audio else ""
-        return {"video": f"{stem}.mp4", "audio": sound, **{name: facts[name] for name in MEASURED}}
+        return {"video": f"{stem}.mp4", "audio": f"{stem}.flac" if clip.has_audio else "", **asdict(clip)}

@@ -12,6 +12,7 @@ from pipelines.engine.fingerprint import digest
 from pipelines.engine.recipe import Recipe
 from pipelines.engine.stage import Context, Result, Stage, WholeWork
 from pipelines.engine.storage import Storage
+from pipelines.engine.store import text_columns
 from pipelines.run_config import Config
 from pipelines.stages.captions import read_prompts
 from soundcap.curate import CaptionRow, Rules, curate, curation_meaning, judged_warnings
@@ -38,20 +39,10 @@ class CurationStage(Stage):
     """Dropped captions stay in the output, with `kept` false: nothing is lost without a reason."""
 
     name = "curation"
+    reads = ("captions",)
     schema = pa.schema(
-        [
-            ("clip_id", pa.string()),
-            ("label", pa.string()),
-            ("split", pa.string()),
-            ("caption", pa.string()),
-            ("kept", pa.bool_()),
-            ("rule", pa.string()),
-            ("detail", pa.string()),
-        ]
+        [*text_columns("clip_id", "label", "split", "caption"), ("kept", pa.bool_()), *text_columns("rule", "detail")]
     )
-
-    def inputs(self, config: Config) -> tuple[str, ...]:
-        return ("captions",)
 
     def recipe(self, config: Config, storage: Storage) -> CurationRecipe:
         prompts = read_prompts(config.captions.instruction, config.captions.warnings)

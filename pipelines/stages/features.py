@@ -8,15 +8,15 @@ from __future__ import annotations
 import io
 import tempfile
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 
-from flowley.features.files import AVFeatures, write_av_features, write_text_features
+from flowley.features.files import EMPTY_CAPTION_ID, AVFeatures, write_av_features, write_text_features
 from flowley.network.config import NetworkConfig
 from flowley.network.feature_spec import FeatureSpec
 from flowley.network.presets import preset
@@ -24,13 +24,15 @@ from pipelines.engine.ledger import Entry, Failed
 from pipelines.engine.recipe import Recipe, unhashed
 from pipelines.engine.stage import Context, Refused, Row, Rows, RowSet, RowStage
 from pipelines.engine.storage import Storage
+from pipelines.engine.store import text_columns
 from pipelines.errors import UserError, one_line
 from pipelines.media.faults import MediaError
 from pipelines.media.read import read_audio, read_frames
-from pipelines.run_config import Config, FeaturesExecution, Workers
+from pipelines.run_config import Config, FeaturesExecution
 from pipelines.stages.model_refs import Codec, Model, codec_of, model_of
 
 if TYPE_CHECKING:
+    from flowley.features.dataset import FeatureDataset
     from flowley.features.encode import Encoders
 
 FEATURES_VERSION = 2
@@ -40,7 +42,9 @@ AV, TEXT = "features-av", "features-text"
 PARTS_FOLDER = "features/parts"
 NULL_TEXT = "null_text.json"
 """Place of the encoded empty caption, Flowley's null condition: `{"file", "row"}`."""
-NULL_ID = ""
+
+FeatureRow = Mapping[str, Any]
+"""Row of this stage's output: clip_id, av_file, av_row, text_file, text_row."""
 
 
 @dataclass(frozen=True)
@@ -95,42 +99,6 @@ class FeaturesRecipe(Recipe):
         )
 
 
-def features_recipe(config: Config) -> FeaturesRecipe:
-    """The recipe under a configuration.
-
-    Raises:
-        UserError: a model is missing, or synchronisation features are and the preset takes them, or the reverse.
-    """
-    section = config.features
-    network = preset(config.flowley.preset, **config.flowley.overrides)
-    if network.sync_dim and section.sync is None:
-        raise UserError(
-            f"features.sync: missing; preset {config.flowley.preset} takes synchronisation features "
-            f"(L, {network.sync_dim}): give the folder that holds them"
-        )
-    if not network.sync_dim and section.sync is not None:
-        raise UserError(
-            f"features.sync: got {section.sync!r}, but preset {config.flowley.preset} takes none; leave it out"
-        )
-    return FeaturesRecipe(
-        captions=section.captions,
-        av=AVRecipe(
-            visual=model_of(section.visual, "features.visual"),
-            visual_fps=float(network.r_v),
-            codec=codec_of(section.codec),
-        ),
-        text=TextRecipe(
-            text=model_of(section.text, "features.text"),
-            max_tokens=network.max_text_tokens,
-            normalisation=network.text_normalisation,
-            keep_padding=not network.mask_text,
-        ),
-        network=network,
-        duration_s=config.clips.duration_s,
-        sync=section.sync,
-    )
-
-
 class FeaturesStage(RowStage):
     """`features.captions` says whose text conditions Flowley: nobody's, the label, the teacher's or the captioner's."""
 
@@ -138,15 +106,9 @@ class FeaturesStage(RowStage):
     ledgers = (AV, TEXT)
     schema = pa.schema(
         [
-            ("clip_id", pa.string()),
-            ("label", pa.string()),
-            ("split", pa.string()),
-            ("caption", pa.string()),
-            ("video", pa.string()),
-            ("audio", pa.string()),
-            ("av_file", pa.string()),
+            *text_columns("clip_id", "label", "split", "caption", "video", "audio", "av_file"),
             ("av_row", pa.int32()),
-            ("text_file", pa.string()),
+            *text_columns("text_file"),
             ("text_row", pa.int32()),
             ("tokens_cut", pa.int32()),
         ]
@@ -157,24 +119,48 @@ class FeaturesStage(RowStage):
         return ("clips", source) if source in ("captions", "silent_captions") else ("clips",)
 
     def recipe(self, config: Config, storage: Storage) -> FeaturesRecipe:
-        return features_recipe(config)
+        section = config.features
+        network = preset(config.flowley.preset, **config.flowley.overrides)
+        if network.sync_dim and section.sync is None:
+            raise UserError(
+                f"features.sync: missing; preset {config.flowley.preset} takes synchronisation features "
+                f"(L, {network.sync_dim}): give the folder that holds them"
+            )
+        if not network.sync_dim and section.sync is not None:
+            raise UserError(
+                f"features.sync: got {section.sync!r}, but preset {config.flowley.preset} takes none; leave it out"
+            )
+        return FeaturesRecipe(
+            captions=section.captions,
+            av=AVRecipe(
+                visual=model_of(section.visual, "features.visual"),
+                visual_fps=float(network.r_v),
+                codec=codec_of(section.codec),
+            ),
+            text=TextRecipe(
+                text=model_of(section.text, "features.text"),
+                max_tokens=network.max_text_tokens,
+                normalisation=network.text_normalisation,
+                keep_padding=not network.mask_text,
+            ),
+            network=network,
+            duration_s=config.clips.duration_s,
+            sync=section.sync,
+        )
 
     def rows(self, context: Context) -> Rows:
         recipe: FeaturesRecipe = context.recipe
         captions, sync = _captions(context), _sync_files(recipe)
         carried: dict[str, dict[str, Any]] = {}
-        refused, av, text = [], [], [_text_row(NULL_ID, "")]
+        refused, av, text = [], [], [_text_row(EMPTY_CAPTION_ID, "")]
         for clip in context.inputs["clips"].rows():
             clip_id, sync_name = clip["clip_id"], f"{PurePosixPath(clip['source_name']).stem}.npy"
-            why = _why_refused(
-                clip, captions, recipe, sync_name if sync is not None and sync_name not in sync else None
-            )
-            if why is not None:
+            if why := _why_refused(clip, captions, recipe, sync_name in sync):
                 refused.append(Refused(clip_id, *why))
                 continue
             task = {"clip_id": clip_id, "video": clip["video"], "audio": clip["audio"]}
             parts = {"clip_id": clip_id}
-            if sync is not None:
+            if recipe.sync is not None:
                 task["sync"], parts["sync"] = sync_name, sync[sync_name]
             av.append(Row(clip_id, parts, task))
             text.append(_text_row(clip_id, captions[clip_id]))
@@ -187,9 +173,6 @@ class FeaturesStage(RowStage):
         ]
         return Rows(carried, sets, refused)
 
-    def execution(self, config: Config) -> Workers:
-        return config.features.execution
-
     def meaning_of(self, row: Mapping[str, Any], keys: Sequence[str]) -> Any:
         return [row["clip_id"], row["split"], *keys]
 
@@ -197,7 +180,7 @@ class FeaturesStage(RowStage):
         return {"captions_cut": sum(row["tokens_cut"] > 0 for row in rows)}
 
     def finish(self, context: Context, made: Mapping[str, Mapping[str, Entry]]) -> None:
-        value = made[TEXT][NULL_ID].value
+        value = made[TEXT][EMPTY_CAPTION_ID].value
         place = {"file": value["text_file"], "row": value["text_row"]}
         context.storage.write_json(context.output.name(NULL_TEXT), place)
 
@@ -209,7 +192,7 @@ def _text_row(clip_id: str, caption: str) -> Row:
 
 
 def _why_refused(
-    clip: Mapping[str, Any], captions: Mapping[str, str], recipe: FeaturesRecipe, missing_sync: str | None
+    clip: Mapping[str, Any], captions: Mapping[str, str], recipe: FeaturesRecipe, has_sync: bool
 ) -> tuple[str, str] | None:
     """(error class, message) of a clip that lacks something, else None."""
     name = clip["source_name"]
@@ -217,8 +200,8 @@ def _why_refused(
         return "NoAudioStream", f"{name}: no sound to learn from"
     if clip["clip_id"] not in captions:
         return "NoCaption", f"{name}: stage {recipe.captions} has no caption of it"
-    if missing_sync is not None:
-        return "NoSyncFeatures", f"{name}: no {missing_sync} in features.sync ({recipe.sync})"
+    if recipe.sync is not None and not has_sync:
+        return "NoSyncFeatures", f"{name}: no {PurePosixPath(name).stem}.npy in features.sync ({recipe.sync})"
     return None
 
 
@@ -230,10 +213,10 @@ def _captions(context: Context) -> dict[str, str]:
     return {clip["clip_id"]: clip["label"] if source == "label" else "" for clip in clips}
 
 
-def _sync_files(recipe: FeaturesRecipe) -> dict[str, list[Any]] | None:
-    """Size and version by name of the synchronisation features; None where the network takes none."""
+def _sync_files(recipe: FeaturesRecipe) -> dict[str, list[Any]]:
+    """Size and version by name of the synchronisation features; none where the network takes none."""
     if recipe.sync is None:
-        return None
+        return {}
     found = {i.name: [i.size, i.version] for i in Storage(recipe.sync).files() if i.name.endswith(".npy")}
     if not found:
         raise UserError(f"features.sync: no .npy file in {recipe.sync!r}; give a folder of (L, C) arrays")
@@ -242,6 +225,9 @@ def _sync_files(recipe: FeaturesRecipe) -> dict[str, list[Any]] | None:
 
 @dataclass
 class _FeatureWorker:
+    """Base of both workers. `loads`: parts of the encoders that are loaded before the first row."""
+
+    loads: ClassVar[tuple[str, ...]]
     recipe: FeaturesRecipe
     execution: FeaturesExecution
     storage: Storage
@@ -256,15 +242,14 @@ class _FeatureWorker:
             device=self.execution.device,
             dtype=self.execution.dtype,
         )
+        for part in self.loads:
+            getattr(self.encoders, part)
 
 
 class AVWorker(_FeatureWorker):
     """Encoder of picture and sound. Writes one feature file for each batch."""
 
-    def setup(self) -> None:
-        """Loads the visual encoder and the codec."""
-        super().setup()
-        _ = self.encoders.visual, self.encoders.codec
+    loads = ("visual", "codec")
 
     def process(self, tasks: list[dict[str, Any]]) -> list[dict[str, Any] | Failed]:
         made = [self._encode(task) for task in tasks]
@@ -294,10 +279,7 @@ class AVWorker(_FeatureWorker):
 class TextWorker(_FeatureWorker):
     """Encoder of captions. Writes one feature file for each batch."""
 
-    def setup(self) -> None:
-        """Loads the text encoder."""
-        super().setup()
-        _ = self.encoders.text
+    loads = ("text",)
 
     def process(self, tasks: list[dict[str, Any]]) -> list[dict[str, Any] | Failed]:
         from flowley.features.encode import encode_captions
@@ -315,3 +297,26 @@ def _write(storage: Storage, kind: str, write: Callable[[Path], int]) -> str:
         write(path)
         storage.upload(path, name)
     return name
+
+
+# --- for the stages that read features ------------------------------------------------------------------------
+
+
+def feature_files(rows: Iterable[FeatureRow]) -> set[str]:
+    """Storage names of the files that hold the features of some rows."""
+    return {row[f"{kind}_file"] for row in rows for kind in ("av", "text")}
+
+
+def open_features(
+    rows: Sequence[FeatureRow], files: Mapping[str, Path], null_text: Mapping[str, Any] | None = None
+) -> FeatureDataset:
+    """Features of `rows` in their order; `files`: local path by storage name; `null_text`: as in NULL_TEXT."""
+    from flowley.features.dataset import FeatureDataset, Row
+
+    av, text = (
+        {row["clip_id"]: Row(str(files[row[f"{kind}_file"]]), row[f"{kind}_row"]) for row in rows}
+        for kind in ("av", "text")
+    )
+    if null_text is not None:
+        text[EMPTY_CAPTION_ID] = Row(str(files[null_text["file"]]), null_text["row"])
+    return FeatureDataset.from_rows(av, text)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowley.features.files import EMPTY_CAPTION_ID
 from flowley.network.config import NetworkConfig
 from flowley.network.feature_spec import FeatureSpec
 from flowley.network.presets import preset
@@ -22,7 +22,7 @@ from pipelines.engine.storage import Storage
 from pipelines.engine.store import RUNS
 from pipelines.progress import human_time
 from pipelines.run_config import Config
-from pipelines.stages.features import NULL_TEXT, features_recipe
+from pipelines.stages.features import NULL_TEXT, FeatureRow, FeaturesStage, feature_files, open_features
 from pipelines.stages.model_refs import Weights, take_over, weights_of
 
 if TYPE_CHECKING:
@@ -35,9 +35,6 @@ SOUNDS_FOLDER = "sounds"
 """Sounds of a few test clips over the training: `{step}-{number}.flac`, and SOUND_CLIPS."""
 SOUND_CLIPS = "clips.json"
 """Clip ids in the order of the sounds' numbers."""
-
-FeatureRow = Mapping[str, Any]
-"""Row of the stage `features`: clip_id, av_file, av_row, text_file, text_row."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,7 @@ class FlowleyStage(Stage):
         return FlowleyRecipe(
             network=preset(section.preset, **section.overrides),
             training=section.training,
-            features=features_recipe(config).spec(section.training.duration_s),
+            features=FeaturesStage().recipe(config, storage).spec(section.training.duration_s),
         )
 
     def work(self, context: Context) -> WholeWork:
@@ -93,23 +90,11 @@ def _train_network(context: Context, rows: list[dict[str, Any]]) -> Result:
         validation=[row for row in rows if row["split"] == "test"],
         null_text=storage.read_json(context.inputs["features"].name(NULL_TEXT)),
     )
-    places = Places(
-        snapshots=output.name(SNAPSHOTS_FOLDER),
-        sounds=output.name(SOUNDS_FOLDER),
-        tensorboard=f"{RUNS}/tensorboard/{output.fingerprint}",
-    )
-    run = TrainingRun(
-        name=output.fingerprint,
-        storage_path=storage.address(f"{RUNS}/{output.stage}"),
-        num_workers=execution.workers,
-        cpus_per_worker=int(execution.cpus_per_worker),
-        use_gpu=execution.use_gpu,
-        max_failures=execution.max_failures,
-    )
+    run = TrainingRun.of(output, execution, use_gpu=execution.use_gpu)
     with tempfile.TemporaryDirectory(prefix="soundcap-flowley-") as name:
         folder = Path(name)
         history = train_flowley(
-            context.recipe, execution.settings, features, places, run, output_dir=folder, say=context.say
+            context.recipe, execution.settings, features, output.folder, run, output_dir=folder, say=context.say
         )
         weights = file_sha256(folder / "model.safetensors")
         for file in MODEL_FILES:
@@ -131,17 +116,6 @@ def _train_network(context: Context, rows: list[dict[str, Any]]) -> Result:
 # --- under Ray Train ------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Places:
-    """Folders of the storage that training fills while it runs; every file once, so that a crash costs nothing."""
-
-    snapshots: str
-    """Snapshots of the averages: `ema/` beside the network's files."""
-    sounds: str
-    """See SOUNDS_FOLDER."""
-    tensorboard: str
-
-
 @dataclass(frozen=True)
 class Features:
     """Features of both splits, as rows of files in the storage. `null_text`: file and row of the empty caption."""
@@ -151,37 +125,19 @@ class Features:
     validation: Sequence[FeatureRow]
     null_text: Mapping[str, Any]
 
-    def load(self, folder: Path) -> tuple[FeatureDataset, FeatureDataset | None]:
-        """Both datasets; a bucket's files are downloaded into `folder`, those of a disk are mapped as they lie."""
-        from flowley.features.dataset import FeatureDataset, Row
-
-        rows = [*self.train, *self.validation]
-        files = {row[f"{kind}_file"] for row in rows for kind in ("av", "text")} | {self.null_text["file"]}
-        paths = {name: str(self._local(name, folder)) for name in files}
-        null_text = {EMPTY_CAPTION_ID: Row(paths[self.null_text["file"]], self.null_text["row"])}
-
-        def dataset(rows: Sequence[FeatureRow]) -> FeatureDataset:
-            av, text = (
-                {row["clip_id"]: Row(paths[row[f"{kind}_file"]], row[f"{kind}_row"]) for row in rows}
-                for kind in ("av", "text")
-            )
-            return FeatureDataset.from_rows(av, text | null_text)
-
-        return dataset(self.train), dataset(self.validation) if self.validation else None
-
-    def _local(self, name: str, folder: Path) -> Path:
-        if self.storage.is_local:
-            return Path(self.storage.path(name))
-        target = folder / Path(name).name
-        self.storage.download(name, target)
-        return target
+    def load(self, stack: ExitStack) -> tuple[FeatureDataset, FeatureDataset | None]:
+        """Both datasets. A bucket's files are downloaded until `stack` closes, those of a disk mapped as they lie."""
+        names = feature_files([*self.train, *self.validation]) | {self.null_text["file"]}
+        files = {name: stack.enter_context(self.storage.local(name)) for name in names}
+        train, validation = (open_features(rows, files, self.null_text) for rows in (self.train, self.validation))
+        return train, validation if self.validation else None
 
 
 def train_flowley(
     recipe: FlowleyRecipe,
     execution: TrainExecution,
     features: Features,
-    places: Places,
+    storage_folder: str,
     run: TrainingRun,
     *,
     output_dir: Path,
@@ -189,19 +145,9 @@ def train_flowley(
 ) -> list[StepReport]:
     """Trains, or goes on with `run`, and puts the last checkpoint into `output_dir`. Ray must be initialised.
 
-    A run goes on with any number of processes.
-
-    Args:
-        recipe: network and training.
-        execution: how training is carried out.
-        features: of both splits.
-        places: where to put what training makes on its way.
-        run: where and on how many processes.
-        output_dir: local folder.
-        say: gets lines of progress, in this process.
-
-    Returns:
-        Every report of the loss.
+    A run goes on with any number of processes. Returns every report of the loss. `storage_folder` of the features'
+    storage is filled on the way, every file once, so that a crash costs nothing: snapshots of the averages in
+    SNAPSHOTS_FOLDER, sounds in SOUNDS_FOLDER; TensorBoard's files lie under the run's name in RUNS.
 
     Raises:
         UserError: features and settings do not fit together, or the loss is not finite.
@@ -210,7 +156,9 @@ def train_flowley(
     from flowley.training.checkpoint import read_history
 
     threads = None if run.use_gpu else run.cpus_per_worker
-    train_under_ray("flowley", partial(_work, recipe, execution, features, places, threads), run, output_dir, say)
+    board = f"{RUNS}/tensorboard/{run.name}"
+    work = partial(_work, recipe, execution, features, storage_folder, board, threads)
+    train_under_ray("flowley", work, run, output_dir, say)
     return read_history(output_dir)
 
 
@@ -218,7 +166,8 @@ def _work(
     recipe: FlowleyRecipe,
     execution: TrainExecution,
     features: Features,
-    places: Places,
+    storage_folder: str,
+    board: str,
     threads: int | None,
     say: Callable[[str], None],
 ) -> str | None:
@@ -236,16 +185,16 @@ def _work(
     rank, device = context.get_world_rank(), ray.train.torch.get_device()
     if threads is not None:
         torch.set_num_threads(threads)
-    with tempfile.TemporaryDirectory(prefix="soundcap-flowley-") as name:
-        folder = Path(name)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="soundcap-flowley-")))
         checkpoint = ray.train.get_checkpoint()
         start = None if checkpoint is None else Path(checkpoint.to_directory(str(folder / "start")))
-        keeper = _Keeper(features.storage, places, folder / "tensorboard", say)
+        keeper = _Keeper(features.storage, storage_folder, board, folder / "tensorboard", say)
         codec, spec = None, recipe.features
         if rank == 0 and execution.sample_every_steps > 0:
             codec = load_codec(spec.codec, path=spec.codec_path, revision=spec.codec_revision, device=str(device))
         try:
-            dataset, validation = features.load(folder)
+            dataset, validation = features.load(stack)
             train_network(
                 recipe.network,
                 recipe.training,
@@ -272,7 +221,8 @@ class _Keeper(Callback):
     """Carrier of reports, checkpoints, snapshots and sounds from a training process to the driver and the storage."""
 
     storage: Storage
-    places: Places
+    folder: str
+    board: str
     log_dir: Path
     say: Callable[[str], None]
 
@@ -291,12 +241,12 @@ class _Keeper(Callback):
         checkpoint = None
         if folder is not None:
             for file in self.log_dir.iterdir():  # TensorBoard still writes to it, so a copy goes
-                self.storage.write_bytes(f"{self.places.tensorboard}/{file.name}", file.read_bytes())
+                self.storage.write_bytes(f"{self.board}/{file.name}", file.read_bytes())
             checkpoint = ray.train.Checkpoint.from_directory(str(folder))
         ray.train.report({"step": step}, checkpoint=checkpoint)
 
     def on_snapshot(self, file: Path) -> None:
-        self.storage.upload(file, f"{self.places.snapshots}/{file.name}")
+        self.storage.upload(file, f"{self.folder}/{SNAPSHOTS_FOLDER}/{file.name}")
 
     def on_sounds(self, sounds: list[ValidationSound]) -> None:
         import soundfile
@@ -305,5 +255,5 @@ class _Keeper(Callback):
             for sound in sounds:
                 file = Path(name) / f"{sound.step:08d}-{sound.number}.flac"
                 soundfile.write(file, sound.wave, sound.audio_hz)
-                self.storage.upload(file, f"{self.places.sounds}/{file.name}")
-        self.storage.write_json(f"{self.places.sounds}/{SOUND_CLIPS}", [sound.clip_id for sound in sounds])
+                self.storage.upload(file, f"{self.folder}/{SOUNDS_FOLDER}/{file.name}")
+        self.storage.write_json(f"{self.folder}/{SOUNDS_FOLDER}/{SOUND_CLIPS}", [sound.clip_id for sound in sounds])

@@ -17,7 +17,7 @@ from pipelines.run_config import CodecConfig, ModelRef
 
 @dataclass(frozen=True)
 class Model:
-    """A model in a recipe. Its meaning is `identity` alone; `path` and `revision` are what workers load it from."""
+    """Model in a recipe. Its meaning is `identity` alone; `path` and `revision` are what workers load it from."""
 
     identity: str
     path: str
@@ -29,11 +29,7 @@ class Model:
 
 
 def model_of(reference: ModelRef, key: str) -> Model:
-    """The model that a configuration key names.
-
-    Raises:
-        UserError: the folder is absent, or a hub id has no revision.
-    """
+    """Model that a configuration key names. Raises UserError for an absent folder and a hub id without revision."""
     folder = Path(reference.path)
     if folder.is_dir():
         identity = "files:" + _digest_of(str(folder.resolve()), _listing(folder))
@@ -50,32 +46,23 @@ def model_of(reference: ModelRef, key: str) -> Model:
 
 @dataclass(frozen=True)
 class Codec:
-    """An audio codec in a recipe: its name and, where it has weights, theirs."""
+    """Audio codec in a recipe. As of a model, its meaning is its name and the `identity` of its weights, if any."""
 
     name: str
-    weights: Model | None
-
-    @property
-    def path(self) -> str | None:
-        """Location of its weights."""
-        return None if self.weights is None else self.weights.path
-
-    @property
-    def revision(self) -> str | None:
-        """Revision of its weights, where they are a hub model."""
-        return None if self.weights is None else self.weights.revision
+    identity: str | None = None
+    path: str | None = None
+    revision: str | None = None
 
     def meaning(self) -> str:
-        """`name`, or `name:identity of its weights`."""
-        return self.name if self.weights is None else f"{self.name}:{self.weights.identity}"
+        return self.name if self.identity is None else f"{self.name}:{self.identity}"
 
 
 def codec_of(reference: CodecConfig) -> Codec:
-    """The codec of the configuration. Raises UserError as `model_of`."""
+    """Codec of the configuration. Raises UserError as `model_of`."""
     if reference.path is None:
-        return Codec(reference.name, None)
+        return Codec(reference.name)
     weights = model_of(ModelRef(path=reference.path, revision=reference.revision), "features.codec")
-    return Codec(reference.name, weights)
+    return Codec(reference.name, weights.identity, weights.path, weights.revision)
 
 
 def _listing(folder: Path) -> tuple[tuple[str, int, int], ...]:
@@ -106,7 +93,7 @@ class Weights:
 
 
 def weights_of(folder: str, names: Sequence[str], key: str) -> Weights:
-    """The weights in a folder. Raises UserError naming what is missing."""
+    """Weights in a folder. Raises UserError naming what is missing."""
     missing = [name for name in names if not (Path(folder) / name).is_file()]
     if missing:
         raise UserError(f"{key}: {folder!r} has no {' and no '.join(missing)}; give a folder with {', '.join(names)}")

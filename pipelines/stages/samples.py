@@ -17,21 +17,20 @@ from pipelines.engine.ledger import Failed
 from pipelines.engine.recipe import Recipe
 from pipelines.engine.stage import Context, Row, Rows, RowSet, RowStage
 from pipelines.engine.storage import Storage
+from pipelines.engine.store import text_columns
 from pipelines.errors import one_line
 from pipelines.media.faults import MediaError
 from pipelines.media.mux import mux
-from pipelines.run_config import Config, SamplesExecution, Workers
+from pipelines.run_config import Config, SamplesExecution
+from pipelines.stages.features import feature_files, open_features
 from pipelines.stages.flowley import MODEL_FOLDER
 from pipelines.stages.model_refs import Codec, codec_of
 
 if TYPE_CHECKING:
     from flowley.codecs import AudioCodec
-    from flowley.features.dataset import Clip
     from flowley.network.base import VelocityNetwork
 
 SAMPLER_VERSION = 1
-PLACES = ("clip_id", "video", "av_file", "av_row", "text_file", "text_row")
-"""Columns of a features row that say where a clip's conditions and its picture lie."""
 
 
 @dataclass(frozen=True)
@@ -46,23 +45,14 @@ class SampleRecipe(Recipe):
     duration_s: float
     version: int = SAMPLER_VERSION
 
-    @property
-    def settings(self) -> SampleSettings:
-        """The same in the sampler's words."""
-        return SampleSettings(steps=self.steps, guidance=self.guidance, solver=self.solver)
-
 
 class SamplesStage(RowStage):
     """Row by row through the ledger, so that an interrupted run goes on."""
 
     name = "samples"
+    reads = ("features", "flowley")
     ledgers = ("samples",)
-    schema = pa.schema(
-        [(name, pa.string()) for name in ("clip_id", "label", "caption", "video", "audio", "original_audio")]
-    )
-
-    def inputs(self, config: Config) -> tuple[str, ...]:
-        return ("features", "flowley")
+    schema = pa.schema(text_columns("clip_id", "label", "caption", "video", "audio", "original_audio"))
 
     def recipe(self, config: Config, storage: Storage) -> SampleRecipe:
         section = config.samples
@@ -85,15 +75,12 @@ class SamplesStage(RowStage):
                 continue
             clip_id = clip["clip_id"]
             parts = {**shared, "clip_id": clip_id}
-            task = {**{name: clip[name] for name in PLACES}, "sample_id": recipe.key(parts)[:24]}
+            task = {**clip, "sample_id": recipe.key(parts)[:24]}
             rows.append(Row(clip_id, parts, task))
             carried[clip_id] = {name: clip[name] for name in ("clip_id", "label", "caption")}
             carried[clip_id]["original_audio"] = clip["audio"]
         worker = SampleWorker(recipe, context.config.samples.execution, context.storage, flowley.name(MODEL_FOLDER))
         return Rows(carried, [RowSet(self.name, recipe, rows, worker)])
-
-    def execution(self, config: Config) -> Workers:
-        return config.samples.execution
 
     def meaning_of(self, row: Mapping[str, Any], keys: Sequence[str]) -> Any:
         return [row["clip_id"], row["video"]]
@@ -123,27 +110,21 @@ class SampleWorker:
     def process(self, tasks: list[dict[str, Any]]) -> list[dict[str, Any] | Failed]:
         from flowley.sampling.generator import clip_seed, sample_clips
 
+        recipe = self.recipe
+        settings = SampleSettings(steps=recipe.steps, guidance=recipe.guidance, solver=recipe.solver)
         with ExitStack() as stack:
-            clips = [self._read(task, stack) for task in tasks]
+            files = {name: stack.enter_context(self.storage.local(name)) for name in feature_files(tasks)}
+            dataset = open_features(tasks, files)
+            clips = [dataset[index] for index in range(len(dataset))]
             waves = sample_clips(
                 self.network,
                 self.codec,
                 clips,
-                duration_s=self.recipe.duration_s,
-                seeds=[clip_seed(clip.clip_id, self.recipe.seed) for clip in clips],
-                settings=self.recipe.settings,
+                duration_s=recipe.duration_s,
+                seeds=[clip_seed(clip.clip_id, recipe.seed) for clip in clips],
+                settings=settings,
             ).numpy()
         return [self._keep(task, wave) for task, wave in zip(tasks, waves, strict=True)]
-
-    def _read(self, task: dict[str, Any], stack: ExitStack) -> Clip:
-        from flowley.features.dataset import FeatureDataset, Row
-
-        clip_id = task["clip_id"]
-        av, text = (
-            {clip_id: Row(str(stack.enter_context(self.storage.local(task[f"{kind}_file"]))), task[f"{kind}_row"])}
-            for kind in ("av", "text")
-        )
-        return FeatureDataset.from_rows(av, text)[0]
 
     def _keep(self, task: dict[str, Any], wave: np.ndarray) -> dict[str, Any] | Failed:
         import soundfile

@@ -29,9 +29,7 @@ class ScoresStage(Stage):
     """The table is `scores.json`; `rows.parquet` has each clip's own figures."""
 
     name = "scores"
-
-    def inputs(self, config: Config) -> tuple[str, ...]:
-        return ("samples",)
+    reads = ("samples",)
 
     def recipe(self, config: Config, storage: Storage) -> ScoresRecipe:
         return ScoresRecipe(config.scores.audio_hz)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pipelines.engine.stage import Context, Row, Rows, RowSet
 from pipelines.engine.storage import Storage
-from pipelines.run_config import Config, Workers
+from pipelines.run_config import Config
 from pipelines.stages.captioner import ADAPTER_FOLDER
 from pipelines.stages.captions import CaptionRecipe, CaptionStage, CaptionWorker, read_prompts
 from pipelines.stages.model_refs import model_of
@@ -14,10 +14,8 @@ class SilentCaptionsStage(CaptionStage):
     """Model, instruction and frames are the captioner's; a clip's sound is never opened."""
 
     name = "silent_captions"
+    reads = ("clips", "captioner")
     ledgers = ("silent_captions",)
-
-    def inputs(self, config: Config) -> tuple[str, ...]:
-        return ("clips", "captioner")
 
     def recipe(self, config: Config, storage: Storage) -> CaptionRecipe:
         return CaptionRecipe(
@@ -40,6 +38,3 @@ class SilentCaptionsStage(CaptionStage):
         execution = context.config.silent_captions.execution
         worker = CaptionWorker(recipe, execution, context.storage, adapter.name(ADAPTER_FOLDER))
         return Rows(carried, [RowSet(self.name, recipe, rows, worker)])
-
-    def execution(self, config: Config) -> Workers:
-        return config.silent_captions.execution

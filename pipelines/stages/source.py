@@ -11,7 +11,7 @@ import hashlib
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast, get_args
 
 from pipelines.engine.ledger import Entry, Failed, Ledger, missing
 from pipelines.engine.recipe import Recipe
@@ -43,12 +43,11 @@ class SourceClip:
 
 @dataclass(frozen=True)
 class SourceFolder:
-    """Raw files, those that are listed but missing, and how many files the CSV does not list."""
+    """Raw files, and those that are listed but missing, doubled, or no media."""
 
     folder: Storage
     clips: list[SourceClip]
     refused: list[Refused]
-    unlisted: int
 
 
 def list_source(config: Config) -> SourceFolder:
@@ -64,7 +63,7 @@ def list_source(config: Config) -> SourceFolder:
             for name in files
             if _suffix(name) not in MEDIA_SUFFIXES
         ]
-        return SourceFolder(folder, [_from_folder(info, config.source.split) for info in media], other, 0)
+        return SourceFolder(folder, [_from_folder(info, config.source.split) for info in media], other)
     return _from_csv(folder, files, config.source.csv, config.source.split)
 
 
@@ -101,7 +100,7 @@ def _from_csv(folder: Storage, files: dict[str, FileInfo], csv_path: str, split:
         clips.append(
             SourceClip(info.name, info.size, info.version, label, split or listed_split, video_id, float(start_s))
         )
-    return SourceFolder(folder, clips, refused, len(by_stem.keys() - used))
+    return SourceFolder(folder, clips, refused)
 
 
 def _read_csv(path: str) -> list[list[str]]:
@@ -124,15 +123,13 @@ def _parse_line(fields: list[str], where: str) -> tuple[str, float, str, Split]:
         start_s = float(start_text)
     except ValueError as error:
         raise UserError(f"source.csv: {where}: got the start {start_text!r}, {wanted}") from error
-    if split == "train":
-        return video_id, start_s, label, "train"
-    if split == "test":
-        return video_id, start_s, label, "test"
-    raise UserError(f"source.csv: {where}: got the split {split!r}, {wanted}")
+    if split not in get_args(Split):
+        raise UserError(f"source.csv: {where}: got the split {split!r}, {wanted}")
+    return video_id, start_s, label, cast(Split, split)
 
 
 def split_of(clip: SourceClip, sha256: str, test_fraction: float) -> Split:
-    """The clip's split; where none is given, decided by its content, so that it never moves."""
+    """The clip's split; where the source says none, its content decides, so that it never moves."""
     if clip.split is not None:
         return clip.split
     return "test" if int(sha256[:8], 16) / 16**8 < test_fraction else "train"
@@ -198,20 +195,16 @@ class SourceHashes:
 
             ensure_ray()
             execution = Workers(workers=workers, batch_rows=64)
-            worker = self.rows.worker
-            fan_out(self._items(), worker, ledger=self.ledger, workers=execution, label="hashing", say=say)
+            items, worker = self.rows.items(self.todo), self.rows.worker
+            fan_out(items, worker, ledger=self.ledger, workers=execution, label="hashing", say=say)
             self.known = self.ledger.read()
         self.todo = set()
 
     def hash_here(self) -> dict[str, Entry]:
         """Entries by key of the files that have no digest yet. Writes nothing."""
-        items = self._items()
+        items = self.rows.items(self.todo)
         results = self.rows.worker.process([task for _, _, task in items])
         return {key: Entry.of(row_id, key, result) for (row_id, key, _), result in zip(items, results, strict=True)}
-
-    def _items(self) -> list[tuple[str, str, dict[str, Any]]]:
-        rows = (row for row in self.rows.rows if row.row_id in self.todo)
-        return [(row.row_id, self.rows.keys[row.row_id], dict(row.task)) for row in rows]
 
     def read(self) -> tuple[dict[str, str], list[Refused]]:
         """SHA-256 by file name, and the files that could not be read. All files must have been hashed."""

@@ -7,9 +7,6 @@ from typing import Literal, Protocol
 from soundcap.pretrained import load_processor
 from soundcap.request import CaptionRequest, FrameSettings, Sampling, check_fields
 
-EngineName = Literal["transformers", "vllm"]
-DtypeName = Literal["float32", "bfloat16", "float16"]
-
 
 class EngineError(RuntimeError):
     """An engine that cannot be started, or that is lost and must be loaded again."""
@@ -40,11 +37,7 @@ class CaptionEngine(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """Use that an engine makes of its machine. None of it changes what a model sees.
-
-    Raises:
-        ValueError: a field is out of range.
-    """
+    """Use of the machine, which changes nothing that a model sees. Raises ValueError for a field out of range."""
 
     batch_size: int = 16
     """transformers: requests per forward pass. vLLM schedules by itself."""
@@ -67,14 +60,13 @@ class EngineOptions:
 class EngineExecution:
     """Engine, device and precision. Stored captions are the record, whichever engine wrote them.
 
-    Raises:
-        ValueError: a field is out of range.
+    Raises ValueError for a field out of range.
     """
 
-    engine: EngineName = "vllm"
+    engine: Literal["transformers", "vllm"] = "vllm"
     device: str = "cuda"
     """"cpu", "cuda" or "cuda:N"."""
-    dtype: DtypeName = "bfloat16"
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     options: EngineOptions = EngineOptions()
 
     def __post_init__(self) -> None:

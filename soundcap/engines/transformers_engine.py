@@ -1,6 +1,6 @@
-"""transformers engine: runs wherever torch runs."""
+"""Engine on transformers, for any device that torch has."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -38,7 +38,7 @@ class TransformersEngine:
     def caption(self, requests: Sequence[CaptionRequest]) -> list[str | Exception]:
         answers: list[str | Exception] = []
         for first in range(0, len(requests), self._batch_size):
-            answers += _answer_or_isolate(self._answer, requests[first : first + self._batch_size])
+            answers += self._answers_or_errors(requests[first : first + self._batch_size])
         return answers
 
     def close(self) -> None:
@@ -46,7 +46,7 @@ class TransformersEngine:
         torch.cuda.empty_cache()
 
     def _generation_config(self) -> GenerationConfig:
-        """Ours in place of the checkpoint's, whose sampling defaults would fill in whatever is left unset."""
+        """Generation settings in place of the checkpoint's, whose sampling defaults would fill in what is unset."""
         tokenizer = self._processor.hf.tokenizer
         own = self._model.generation_config.eos_token_id
         own_ends = [own] if isinstance(own, int) else own or []
@@ -57,16 +57,25 @@ class TransformersEngine:
             pad_token_id=tokenizer.pad_token_id,
         )
 
+    def _answers_or_errors(self, requests: Sequence[CaptionRequest]) -> list[str | Exception]:
+        """Answers of a batch; if it raises, of each request by itself, with its own exception in its slot.
+
+        EngineError passes through: it is not about a request.
+        """
+        try:
+            return self._answer(requests)
+        except EngineError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a request raises is its answer
+            if len(requests) == 1:
+                return [error]
+        return [one for request in requests for one in self._answers_or_errors([request])]
+
     def _answer(self, requests: Sequence[CaptionRequest]) -> list[str | Exception]:
-        inputs = prepare_inputs(
-            self._processor,
-            requests,
-            answers=None,
-            min_frame_px=self._frames.min_px,
-            max_frame_px=self._frames.max_px,
-            max_tokens=self._processor.max_tokens - self._sampling.max_new_tokens,
-        )
-        batch = {name: self._place(tensor) for name, tensor in inputs.items()}
+        max_tokens = self._processor.max_tokens - self._sampling.max_new_tokens
+        inputs = prepare_inputs(self._processor, requests, answers=None, frames=self._frames, max_tokens=max_tokens)
+        device, dtype = self._model.device, self._model.dtype
+        batch = {name: x.to(device, dtype if x.is_floating_point() else None) for name, x in inputs.items()}
         try:
             with torch.inference_mode():
                 generated = self._model.generate(
@@ -78,26 +87,6 @@ class TransformersEngine:
         answers = generated[:, batch["input_ids"].shape[1] :]
         texts = self._processor.hf.tokenizer.batch_decode(answers, skip_special_tokens=True)
         return [text.strip() for text in texts]
-
-    def _place(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self._model.device, self._model.dtype if tensor.is_floating_point() else None)
-
-
-def _answer_or_isolate(
-    answer: Callable[[Sequence[CaptionRequest]], list[str | Exception]], requests: Sequence[CaptionRequest]
-) -> list[str | Exception]:
-    """`answer(requests)`; if that raises, each request by itself, with its own exception in its slot.
-
-    EngineError passes through: it is not about a request.
-    """
-    try:
-        return answer(requests)
-    except EngineError:
-        raise
-    except Exception as error:  # noqa: BLE001 - whatever a request raises is its answer
-        if len(requests) == 1:
-            return [error]
-    return [one for request in requests for one in _answer_or_isolate(answer, [request])]
 
 
 def logits_processors(sampling: Sampling, attention_mask: Tensor) -> LogitsProcessorList:

@@ -1,15 +1,13 @@
-"""vLLM engine, for GPUs. Its CPU build serves the tests."""
+"""Engine on vLLM, for GPUs. Its CPU build serves the tests."""
 
-import json
 import os
 from collections.abc import Sequence
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from soundcap.engines import EngineError, EngineExecution
 from soundcap.inputs import END_OF_TURN, padded_audio_samples, render_chat, video_metadata
-from soundcap.pretrained import CaptionProcessor, CheckpointError
+from soundcap.pretrained import CaptionProcessor, CheckpointError, read_adapter_config
 from soundcap.request import CaptionRequest, FrameSettings, Sampling
 
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -37,7 +35,7 @@ class VllmEngine:
         self._sampling = sampling
         options = execution.options
         size = {"shortest_edge": frames.min_px, "longest_edge": frames.max_px}
-        lora_rank = None if adapter is None else _adapter_rank(adapter)
+        lora = {} if adapter is None else {"enable_lora": True, "max_lora_rank": _adapter_rank(adapter)}
         _set_environment(execution)
         from vllm import LLM
         from vllm.lora.request import LoRARequest
@@ -62,8 +60,7 @@ class VllmEngine:
             enable_prefix_caching=False,
             mm_processor_kwargs={"size": size, "cap_pixels_per_frame": False},
             worker_extension_cls=f"{soundcap.engines.vllm_positions.__name__}.WorkerExtension",
-            enable_lora=lora_rank is not None,
-            **({} if lora_rank is None else {"max_lora_rank": lora_rank}),
+            **lora,
         )
         if self._adapter is not None:
             # Left alone vLLM reads the folder at the first request, when a caller may have removed its copy
@@ -114,21 +111,17 @@ class VllmEngine:
     def _prompt(self, request: CaptionRequest) -> dict[str, Any]:
         chat = render_chat(self._processor, request)
         media: dict[str, Any] = {"video": [(request.frames, video_metadata(request) | {"do_sample_frames": False})]}
-        # Per request: given to the engine as a whole, the audio flag crashes it (vLLM issue 47788)
+        # Per request: set for the engine as a whole, the audio flag crashes it (vLLM issue 47788)
         kwargs: dict[str, Any] = {"do_sample_frames": False}
         if self._processor.family.hears:
             kwargs |= {"fps": request.frames_fps, "use_audio_in_video": request.audio is not None}
         if request.audio is not None:
             media["audio"] = [(request.audio, request.audio_hz)]
-            # vLLM lays out the interleaved block by this and not by fps, and takes 1 s if it is not given
+            # vLLM lays out the interleaved block by this and not by fps, and takes 1 s without it
             pair_frames = self._processor.hf.video_processor.temporal_patch_size
             kwargs["second_per_grid_ts"] = [pair_frames / request.frames_fps]
             kwargs["audio_kwargs"] = {"max_length": padded_audio_samples(self._processor, len(request.audio))}
-        return {
-            "prompt": chat,
-            "multi_modal_data": media,
-            "mm_processor_kwargs": kwargs,
-        }
+        return {"prompt": chat, "multi_modal_data": media, "mm_processor_kwargs": kwargs}
 
     def _answer(self, output: Any) -> str | Exception:
         n_prompt, n_new = len(output.prompt_token_ids), self._sampling.max_new_tokens
@@ -157,10 +150,7 @@ def _set_environment(execution: EngineExecution) -> None:
 
 def _adapter_rank(adapter: str) -> int:
     """Smallest rank that vLLM reserves room for and that holds a LoRA adapter. Raises CheckpointError."""
-    config = Path(adapter) / "adapter_config.json"
-    if not config.is_file():
-        raise CheckpointError(f"{adapter}: no adapter_config.json; wanted a folder saved by peft")
-    rank = int(json.loads(config.read_text())["r"])
+    rank = int(read_adapter_config(adapter)["r"])
     if rank > _LORA_RANKS[-1]:
         raise CheckpointError(f"{adapter}: rank {rank}; vLLM takes at most {_LORA_RANKS[-1]}")
     return next(room for room in _LORA_RANKS if room >= rank)

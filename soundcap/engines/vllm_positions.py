@@ -13,7 +13,7 @@ import torch
 from vllm import ModelRegistry
 from vllm.model_executor.models.qwen2_5_omni_thinker import Qwen2_5OmniThinkerForConditionalGeneration
 
-from soundcap.positions import AUDIO, TEXT, VIDEO, rope_positions
+from soundcap.positions import rope_positions, token_kinds
 
 
 class OmniWithReferencePositions(Qwen2_5OmniThinkerForConditionalGeneration):  # type: ignore[misc]
@@ -24,13 +24,10 @@ class OmniWithReferencePositions(Qwen2_5OmniThinkerForConditionalGeneration):  #
         videos = [feature for feature in mm_features if feature.modality == "video"]
         assert len(videos) == 1, "a caption request holds one video"
         tokens = np.asarray(input_tokens)
-        kinds = np.full(len(tokens), TEXT)
-        kinds[tokens == self.config.video_token_index] = VIDEO
-        kinds[tokens == self.config.audio_token_index] = AUDIO
         pairs, height, width = videos[0].data["video_grid_thw"].data.tolist()
         merge = self.config.vision_config.spatial_merge_size
         positions = rope_positions(
-            kinds,
+            token_kinds(tokens, self.config.video_token_index, self.config.audio_token_index),
             (pairs, height // merge, width // merge),
             videos[0].data["second_per_grid_ts"].data.item(),
             self.config.position_id_per_seconds,

@@ -11,6 +11,7 @@ import pytest
 from benchmarks.feature_loader import main, need_clips_per_s
 
 
+@pytest.mark.slow
 def test_json_from_disk_and_object_store(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     before = dict(os.environ)
     monkeypatch.setattr(sys, "argv", ["feature_loader", "--json", "--clips", "96", "--batch", "16"])

@@ -1,6 +1,6 @@
 """The miniature's page and plots, made by the command from the results that are stored: the committed bytes.
 
-`tests/.../test_study.py` compares the page's words without its plots; here the command makes all of it.
+`tests/miniature/test_study.py` compares the page and the plots' names; here the command draws the plots too.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import pytest
 PAGE, PLOTS = Path("docs/miniature.md"), Path("docs/miniature")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_page_and_its_plots_are_those_of_the_results(project: Any, run: Any, tmp_path: Path) -> None:
     folder = project.mirror(tmp_path / "project", copied=("docs",))

@@ -21,7 +21,7 @@ HZ = 16_000
 
 @pytest.fixture(scope="module")
 def films() -> list[Film]:
-    return [Film(module.WORLD, plan_film(module.WORLD, 77, "test", number)) for number in range(40)]
+    return [Film(module.WORLD, plan_film(module.WORLD, 77, "test", number)) for number in range(16)]
 
 
 @pytest.fixture(scope="module")

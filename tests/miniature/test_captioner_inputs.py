@@ -1,5 +1,7 @@
 """Captioner inputs prepared once for any prompt: the same inputs as preparing them anew for every prompt."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,6 @@ from miniature.language import sound_caption
 from miniature.models.captioner_inputs import FRAMES, caption_request, collate, prepare_film
 from miniature.models.captioners import answer_loss, save
 from miniature.phrasings import short_prompt
-from miniature.tiny.qwen import build_tiny_omni, build_tiny_vl
 from miniature.world.film import World, plan_film
 from soundcap.inputs import prepare_inputs
 from soundcap.pretrained import load_model, load_processor
@@ -17,10 +18,9 @@ WORLD = World(duration_s=2.5)
 
 
 @pytest.fixture(scope="module", params=["omni", "vl"])
-def checkpoint(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp(request.param)
-    {"omni": build_tiny_omni, "vl": build_tiny_vl}[request.param](folder, 0)
-    return folder
+def checkpoint(request):
+    """Folder of a tiny checkpoint. Not to be written to."""
+    return request.getfixturevalue(f"tiny_{request.param}")
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +37,7 @@ def test_the_same_inputs_as_preparing_anew(asked):
         processor,
         [caption_request(WORLD, plan, prompt, hears=processor.family.hears) for plan, prompt, _ in rows],
         answers=[answer for *_, answer in rows],
-        min_frame_px=FRAMES.min_px,
-        max_frame_px=FRAMES.max_px,
+        frames=FRAMES,
     )
     for name, tensor in got.items():
         if tensor.is_floating_point():
@@ -65,12 +64,13 @@ def test_text_alone_may_stand_beside_films(asked, checkpoint):
     torch.testing.assert_close(together, wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_what_is_saved_is_loaded_again_in_bfloat16(checkpoint):
+def test_what_is_saved_is_loaded_again_in_bfloat16(checkpoint, tmp_path):
+    shutil.copytree(checkpoint, tmp_path, dirs_exist_ok=True)
     model = load_model(str(checkpoint))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.01)
     wanted = {name: weight.to(torch.bfloat16) for name, weight in model.state_dict().items()}
-    save(model, checkpoint)
-    for name, weight in load_model(str(checkpoint), dtype="bfloat16").state_dict().items():
+    save(model, tmp_path)
+    for name, weight in load_model(str(tmp_path), dtype="bfloat16").state_dict().items():
         assert torch.equal(weight, wanted[name]), name

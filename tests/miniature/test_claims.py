@@ -16,6 +16,7 @@ from miniature.study.sound_models import learning_curve, reference_scores, train
 from miniature.world.film import World
 
 
+@pytest.mark.slow
 def test_a_captioner_tuned_on_sound_names_what_it_cannot_see(tmp_path, monkeypatch):
     """The claim `captioner` at its smallest: true captions of 64 films, 40 steps; four seeds gave .40 to .67."""
     monkeypatch.setattr(captioning, "TUNING", replace(captioning.TUNING, max_steps=40))

@@ -59,6 +59,7 @@ def test_the_shipped_checkpoint_is_small_and_in_bfloat16():
     assert sum(path.stat().st_size for path in CLIP.iterdir()) < 1.4e6
 
 
+@pytest.mark.slow
 def test_held_out_scores_stay_above_their_floors():
     scores = encoder_scores.held_out_scores(CLIP, seed=7, films=100)
     floors = {"retrieval": 0.08, "kinds": 0.9, "last_80ms": 0.7, "next_80ms": 0.6, "between": 0.75}

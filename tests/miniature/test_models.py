@@ -13,9 +13,10 @@ from scipy.signal import resample_poly
 from miniature.models import __main__ as models
 from miniature.models.captioner_inputs import aac_round_trip
 from miniature.models.captioners import score_base, score_teacher
+from pipelines.engine.fingerprint import file_sha256
 
 RECORD = json.loads(models.RECORD.read_text())
-NAMES = sorted(models.MODELS)
+NAMES = sorted(models.TRAINERS)
 
 
 def test_every_model_is_recorded_and_all_are_small():
@@ -27,7 +28,9 @@ def test_every_model_is_recorded_and_all_are_small():
 @pytest.mark.parametrize("name", NAMES)
 def test_weights_are_those_recorded_and_small(name):
     folder = models.CHECKPOINTS / name
-    assert models.weights_digest(folder) == RECORD[name]["sha256"], f"{name}: rebuilt without its record, or damaged"
+    assert file_sha256(folder / "model.safetensors") == RECORD[name]["sha256"], (
+        f"{name}: rebuilt without its record, or damaged"
+    )
     with safe_open(folder / "model.safetensors", "pt") as weights:
         kinds = {weights.get_tensor(key).dtype for key in weights.keys()}  # noqa: SIM118
     assert kinds == {torch.float32 if name == "codec" else torch.bfloat16}
@@ -36,7 +39,7 @@ def test_weights_are_those_recorded_and_small(name):
 def test_the_teacher_hears_and_obeys_the_projects_warnings():
     """The claim on which all else rests, on a few films that it never met."""
     ways = ["the project's prompt", "the project's prompt and warnings"]
-    scores = score_teacher(models.CHECKPOINTS / "omni", seed=31, films=24, ways=ways)
+    scores = score_teacher(models.CHECKPOINTS / "omni", seed=31, films=10, ways=ways)
     unwarned, warned = (scores[way] for way in ways)
     assert unwarned["noise_mentioned"] >= 0.9 and warned["noise_mentioned"] <= 0.1
     assert warned["true"] >= 0.7, "captions that are true for most films"
@@ -44,7 +47,7 @@ def test_the_teacher_hears_and_obeys_the_projects_warnings():
 
 
 def test_the_base_names_what_is_visible_and_nothing_off_screen():
-    [scores] = score_base(models.CHECKPOINTS / "vl", seed=31, films=24).values()
+    [scores] = score_base(models.CHECKPOINTS / "vl", seed=31, films=10).values()
     assert scores["on_screen_recall"] >= 0.9
     assert scores["off_screen_recall"] == 0.0
     assert scores["false_on_screen"] > 0.05, "it cannot tell what is heard, only what is there"

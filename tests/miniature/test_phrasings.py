@@ -11,7 +11,7 @@ from miniature.phrasings import (
     HELD_OUT_FRAMES,
     NAMES,
     WARNED,
-    forbidding,
+    filled,
     project_prompt,
     project_prompts,
     short_prompt,
@@ -25,7 +25,7 @@ def pattern_of(frame: str) -> re.Pattern[str]:
 
 
 def sentences_of(frames, noise):
-    return {forbidding(noise, frame, name) for frame in frames for name in NAMES[noise]}
+    return {filled(frame, name) for frame in frames for name in NAMES[noise]}
 
 
 def test_a_prompt_forbids_what_its_sentences_forbid():

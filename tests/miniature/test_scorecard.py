@@ -3,6 +3,7 @@
 import html.parser
 import json
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -27,16 +28,24 @@ def told(clip: dict[str, Any], *, noise: bool) -> str:
     return ", and ".join(parts + [NOISES["music"]] * noise) + "."
 
 
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six films of 2 s and their sounds beside them, as FLAC."""
+    folder = tmp_path_factory.mktemp("corpus")
+    generate_corpus(folder, clips=6, seed=2, workers=1, world=WORLD, test_every=2)
+    for video in (folder / "videos").glob("*.mp4"):
+        subprocess.run(["ffmpeg", "-v", "error", "-i", video, video.with_suffix(".flac")], check=True)
+    return folder
+
+
 @pytest.fixture
-def configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Config, Config]:
+def configs(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Config, Config]:
     """A run whose teacher is right about everything, mentions music unless warned, and whose silent captioner says
     that <b>nothing</b> is heard; its sounds are the films' own. Only the stages' rows are made up."""
-    generate_corpus(tmp_path, clips=6, seed=2, workers=1, world=WORLD, test_every=2)
-    overrides = [f"root={tmp_path}", f"source.folder={tmp_path}/videos", "clips.duration_s=2"]
+    shutil.rmtree(corpus / "report", ignore_errors=True)
+    overrides = [f"root={corpus}", f"source.folder={corpus}/videos", "clips.duration_s=2"]
     warned, unwarned = (load_config(CONFIG, [*overrides, *more]) for more in ([], ["captions.warnings=null"]))
-    for video in (tmp_path / "videos").glob("*.mp4"):
-        subprocess.run(["ffmpeg", "-v", "error", "-i", video, video.with_suffix(".flac")], check=True)
-    clips = {Path(one["file"]).stem: one for one in json.loads((tmp_path / "truth.json").read_text())["clips"]}
+    clips = {Path(one["file"]).stem: one for one in json.loads((corpus / "truth.json").read_text())["clips"]}
 
     def rows_of(config: Config, stage: str) -> list[dict[str, Any]]:
         noisy = config.captions.warnings is None

@@ -1,6 +1,8 @@
 """Study: its cells, its page, bad input, and a cell of each kind at its smallest."""
 
 import json
+import re
+import runpy
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,7 +17,7 @@ from miniature.study.claims import CLAIMS, SoundModel, cell_of, cells, result_fi
 from miniature.study.film_dataset import FilmDataset
 from miniature.study.page import CAPTION_METRICS, half_width, render
 from miniature.study.run import run_study
-from miniature.study.sound_models import inception_score, kl_divergence, learning_curve, train_networks
+from miniature.study.sound_models import learning_curve, train_networks
 from miniature.world.film import World
 from pipelines.errors import RunError, UserError
 
@@ -63,15 +65,6 @@ def test_cells_that_fail_are_named_and_the_others_kept(tmp_path, monkeypatch):
     )
     with pytest.raises(RunError, match=r"3 cells failed: mask/round/0"):
         run_study(["mask/*"], work=tmp_path, results=tmp_path, processes=1, again=False)
-
-
-def test_scores_of_classes_in_closed_form():
-    sure = np.eye(4)
-    assert inception_score(sure) == pytest.approx(4, rel=1e-5)
-    assert inception_score(np.full((7, 4), 0.25)) == pytest.approx(1)
-    assert kl_divergence(sure, sure) == pytest.approx(0, abs=1e-7)
-    p, q = np.array([[0.5, 0.25, 0.25]]), np.array([[0.2, 0.3, 0.5]])
-    assert kl_divergence(p, q) == pytest.approx(stats.entropy(p[0], q[0]))
 
 
 def test_intervals_are_students():
@@ -156,11 +149,6 @@ def test_a_damaged_result_is_named(content, tmp_path):
         render(tmp_path, tmp_path / "page.md", tmp_path)
 
 
-def command(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    line = [sys.executable, "-m", "miniature", *arguments]
-    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -170,7 +158,7 @@ def command(*arguments: str) -> "subprocess.CompletedProcess[str]":
         (["--cells", "mask/round/0", "--results", "DAMAGED"], "mask.round.0.json: "),
     ],
 )
-def test_bad_input_is_one_line_and_runs_nothing(arguments, words, tmp_path):
+def test_bad_input_is_one_line_and_runs_nothing(arguments, words, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").touch()
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged/mask.round.0.json").write_text("{")
@@ -178,9 +166,13 @@ def test_bad_input_is_one_line_and_runs_nothing(arguments, words, tmp_path):
     for name, place in places.items():
         arguments, words = [one.replace(name, place) for one in arguments], words.replace(name, place)
     usual = ["--work", str(tmp_path / "work"), "--page", str(tmp_path / "page.md")]
-    done = command(*usual, *arguments)
-    assert done.returncode == 2 and words in done.stderr, done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1 and done.stderr.startswith("miniature: ")
+    monkeypatch.setattr(sys, "argv", ["miniature", *usual, *arguments])
+    monkeypatch.delitem(sys.modules, "miniature.__main__", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("miniature", run_name="__main__")
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and words in said, said
+    assert len(said.strip().splitlines()) == 1 and said.startswith("miniature: ")
     assert not (tmp_path / "work/logs").exists()
 
 
@@ -193,7 +185,8 @@ def test_help_the_page_and_a_demo_without_work_load_nothing_heavy():
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert loaded.stdout.strip() == "set()"
-    assert "--cells" in command("--help").stdout
+    usage = [sys.executable, "-m", "miniature", "--help"]
+    assert "--cells" in subprocess.run(usage, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
 def test_the_committed_results_are_cells_of_the_study():
@@ -202,26 +195,34 @@ def test_the_committed_results_are_cells_of_the_study():
 
 
 def test_the_committed_page_is_that_of_the_committed_results(tmp_path, monkeypatch):
-    monkeypatch.setattr("miniature.study.page._plot", lambda *given: None)
+    plots = []
+    monkeypatch.setattr("miniature.study.page._plot", lambda results, claim, file: plots.append(file.name))
     committed = RESULTS.parents[1] / "miniature.md"
     render(RESULTS, tmp_path / committed.name, RESULTS.parent / "notes")
-    assert (tmp_path / committed.name).read_text() == committed.read_text(), "run `make miniature` to render it"
+    page = (tmp_path / committed.name).read_text()
+    assert page == committed.read_text(), "run `make miniature` to render it"
+    assert sorted(plots) == sorted(file.name for file in RESULTS.parent.glob("*.svg"))
+    assert re.findall(r"\]\(miniature/(.*\.svg)\)", page) == plots
 
 
-@pytest.mark.parametrize(("claim", "name"), [("alignment", "psca"), ("captions-mmaudio", "label")])
-def test_a_network_is_trained_once_and_scored_as_it_learns(claim, name, tmp_path, monkeypatch):
-    setting = CLAIMS[claim].settings[name]
-    monkeypatch.setattr("miniature.study.sound_models.KEEP_EVERY_STEPS", 2)
-    films = FilmDataset(World(duration_s=2.0), 5, train=6, test=3)
-    model: SoundModel = replace(setting.model, steps=4)
+def scored_twice(claim, name, films, work):
+    """Networks of a setting after 2 and after 4 steps, what their training said, and their scores."""
+    model: SoundModel = replace(CLAIMS[claim].settings[name].model, steps=4)
     said: list[str] = []
-    networks = train_networks(model, films, ["ball bouncing"] * 6, tmp_path, seed=0, say=said.append)
-    assert any("clips/s" in line and "left" in line for line in said)
-    curve = learning_curve(networks, films, ["bell ringing"] * 3, tmp_path, said.append)
+    networks = train_networks(model, films, ["ball bouncing"] * 6, work, seed=0, say=said.append)
+    curve = learning_curve(networks, films, ["bell ringing"] * 3, work, lambda _: None)
     assert [point["steps"] for point in curve] == [2, 4]
     for point in curve:
         assert set(point) == {"steps", "onset_f1", "aligned", "log_mel_correlation", "fad", "kad", "kl", "is", "noise"}
         assert all(np.isfinite(value) for value in point.values())
+    return model, networks, said, curve
+
+
+def test_a_network_is_trained_once_and_scored_as_it_learns(tmp_path, monkeypatch):
+    monkeypatch.setattr("miniature.study.sound_models.KEEP_EVERY_STEPS", 2)
+    films = FilmDataset(World(duration_s=2.0), 5, train=6, test=3)
+    model, networks, said, curve = scored_twice("alignment", "psca", films, tmp_path)
+    assert any("clips/s" in line and "left" in line for line in said)
     made, said = sorted(path.name for path in (tmp_path / "made").iterdir()), []
     again = train_networks(model, films, ["ball bouncing"] * 6, tmp_path, seed=0, say=said.append)
     assert said == [] and sorted(path.name for path in (tmp_path / "made").iterdir()) == made
@@ -229,3 +230,8 @@ def test_a_network_is_trained_once_and_scored_as_it_learns(claim, name, tmp_path
     longer = FilmDataset(World(duration_s=9.0), 5, train=6, test=2)
     [_, last] = learning_curve(networks, longer, ["bell ringing"] * 2, tmp_path, said.append)
     assert np.isfinite(last["onset_f1"]), "films longer than those trained on, and than the classifiers take"
+
+
+def test_mmaudios_architecture_is_trained_and_scored_too(tmp_path, monkeypatch):
+    monkeypatch.setattr("miniature.study.sound_models.KEEP_EVERY_STEPS", 2)
+    scored_twice("captions-mmaudio", "label", FilmDataset(World(duration_s=2.0), 5, train=6, test=3), tmp_path)

@@ -8,18 +8,15 @@ import pytest
 import torch
 from transformers import AutoProcessor, AutoTokenizer
 
-from miniature.tiny.qwen import build_tiny_omni, build_tiny_vl
+from miniature.models.tiny import build_tiny_omni, build_tiny_vl
 from soundcap.pretrained import load_model
 
 BUILDERS = {"omni": build_tiny_omni, "vl": build_tiny_vl}
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folders = {name: tmp_path_factory.mktemp(name) for name in BUILDERS}
-    for name, folder in folders.items():
-        BUILDERS[name](folder, seed=0)
-    return folders
+def folders(tiny_omni: Path, tiny_vl: Path) -> dict[str, Path]:
+    return {"omni": tiny_omni, "vl": tiny_vl}
 
 
 @pytest.fixture(params=BUILDERS)

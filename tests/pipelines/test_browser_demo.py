@@ -18,7 +18,6 @@ import torch
 from flowley.network.feature_spec import FeatureSpec
 from flowley.network.presets import preset
 from flowley.network.registry import build_network
-from miniature.tiny.clip_t5 import build_tiny_clip, build_tiny_t5
 from miniature.world.corpus import generate_corpus
 from miniature.world.film import World
 from pipelines.cli.options import require_gradio
@@ -31,11 +30,11 @@ START_DEADLINE_S = 180.0
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, tiny_encoder_builders: dict) -> Path:
     folder = tmp_path_factory.mktemp("demo")
     generate_corpus(folder / "corpus", clips=1, seed=5, workers=1, world=World(duration_s=3.0))
     next((folder / "corpus" / "videos").iterdir()).rename(folder / "film.mp4")
-    for name, build in (("clip", build_tiny_clip), ("t5", build_tiny_t5)):
+    for name, build in tiny_encoder_builders.items():
         (folder / name).mkdir()
         build(folder / name, 0)
     network = build_network(preset("tiny", D=32, N1=1, N2=2)).eval()

@@ -21,6 +21,7 @@ def _soundcap(*arguments: str) -> "subprocess.CompletedProcess[str]":
         (["plan", "none.yaml"], "none.yaml: no such configuration file"),
         (["plan", "configs/demo.yaml", "--set", "clips.fsp=1"], "unknown key; did you mean fps?"),
         (["run", "configs/demo.yaml", "--until", "clip"], "--until clip: no such stage; wanted one of clips,"),
+        (["miniature", "study", "--seeds", "3"], "miniature: this command is now `python -m miniature`"),
         (["plan", "configs/demo.yaml", "--set", "source.folder=/nowhere"], "no files in '/nowhere'"),
         (["plan", "configs/demo.yaml", "--set", "source.folder=configs", "--set", "source.csv=no.csv"], "no.csv"),
     ],

@@ -18,7 +18,6 @@ import torch
 from flowley.network.feature_spec import FeatureSpec
 from flowley.network.presets import preset
 from flowley.network.registry import build_network, load_network
-from miniature.tiny.clip_t5 import build_tiny_clip, build_tiny_t5
 from miniature.world.corpus import generate_corpus
 from miniature.world.film import World
 from pipelines.cli.flowley import main
@@ -46,11 +45,11 @@ def flowley(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, tiny_encoder_builders: dict) -> Path:
     """Three films of 3 s, captions of them, tiny encoders and an untrained checkpoint."""
     folder = tmp_path_factory.mktemp("flowley")
     generate_corpus(folder / "corpus", clips=3, seed=5, workers=1, world=World(duration_s=3.0))
-    for name, build in (("clip", build_tiny_clip), ("t5", build_tiny_t5)):
+    for name, build in tiny_encoder_builders.items():
         (folder / name).mkdir()
         build(folder / name, 0)
     (folder / "films").mkdir()

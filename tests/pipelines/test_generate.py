@@ -11,8 +11,7 @@ import torch
 
 from flowley.network.presets import preset
 from flowley.network.registry import build_network
-from miniature.tiny.clip_t5 import build_tiny_clip, build_tiny_t5
-from miniature.tiny.qwen import build_tiny_vl
+from miniature.models.tiny import build_tiny_vl
 from miniature.world.corpus import generate_corpus
 from miniature.world.film import World
 from pipelines.commands.generate import generate_from_run as generate
@@ -29,7 +28,7 @@ Load = Callable[..., Config]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, tiny_encoder_builders: dict) -> Path:
     from peft import LoraConfig, get_peft_model
 
     from soundcap.lora_trainer import LORA_TARGETS
@@ -39,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     generate_corpus(folder / "corpus", clips=2, seed=5, workers=1, world=World(duration_s=3.0))
     for number, film in enumerate(sorted((folder / "corpus" / "videos").iterdir())):
         shutil.copyfile(film, folder / f"film{number}.mp4")
-    for name, build in (("clip", build_tiny_clip), ("t5", build_tiny_t5), ("vl", build_tiny_vl)):
+    for name, build in (tiny_encoder_builders | {"vl": build_tiny_vl}).items():
         (folder / name).mkdir()
         build(folder / name, 0)
     torch.manual_seed(0)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from miniature.tiny.qwen import build_tiny_omni
+from miniature.models.tiny import build_tiny_omni
 from miniature.world.corpus import generate_corpus
 from pipelines.engine.ledger import Ledger
 from pipelines.engine.storage import Storage

@@ -16,7 +16,6 @@ from flowley.network.feature_spec import FeatureSpec
 from flowley.network.registry import load_network
 from flowley.sampling.generator import sample_clips
 from flowley.sampling.solvers import SampleSettings
-from miniature.tiny.clip_t5 import build_tiny_clip, build_tiny_t5
 from miniature.world.corpus import generate_corpus
 from pipelines.commands.extract import extract, read_captions
 from pipelines.commands.feature_folder import open_dataset
@@ -33,9 +32,9 @@ RECIPE = {
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_eight_clips_are_learnt_by_heart(tmp_path: Path) -> None:
+def test_eight_clips_are_learnt_by_heart(tmp_path: Path, tiny_encoder_builders: dict) -> None:
     videos = generate_corpus(tmp_path / "corpus", clips=CLIPS, seed=0, workers=2).parent / "videos"
-    for name, build in (("clip", build_tiny_clip), ("t5", build_tiny_t5)):
+    for name, build in tiny_encoder_builders.items():
         (tmp_path / name).mkdir()
         build(tmp_path / name, 0)
     with (tmp_path / "captions.csv").open("w", newline="") as file:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from miniature.tiny.qwen import build_tiny_omni
+from miniature.models.tiny import build_tiny_omni
 from miniature.world.corpus import generate_corpus
 from pipelines.engine.plan import StagePlan, make_plan
 from pipelines.engine.runner import run_stages

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import soundfile
 
-from miniature.tiny.clip_t5 import build_tiny_clip, build_tiny_t5
 from miniature.world.corpus import generate_corpus
 from pipelines.engine.plan import make_plan
 from pipelines.engine.runner import run_stages
@@ -40,10 +39,10 @@ Load = Callable[..., Config]
 
 
 @pytest.fixture(scope="module")
-def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
+def load(tmp_path_factory: pytest.TempPathFactory, tiny_encoder_builders: dict) -> Load:
     folder = tmp_path_factory.mktemp("run")
     generate_corpus(folder / "corpus", clips=CLIPS, seed=4, workers=2)
-    for name, build in (("clip", build_tiny_clip), ("t5", build_tiny_t5)):
+    for name, build in tiny_encoder_builders.items():
         (folder / name).mkdir()
         build(folder / name, 0)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from soundcap.curate import CaptionRow, Rules, RulesError, curate, curation_meaning
+from soundcap.curate import CaptionRow, Rules, curate, curation_meaning
 from soundcap.prompts import load_prompts
 
 PROMPTS = Path(__file__).parents[2] / "prompts"
@@ -206,7 +206,7 @@ def test_order_of_captions_changes_no_verdict() -> None:
 
 
 def test_unusable_settings_name_the_field() -> None:
-    with pytest.raises(RulesError, match=r"meta_talk: not a regular expression"):
+    with pytest.raises(ValueError, match=r"meta_talk: not a regular expression"):
         Rules(meta_talk=("(",))
-    with pytest.raises(RulesError, match=r"max_words: got -1, wanted 0 or more"):
+    with pytest.raises(ValueError, match=r"max_words: got -1, wanted 0 or more"):
         Rules(max_words=-1)

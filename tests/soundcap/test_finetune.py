@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from miniature.tiny.qwen import build_tiny_omni, build_tiny_vl
 from soundcap.finetune import ExampleLoader, FinetuneError, FinetuneResult, TrainExample, finetune, load_result
 from soundcap.finetune_settings import FinetuneExecution, FinetuneSettings
 from soundcap.lora_trainer import LORA_TARGETS
@@ -54,10 +53,8 @@ def read_frames(video: str) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("vl")
-    build_tiny_vl(folder, seed=0)
-    return str(folder)
+def model(tiny_vl: Path) -> str:
+    return str(tiny_vl)
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +152,7 @@ def test_unusable_examples_are_dropped_with_their_reasons(model: str, tmp_path: 
     assert "500" in reasons["long"] and "tokens" in reasons["long"]
 
 
-def test_what_cannot_be_trained_is_said_before_training(model: str, tmp_path: Path) -> None:
+def test_what_cannot_be_trained_is_said_before_training(model: str, tiny_omni: Path, tmp_path: Path) -> None:
     def read_none(video: str) -> np.ndarray:
         raise OSError(f"{video} is gone")
 
@@ -165,17 +162,13 @@ def test_what_cannot_be_trained_is_said_before_training(model: str, tmp_path: Pa
         finetune(model, None, [], read_frames, SETTINGS, EXECUTION, tmp_path)
     with pytest.raises(FinetuneError, match=r"batch_size 6 is no multiple of .* = 4"):
         finetune(model, None, EXAMPLES, read_frames, replace(SETTINGS, batch_size=6), EXECUTION, tmp_path)
-    build_tiny_omni(tmp_path / "omni", seed=0)
     with pytest.raises(FinetuneError, match=r"is a qwen2_5_omni; wanted a qwen2_5_vl"):
-        finetune(str(tmp_path / "omni"), None, EXAMPLES, read_frames, SETTINGS, EXECUTION, tmp_path)
+        finetune(str(tiny_omni), None, EXAMPLES, read_frames, SETTINGS, EXECUTION, tmp_path)
 
 
-def test_zero_3_and_bfloat16_learn_too(model: str, trained: FinetuneResult, tmp_path: Path) -> None:
-    sharded = replace(EXECUTION, zero_stage=3)
-    result = finetune(model, None, EXAMPLES, read_frames, SETTINGS, sharded, tmp_path / "zero3")
-    assert losses(result) == pytest.approx(losses(trained), rel=2e-3)
-    rounded = replace(SETTINGS, precision="bfloat16")
-    result = finetune(model, None, EXAMPLES, read_frames, rounded, sharded, tmp_path / "bf16")
+def test_zero_3_with_bfloat16_learns_too(model: str, trained: FinetuneResult, tmp_path: Path) -> None:
+    sharded, rounded = replace(EXECUTION, zero_stage=3), replace(SETTINGS, precision="bfloat16")
+    result = finetune(model, None, EXAMPLES, read_frames, rounded, sharded, tmp_path)
     assert losses(result) == pytest.approx(losses(trained), rel=0.1)
     before = load_model(model).state_dict()
     after = load_model(model, adapter=result.adapter_dir).state_dict()

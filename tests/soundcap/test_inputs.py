@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from soundcap.inputs import padded_audio_samples, prepare_inputs
 from soundcap.positions import AUDIO, TEXT, VIDEO, rope_positions
 from soundcap.pretrained import CaptionProcessor, load_model, load_processor
-from soundcap.request import CaptionRequest
+from soundcap.request import CaptionRequest, FrameSettings
 
 MakeRequest = Callable[..., CaptionRequest]
-FRAME_PX = {"min_frame_px": 56 * 56, "max_frame_px": 128 * 128}
+FRAMES = FrameSettings(min_px=56 * 56, max_px=128 * 128)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def omni_model(tiny_omni: Path) -> Any:
 
 
 def show(processor: CaptionProcessor, *requests: CaptionRequest, **given: Any) -> dict[str, torch.Tensor]:
-    return prepare_inputs(processor, requests, **({"answers": None} | FRAME_PX | given))
+    return prepare_inputs(processor, requests, **({"answers": None, "frames": FRAMES} | given))
 
 
 def tokens_of(processor: CaptionProcessor, inputs: dict[str, torch.Tensor], token: str) -> torch.Tensor:
@@ -157,9 +157,9 @@ def test_small_frames_are_not_scaled_up(
 
 def test_frame_area_stays_within_its_limits(vl: CaptionProcessor, make_request: MakeRequest) -> None:
     request = make_request(duration_s=1.0, height_px=300, width_px=400)
-    _, height, width = show(vl, request, max_frame_px=20_000)["video_grid_thw"][0].tolist()
+    _, height, width = show(vl, request, frames=replace(FRAMES, max_px=20_000))["video_grid_thw"][0].tolist()
     assert 10_000 < height * width * 14 * 14 <= 20_000
-    inputs = show(vl, request, min_frame_px=200_000, max_frame_px=300_000)
+    inputs = show(vl, request, frames=FrameSettings(min_px=200_000, max_px=300_000))
     _, height, width = inputs["video_grid_thw"][0].tolist()
     assert 200_000 <= height * width * 14 * 14 <= 300_000
 

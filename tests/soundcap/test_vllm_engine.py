@@ -9,13 +9,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
 
-from soundcap.engines import CaptionEngine, EngineExecution, EngineName, EngineOptions, load_engine
+from soundcap.engines import CaptionEngine, EngineExecution, EngineOptions, load_engine
 from soundcap.inputs import prepare_inputs
 from soundcap.pretrained import load_processor
 from soundcap.request import CaptionRequest, FrameSettings, Sampling
@@ -23,7 +23,7 @@ from soundcap.request import CaptionRequest, FrameSettings, Sampling
 MakeRequest = Callable[..., CaptionRequest]
 
 
-def load(engine: EngineName, model: Path, adapter: Path | None = None) -> CaptionEngine:
+def load(engine: Literal["transformers", "vllm"], model: Path, adapter: Path | None = None) -> CaptionEngine:
     return load_engine(
         str(model),
         None,
@@ -140,7 +140,7 @@ def test_positions_of_the_silent_captioner_are_vllms(fps: float, tiny_vl: Path, 
     from vllm.model_executor.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration as Vllm
 
     processor = load_processor(str(tiny_vl))
-    inputs = prepare_inputs(processor, [make_request(fps=fps)], answers=None, min_frame_px=1, max_frame_px=10**6)
+    inputs = prepare_inputs(processor, [make_request(fps=fps)], answers=None, frames=FrameSettings(min_px=784))
     tokens = inputs["input_ids"][0].tolist()
     video_token = processor.hf.tokenizer.convert_tokens_to_ids("<|video_pad|>")
 

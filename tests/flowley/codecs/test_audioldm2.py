@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from flowley.codecs import load_codec
-from flowley.codecs.mel import LogMel
+from flowley.codecs.log_mel import LogMel
 
 
 def test_what_the_libraries_give(audioldm2_folder: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowley.codecs.mel import LogMel
+from flowley.codecs.log_mel import LogMel
 
 HZ, N_FFT = 16_000, 1024
 

@@ -11,10 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowley.codecs import bigvgan, load_codec, mmaudio_vae
+from flowley.codecs import bigvgan, load_codec, mmaudio_16k
 from flowley.codecs.bigvgan import BigVGAN
-from flowley.codecs.mmaudio_16k import MMAudioCodec
-from flowley.codecs.mmaudio_vae import MMAudioVAE
+from flowley.codecs.mmaudio_16k import MMAudioCodec, MMAudioVAE
 from flowley.weights import fill
 
 Weights = Callable[[str, str], dict[str, Tensor]]
@@ -46,7 +45,7 @@ def test_outputs_are_upstreams(codec: MMAudioCodec, recorded: dict[str, Tensor])
 def test_outputs_are_upstreams_at_full_size(ruled_weights: Weights, recorded: dict[str, Tensor]) -> None:
     with torch.device("meta"):
         vae, vocoder = MMAudioVAE(384), BigVGAN(1536)
-    fill(vae, mmaudio_vae.fold(ruled_weights("vae", "full")), source="", what="")
+    fill(vae, mmaudio_16k.fold(ruled_weights("vae", "full")), source="", what="")
     fill(vocoder, bigvgan.fold(ruled_weights("bigvgan", "full")), source="", what="")
     assert_outputs_are_upstreams(MMAudioCodec(vae, vocoder), recorded, "full")
 
@@ -54,7 +53,7 @@ def test_outputs_are_upstreams_at_full_size(ruled_weights: Weights, recorded: di
 @pytest.mark.parametrize(
     ("part", "fold", "build", "published_mib"),
     [
-        ("vae", mmaudio_vae.fold, lambda: MMAudioVAE(384), 655),
+        ("vae", mmaudio_16k.fold, lambda: MMAudioVAE(384), 655),
         ("bigvgan", bigvgan.fold, lambda: BigVGAN(1536), 428),
     ],
 )

@@ -11,15 +11,14 @@ from flowley.features.encode import CAPTIONS_PER_BATCH, Encoders, checked_sync, 
 from flowley.features.encoders import TextEncoder, VisualEncoder
 from flowley.network.feature_spec import FeatureSpec
 from flowley.network.presets import preset
-from miniature.tiny.clip_t5 import build_tiny_clip, build_tiny_t5
 
 CONFIG = preset("tiny", max_text_tokens=4)
 
 
 @pytest.fixture(scope="module")
-def spec(tmp_path_factory: pytest.TempPathFactory) -> FeatureSpec:
+def spec(tmp_path_factory: pytest.TempPathFactory, tiny_encoder_builders: dict) -> FeatureSpec:
     folder = tmp_path_factory.mktemp("encoders")
-    for name, build in (("clip", build_tiny_clip), ("t5", build_tiny_t5)):
+    for name, build in tiny_encoder_builders.items():
         (folder / name).mkdir()
         build(folder / name, 0)
     return FeatureSpec(visual=f"{folder}/clip", text=f"{folder}/t5", codec="log_mel", duration_s=1.0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import pickle
 from dataclasses import replace
@@ -29,7 +28,7 @@ from flowley.features.files import (
 )
 from flowley.network.config import MMAudioConfig
 from flowley.network.presets import preset
-from flowley.training.step_sampler import StepSampler
+from flowley.training.trainer import step_clips
 
 DIMS: dict[str, Any] = {"visual_dim": 6, "latent_dim": 4, "text_dim": 5}
 CONFIG = preset("tiny", **DIMS)
@@ -101,13 +100,12 @@ def test_reading_does_not_copy(tmp_path: Path) -> None:
     assert not view.flags.owndata and not view.flags.writeable
 
 
-def test_size_of_a_clip_at_the_papers_settings() -> None:
+def test_size_of_a_clip_at_the_papers_settings(tmp_path: Path) -> None:
     """64 x 768 visual, 250 x 20 mean and std, 40 x 1024 text: at most 200 kB."""
-    sinks = io.BytesIO(), io.BytesIO()
     clips = [av(f"{k:040d}", L_vis=64, L_aud=250, C_vis=768, C_aud=20) for k in range(20)]
-    write_av_features(sinks[0], clips)
-    write_text_features(sinks[1], [text(f"{k:040d}", 40, 1024) for k in range(20)])
-    assert sum(len(sink.getvalue()) for sink in sinks) / 20 <= 200_000
+    write_av_features(tmp_path / "av.arrow", clips)
+    write_text_features(tmp_path / "text.arrow", [text(f"{k:040d}", 40, 1024) for k in range(20)])
+    assert sum(file.stat().st_size for file in tmp_path.iterdir()) / 20 <= 200_000
 
 
 def test_a_deterministic_codec_pays_nothing_for_its_std(tmp_path: Path) -> None:
@@ -115,11 +113,9 @@ def test_a_deterministic_codec_pays_nothing_for_its_std(tmp_path: Path) -> None:
     still = AVFeatures("a", clip.visual, clip.audio_mean, np.zeros_like(clip.audio_mean))
     sizes = []
     for c in (clip, still):
-        sink = io.BytesIO()
-        write_av_features(sink, [c])
-        sizes.append(len(sink.getvalue()))
+        write_av_features(tmp_path / "av.arrow", [c])
+        sizes.append((tmp_path / "av.arrow").stat().st_size)
     assert sizes[0] - sizes[1] >= clip.audio_mean.size
-    write_av_features(tmp_path / "av.arrow", [still])
     write_text_features(tmp_path / "t.arrow", [text("a", 2)])
     entry = Entry("a", Row(str(tmp_path / "av.arrow"), 0), Row(str(tmp_path / "t.arrow"), 0))
     assert not FeatureDataset([entry])[0].audio_std.any()
@@ -143,9 +139,9 @@ def test_std_codes() -> None:
         (AVFeatures("bad", np.zeros((8, 6)), np.zeros((32, 4)), -np.ones((32, 4))), "no value below 0"),
     ],
 )
-def test_bad_clips_are_named(clip: AVFeatures, words: str) -> None:
+def test_bad_clips_are_named(clip: AVFeatures, words: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=words):
-        write_av_features(io.BytesIO(), [av("good"), clip])
+        write_av_features(tmp_path / "av.arrow", [av("good"), clip])
 
 
 def test_files_that_are_not_features(tmp_path: Path) -> None:
@@ -197,7 +193,7 @@ def test_captions_with_their_padding(tmp_path: Path) -> None:
     assert FeatureFile(tmp_path / "text.arrow").n_tokens(0) == 2
     for n in (0, 7):
         with pytest.raises(ValueError, match=f"clip 'c0': n_tokens = {n} of 6"):
-            write_text_features(io.BytesIO(), [TextFeatures("c0", padded.text, n)])
+            write_text_features(tmp_path / "bad.arrow", [TextFeatures("c0", padded.text, n)])
 
 
 def test_synchronisation_features(tmp_path: Path) -> None:
@@ -211,7 +207,7 @@ def test_synchronisation_features(tmp_path: Path) -> None:
     assert batch.conditions.sync is not None and isinstance(PEER, MMAudioConfig)
     np.testing.assert_array_equal(batch.conditions.sync[0], sync[:24].astype(np.float16))
     with pytest.raises(ValueError, match="clip 'c1' has no sync features, others of its file do"):
-        write_av_features(io.BytesIO(), [clips[0], av("c1")])
+        write_av_features(tmp_path / "bad.arrow", [clips[0], av("c1")])
     with pytest.raises(ValueError, match="clip 'c0' has 26 sync frames, wanted 32: shorten"):
         collate([FeatureDataset([entry])[0]], replace(PEER, synchformer_hz=Fraction(32)), 1.0)
 
@@ -227,7 +223,7 @@ def test_statistics_are_of_the_sampled_latent(tmp_path: Path) -> None:
 
 def batches(world_size: int = 1, **changes: int) -> list[list[int]]:
     settings = {"batch_size": 4, "seed": 0, "start_step": 0, "end_step": 9} | changes
-    ranks = [list(StepSampler(10, rank=r, world_size=world_size, **settings)) for r in range(world_size)]
+    ranks = [list(step_clips(10, rank=r, world_size=world_size, **settings)) for r in range(world_size)]
     return [list(chain(*parts)) for parts in zip(*ranks, strict=True)]
 
 
@@ -245,13 +241,13 @@ def test_order_is_a_function_of_seed_and_step() -> None:
 
 
 def test_batch_larger_than_the_corpus() -> None:
-    got = list(StepSampler(3, batch_size=8, seed=0, start_step=0, end_step=math.ceil(3 * 8 / 8)))
+    got = list(step_clips(3, batch_size=8, seed=0, start_step=0, end_step=math.ceil(3 * 8 / 8)))
     assert [len(b) for b in got] == [8, 8, 8]
 
 
 def test_batch_must_divide_among_workers() -> None:
     with pytest.raises(ValueError, match="batch_size = 4 over 3 workers"):
-        StepSampler(10, batch_size=4, seed=0, start_step=0, end_step=1, world_size=3)
+        next(step_clips(10, batch_size=4, seed=0, start_step=0, end_step=1, world_size=3))
 
 
 def test_batch_to_device_is_float32(tmp_path: Path) -> None:

@@ -7,8 +7,16 @@ from itertools import combinations
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.stats
 
-from flowley.metrics.distances import frechet_distance, kernel_distance, median_pairwise_distance
+from flowley.metrics import distances
+from flowley.metrics.distances import (
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    kl_divergence,
+    median_pairwise_distance,
+)
 
 
 def exact_gaussian(mean: np.ndarray, covariance: np.ndarray, n: int, seed: int) -> np.ndarray:
@@ -92,10 +100,13 @@ def sets() -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("chunk_rows", [1, 4, 23, 512])
-def test_agrees_with_loops_whatever_the_chunks(sets: tuple[np.ndarray, np.ndarray], chunk_rows: int) -> None:
+def test_agrees_with_loops_whatever_the_chunks(
+    sets: tuple[np.ndarray, np.ndarray], chunk_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     x, y = sets
-    by_reference = kernel_distance(x, y, chunk_rows=chunk_rows)
-    by_evaluated = kernel_distance(x, y, bandwidth_of="evaluated", chunk_rows=chunk_rows)
+    monkeypatch.setattr(distances, "CHUNK_ROWS", chunk_rows)
+    by_reference = kernel_distance(x, y)
+    by_evaluated = kernel_distance(x, y, bandwidth_of="evaluated")
     assert by_reference == pytest.approx(naive(x, y, naive_median(y)), rel=1e-5)
     assert by_evaluated == pytest.approx(naive(x, y, naive_median(x)), rel=1e-5)
     assert abs(by_reference - by_evaluated) > 0.1, "the two bandwidths should matter for sets of unequal spread"
@@ -103,9 +114,10 @@ def test_agrees_with_loops_whatever_the_chunks(sets: tuple[np.ndarray, np.ndarra
 
 @pytest.mark.parametrize("n", [2, 3, 4, 60, 61])
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
-def test_median_is_exact_in_float32(n: int, scale: float) -> None:
+def test_median_is_exact_in_float32(n: int, scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distances, "CHUNK_ROWS", 7)
     x = np.random.default_rng(n).standard_normal((n, 3)) * scale
-    assert median_pairwise_distance(x, chunk_rows=7) == pytest.approx(naive_median(x), rel=1e-6)
+    assert median_pairwise_distance(x) == pytest.approx(naive_median(x), rel=1e-6)
 
 
 def test_median_of_many_equal_distances() -> None:
@@ -128,9 +140,16 @@ def test_kernel_refuses(sets: tuple[np.ndarray, np.ndarray]) -> None:
     x, y = sets
     with pytest.raises(ValueError, match="wanted 'reference' or 'evaluated'"):
         kernel_distance(x, y, bandwidth_of="y")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="chunk_rows 0"):
-        kernel_distance(x, y, chunk_rows=0)
     with pytest.raises(ValueError, match="same backbone"):
         kernel_distance(x, y[:, :2])
     with pytest.raises(ValueError, match="n >= 2"):
         kernel_distance(x[:1], y)
+
+
+def test_scores_of_classes_in_closed_form() -> None:
+    sure = np.eye(4)
+    assert inception_score(sure) == pytest.approx(4, rel=1e-5)
+    assert inception_score(np.full((7, 4), 0.25)) == pytest.approx(1)
+    assert kl_divergence(sure, sure) == pytest.approx(0, abs=1e-7)
+    p, q = np.array([[0.5, 0.25, 0.25]]), np.array([[0.2, 0.3, 0.5]])
+    assert kl_divergence(p, q) == pytest.approx(scipy.stats.entropy(p[0], q[0]))

@@ -18,7 +18,6 @@ from flowley.network.psca import (
     PSCA,
     LocalMask,
     aligned_frames,
-    beta,
     dense_masks,
     local_masks,
     local_psca,
@@ -101,9 +100,7 @@ def test_masks_of_all_layers(r_a: str, r_v: str, omega: int, delta: int, alignme
 
 def test_reach_at_the_papers_settings() -> None:
     """delta = 4 reaches 3 frames, because F(delta) = 0; the last layer sees the aligned frame only."""
-    first, last = (
-        soft_mask((torch.arange(21) - 10).abs(), omega=0, delta=4, beta_l=beta(layer, 8)) for layer in (0, 7)
-    )
+    first, last = (soft_mask((torch.arange(21) - 10).abs(), omega=0, delta=4, beta_l=1 - layer / 7) for layer in (0, 7))
     want = torch.tensor([1, 0.8535534, 0.5, 0.1464466, 0, 0], dtype=torch.float64)
     torch.testing.assert_close(first[10:16], want, atol=1e-7, rtol=0)
     torch.testing.assert_close(first[5:11].flip(0), want, atol=1e-7, rtol=0)

@@ -23,16 +23,15 @@ from flowley.network.registry import build_network, load_network
 from flowley.sampling.generator import Generator, SilentVideo, clip_seed, make_sounds, open_network, sample_clips
 from flowley.sampling.sample import sample
 from flowley.sampling.solvers import SampleSettings
-from miniature.tiny.clip_t5 import build_tiny_clip, build_tiny_t5
 
 SETTINGS = SampleSettings(steps=2, guidance=3.0)
 Build = Callable[..., Generator]
 
 
 @pytest.fixture(scope="module")
-def spec(tmp_path_factory: pytest.TempPathFactory) -> FeatureSpec:
+def spec(tmp_path_factory: pytest.TempPathFactory, tiny_encoder_builders: dict) -> FeatureSpec:
     folder = tmp_path_factory.mktemp("encoders")
-    for name, build in (("clip", build_tiny_clip), ("t5", build_tiny_t5)):
+    for name, build in tiny_encoder_builders.items():
         (folder / name).mkdir()
         build(folder / name, 0)
     return FeatureSpec(visual=f"{folder}/clip", text=f"{folder}/t5", codec="log_mel", duration_s=2.0)
@@ -228,8 +227,8 @@ def test_clips_of_a_dataset(build: Build) -> None:
     """Cut to the duration, each with its own seed, whatever the batch."""
     rng = np.random.default_rng(0)
     clips = [
-        Clip(f"c{k}", rng.normal(size=(9, 64)), np.zeros((40, 64)), np.zeros((40, 64)), rng.normal(size=(2 + k, 64)),
-             2 + k, None)
+        Clip(f"c{k}", rng.normal(size=(9, 64)), np.zeros((40, 64)), np.zeros((40, 64)),
+             text=rng.normal(size=(2 + k, 64)), n_tokens=2 + k)
         for k in range(2)
     ]  # fmt: skip
     seeds = [clip_seed(clip.clip_id, 7) for clip in clips]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from copy import deepcopy
 from functools import cache
 from pathlib import Path
 
@@ -65,7 +64,7 @@ def fresh() -> Flowley:
 
 
 def averages_of(network: Flowley, sigma_rel: float) -> Averages:
-    return Averages(network, sigma_rel=sigma_rel, copy=lambda: deepcopy(network), sharded=False)
+    return Averages(network, sigma_rel=sigma_rel, sharded=False)
 
 
 @pytest.fixture(scope="module")

@@ -27,8 +27,7 @@ from flowley.training.checkpoint import read_history
 from flowley.training.ema import synthesise
 from flowley.training.loop import train_network
 from flowley.training.settings import Callback, TrainExecution, TrainSettings
-from flowley.training.step_sampler import StepSampler
-from flowley.training.trainer import Trainer, initial_network, step_seed
+from flowley.training.trainer import Trainer, initial_network, step_clips, step_seed
 
 SMALL: dict[str, Any] = {
     "D": 32, "N1": 1, "N2": 2, "heads": 2, "latent_dim": 6, "visual_dim": 8, "text_dim": 8, "max_text_tokens": 9,
@@ -149,7 +148,7 @@ def test_two_processes_take_the_step_of_their_joint_batch(folder: Path) -> None:
     trainer = Trainer(network, SETTINGS, EXECUTION, dataset, 0, 1)
     optimizer = torch.optim.AdamW(network.parameters(), betas=(0.9, 0.95), weight_decay=1e-6, foreach=False)
     parts = [
-        list(StepSampler(6, batch_size=4, seed=0, start_step=0, end_step=4, rank=rank, world_size=2))
+        list(step_clips(6, batch_size=4, seed=0, start_step=0, end_step=4, rank=rank, world_size=2))
         for rank in range(WORLD)
     ]
     for step, report in enumerate(read_history(folder / "flowley-none" / "4")):

@@ -96,7 +96,11 @@ def test_psca_learns_timing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("changes", "limit"),
-    [({"visual_attention": "plain"}, 0.25), ({"progressive": False}, 0.3), ({"omega": 2, "delta": 0}, 0.45)],
+    [
+        ({"visual_attention": "plain"}, 0.25),
+        pytest.param({"progressive": False}, 0.3, marks=pytest.mark.slow),
+        pytest.param({"omega": 2, "delta": 0}, 0.45, marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_without_a_layer_that_sees_one_frame_timing_takes_longer(

@@ -41,7 +41,6 @@ def test_a_plain_source_keeps_every_time(base, settings, look):
     off = [shown / 30 - k / 25 for k, shown in enumerate(seen.counters)]
     assert max(map(abs, off)) <= 0.5 / 25 + 1e-6, "each frame is the source's nearest in time"
     assert (clip.width_px, clip.height_px, clip.audio_channels) == (128, 96, 1)
-    assert (clip.source_fps, clip.source_video_codec, clip.source_audio_codec) == (30, "h264", "aac")
 
 
 def test_ffmpeg_and_decord_read_the_same_frames(base, settings, look):
@@ -81,21 +80,18 @@ def test_both_streams_start_late(base, make, settings, look, container):
 
 def test_sound_that_starts_later_is_padded(base, make, settings, look):
     source = make("late.mkv", "-i", base, "-itsoffset", "0.5", "-i", base, "-map", "0:v", "-map", "1:a", "-c", "copy")
-    clip, seen = check(source, settings, look, 3.0, 3.5)
-    assert clip.source_audio_start_s == pytest.approx(0.5, abs=0.05)
+    _, seen = check(source, settings, look, 3.0, 3.5)
     assert not seen.sound[: int(0.4 * seen.hz)].any(), "silence until the sound starts"
 
 
 def test_sound_that_starts_earlier_is_trimmed(base, make, settings, look):
     source = make("early.mkv", "-itsoffset", "0.5", "-i", base, "-i", base, "-map", "0:v", "-map", "1:a", "-c", "copy")
-    clip, _ = check(source, settings, look, 3.0, 2.5)
-    assert clip.source_audio_start_s == pytest.approx(-0.5, abs=0.05)
+    check(source, settings, look, 3.0, 2.5)
 
 
 def test_sound_that_ends_early_is_padded(base, make, settings, look):
     source = make("short_sound.mkv", "-i", base, "-t", "5", "-i", base, "-map", "0:v", "-map", "1:a", "-c", "copy")
-    clip, seen = check(source, settings, look, 3.0, 3.0)
-    assert clip.source_audio_end_s == pytest.approx(5.0, abs=0.05)
+    _, seen = check(source, settings, look, 3.0, 3.0)
     assert not seen.sound[int(5.1 * seen.hz) :].any()
 
 
@@ -149,7 +145,6 @@ def test_a_rotated_source_stands_upright(base, make, settings, turn, axis, brigh
     source = make("turned.mp4", "-i", base, "-c", "copy", "-metadata:s:v", f"rotate={turn}")
     clip, video, _ = run(source, settings)
     assert (clip.width_px, clip.height_px) == ((96, 128) if turn % 180 else (128, 96))
-    assert clip.source_rotation_deg % 360 == turn
     flash = read_frames(video, 25)[[76]].astype(int)
     halves = [half.mean() for half in np.array_split(flash, 2, axis=axis)]
     assert np.argmax(halves) == bright, f"turned by {turn} the flashing upper half lies elsewhere: {halves}"

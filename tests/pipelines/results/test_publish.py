@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.errors import UserError
-from pipelines.report.card import markdown
 from pipelines.report.publish import clean_text, publish
+from pipelines.report.templates import markdown
 from pipelines.run_config import Config
 
 LOAD = """

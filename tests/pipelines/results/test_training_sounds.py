@@ -12,8 +12,9 @@ import soundfile
 
 from pipelines.engine.storage import Storage
 from pipelines.engine.store import Output
-from pipelines.report.figures import video_sound
-from pipelines.report.training_sounds import evenly, training_sounds
+from pipelines.media.process import Deadline
+from pipelines.media.read import decode_sound
+from pipelines.report.build import evenly, training_sounds
 from pipelines.run_config import Config
 
 HZ = 16_000
@@ -35,16 +36,13 @@ def output(tmp_path: Path) -> Output:
 
 def test_each_clip_is_heard_over_the_steps(output: Output, tmp_path: Path) -> None:
     clips = training_sounds(output.storage, {"flowley": output})
-    assert [(clip_id, [sound.step for sound in sounds]) for clip_id, sounds in clips] == [
-        ("a", [5, 10]),
-        ("b", [5, 10]),
-    ]
+    assert [(clip_id, list(sounds)) for clip_id, sounds in clips] == [("a", [5, 10]), ("b", [5, 10])]
     pitches, peaks = [], []
     for _, sounds in clips:
-        for sound in sounds:
+        for sound in sounds.values():
             file = tmp_path / "heard.m4a"
             file.write_bytes(base64.b64decode(sound.uri.removeprefix("data:audio/mp4;base64,")))
-            wave = video_sound(file, HZ)[2000:-2000]
+            wave = decode_sound(file, HZ, Deadline(30))[2000:-2000]
             spectrum = np.abs(np.fft.rfft(wave))
             pitches.append(spectrum.argmax() / len(wave) * HZ)
             peaks.append(np.abs(wave).max())
@@ -56,8 +54,8 @@ def test_each_clip_is_heard_over_the_steps(output: Output, tmp_path: Path) -> No
 def test_a_sound_that_is_gone_is_named(output: Output, tmp_path: Path) -> None:
     (tmp_path / output.name("sounds") / "00000005-1.flac").write_bytes(b"not a sound")
     (_, first), (_, second) = training_sounds(output.storage, {"flowley": output})
-    assert all(sound.uri for sound in (*first, second[1]))
-    assert "00000005-1.flac" in second[0].problem and not second[0].uri
+    assert all(sound.uri for sound in (*first.values(), second[10]))
+    assert "00000005-1.flac" in second[5].problem and not second[5].uri
 
 
 def test_trainings_that_drew_nothing(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from miniature.tiny.qwen import build_tiny_vl
+from miniature.models.tiny import build_tiny_vl
 from pipelines.engine.ray_train import TrainingRun
 from pipelines.errors import UserError
 from pipelines.stages.captioner import train_captioner

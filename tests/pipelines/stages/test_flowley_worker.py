@@ -24,7 +24,7 @@ from flowley.training.settings import StepReport, TrainExecution, TrainSettings
 from pipelines.engine.ray_train import TrainingRun
 from pipelines.engine.storage import Storage
 from pipelines.errors import UserError
-from pipelines.stages.flowley import Features, FlowleyRecipe, Places, train_flowley
+from pipelines.stages.flowley import Features, FlowleyRecipe, train_flowley
 
 CONFIG = preset("tiny", D=32, N1=1, N2=2, visual_dim=8, text_dim=8)
 FEATURES = FeatureSpec(visual="clip", text="t5", codec="log_mel", duration_s=1.0)
@@ -79,9 +79,9 @@ def train(local_ray: None, tmp_path: Path, features: list[dict[str, Any]]) -> Tr
             FlowleyRecipe(config, SETTINGS, FEATURES),
             execution,
             Features(storage or Storage(str(tmp_path)), features[:4], features[4:6], features[6]),
-            Places(snapshots=f"{name}/ema", sounds=f"{name}-sounds", tensorboard=f"{name}-tensorboard"),
+            name,
             TrainingRun(name, str(tmp_path / "runs"), num_workers=num_workers, max_failures=max_failures),
-            output_dir=tmp_path / name,
+            output_dir=tmp_path / name / "model",
             say=[].append if said is None else said.append,
         )
 
@@ -89,7 +89,7 @@ def train(local_ray: None, tmp_path: Path, features: list[dict[str, Any]]) -> Tr
 
 
 def weights(folder: Path) -> Mapping[str, np.ndarray]:
-    return load_file(folder / "model.safetensors")
+    return load_file(folder / "model" / "model.safetensors")
 
 
 def test_the_checkpoint_comes_back(train: Train, tmp_path: Path) -> None:
@@ -97,20 +97,20 @@ def test_the_checkpoint_comes_back(train: Train, tmp_path: Path) -> None:
     history = train("run", said=said)
     assert [report.step for report in history] == [2, 4, 6, 8]
     assert [report.validation_loss is not None for report in history] == [False, True, False, True]
-    network = Flowley.from_pretrained(tmp_path / "run")
+    network = Flowley.from_pretrained(tmp_path / "run" / "model")
     assert (network.config, network.features) == (CONFIG, FEATURES)
     assert any("8/8 steps" in line and "clips/s" in line and "left" in line for line in said)
 
-    sounds, hz = tmp_path / "run-sounds", 16_000
+    sounds, hz = tmp_path / "run" / "sounds", 16_000
     assert json.loads((sounds / "clips.json").read_text()) == ["c4", "c5"]
     heard = {file.name: soundfile.read(file) for file in sounds.glob("*.flac")}
     assert heard.keys() == {f"{step:08d}-{k}.flac" for step in (4, 8) for k in (0, 1)}
     assert all((len(wave), rate) == (hz, hz) for wave, rate in heard.values())
-    assert {file.name for file in (tmp_path / "run" / "ema").iterdir()} == {
+    assert {file.name for file in (tmp_path / "run" / "model" / "ema").iterdir()} == {
         f"{index}.{step}.pt" for index in (0, 1) for step in (4, 8)
     }
-    assert synthesise(tmp_path / "run", 0.2).config == CONFIG
-    board = EventAccumulator(str(tmp_path / "run-tensorboard")).Reload()
+    assert synthesise(tmp_path / "run" / "model", 0.2).config == CONFIG
+    board = EventAccumulator(str(tmp_path / "runs" / "tensorboard" / "run")).Reload()
     assert [event.step for event in board.Scalars("loss/train")] == [2, 4, 6, 8]
     assert [event.step for event in board.Audio("sound/0/c4")] == [4, 8]
 
@@ -170,5 +170,5 @@ def test_two_workers_shard_the_network(train: Train, tmp_path: Path) -> None:
     )
     for a, b in zip(two, sharded, strict=True):
         assert (b.loss, b.grad_norm) == pytest.approx((a.loss, a.grad_norm), rel=1e-3)
-    assert len(list((tmp_path / "fsdp-sounds").glob("*.flac"))) == 4
-    assert synthesise(tmp_path / "fsdp", 0.07).config == CONFIG
+    assert len(list((tmp_path / "fsdp" / "sounds").glob("*.flac"))) == 4
+    assert synthesise(tmp_path / "fsdp" / "model", 0.07).config == CONFIG

@@ -1,6 +1,6 @@
-"""The mel VAE and the HiFi-GAN vocoder of AudioLDM 2 (Liu et al., 2023), through diffusers and transformers.
+"""Codecs through diffusers and transformers: Oobleck, and the mel VAE and vocoder of AudioLDM 2.
 
-Shapes: B batch, T mel frames, M mel bands, L latent frames; the VAE's latent has c channels of f bins.
+Shapes: B batch, T mel frames, M mel bands, L latent frames; AudioLDM 2's latent has c channels of f bins.
 """
 
 from __future__ import annotations
@@ -12,11 +12,49 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from flowley.codecs.mel import LogMel
-from flowley.codecs.pretrained_codec import PretrainedCodec
+from flowley.codecs.audio_codec import PretrainedCodec
+from flowley.codecs.log_mel import LogMel
 from flowley.weights import CONFIG, DIFFUSERS_WEIGHTS, WEIGHTS, class_of, find_file, load_model
 
 _PARTS = (("vae", "AutoencoderKL", DIFFUSERS_WEIGHTS), ("vocoder", "SpeechT5HifiGan", WEIGHTS))
+"""Folder, class and weights of each part of AudioLDM 2."""
+
+
+class OobleckCodec(PretrainedCodec):
+    """Wave -> latent -> wave at the rates of the checkpoint's own config.
+
+    ACE-Step 1.5: 48 kHz, 64 channels at 25 Hz; Stable Audio Open: 44.1 kHz, 64 channels at 21.53 Hz. A stereo
+    checkpoint hears the mono wave in both channels, and what it decodes is averaged over them.
+    """
+
+    files: ClassVar = tuple(f"{sub}{name}" for sub in ("", "vae/") for name in (CONFIG, DIFFUSERS_WEIGHTS))
+    contents: ClassVar = f"a folder with an AutoencoderOobleck's {CONFIG} and {DIFFUSERS_WEIGHTS} (also under vae/)"
+
+    def __init__(self, model: Any) -> None:
+        """Args: model: a diffusers AutoencoderOobleck."""
+        super().__init__()
+        self.model = model
+        self.audio_hz = int(model.config.sampling_rate)
+        self.latent_dim = int(model.config.decoder_input_channels)
+        self.frame_samples = prod(model.config.downsampling_ratios)
+        self.n_channels = int(model.config.audio_channels)
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> Self:
+        for candidate in (folder, folder / "vae"):
+            config = candidate / CONFIG
+            if config.is_file() and class_of(config) == "AutoencoderOobleck":
+                return cls(load_model(candidate, "AutoencoderOobleck", DIFFUSERS_WEIGHTS, wanted=cls.contents))
+        found = find_file(folder, CONFIG, below=("vae",), wanted=cls.contents)
+        raise ValueError(f"{found} is of a {class_of(found)}: wanted {cls.contents}")
+
+    def _encode(self, wave: Tensor) -> tuple[Tensor, Tensor]:
+        posterior = self.model.encode(wave[:, None].expand(-1, self.n_channels, -1)).latent_dist
+        return posterior.mean.transpose(1, 2), posterior.std.transpose(1, 2)
+
+    def _decode(self, latent: Tensor) -> Tensor:
+        wave: Tensor = self.model.decode(latent.transpose(1, 2)).sample  # an odd ratio r gives r - 1 at the end
+        return wave.mean(1)
 
 
 class AudioLDM2Codec(PretrainedCodec):
@@ -24,7 +62,7 @@ class AudioLDM2Codec(PretrainedCodec):
 
     As published: 16 kHz, 25 latent frames per second of 8 channels x 16 bins = 128 numbers, channel by channel.
     The latent is multiplied by the VAE's `scaling_factor`, so it is what AudioLDM 2's own network sees. Its
-    training scaled every clip to a peak of 0.5; the codec keeps the loudness it is given.
+    training scaled every clip to a peak of 0.5; the codec keeps the loudness of its input.
     """
 
     files: ClassVar = tuple(f"{part}/{name}" for part, _, weights in _PARTS for name in (CONFIG, weights))
@@ -52,7 +90,6 @@ class AudioLDM2Codec(PretrainedCodec):
 
     @classmethod
     def from_folder(cls, folder: Path) -> Self:
-        """See `PretrainedCodec.from_folder`."""
         models = []
         for part, kind, weights in _PARTS:
             config = find_file(folder, f"{part}/{CONFIG}", wanted=cls.contents)

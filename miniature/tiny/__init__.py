@@ -1,1 +1,0 @@
-"""Checkpoints in the real architectures with a few random weights."""

@@ -1,0 +1,42 @@
+"""Templates of the report's page and of the dataset card."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from pipelines.progress import human_time
+
+
+def render(template: str, **values: Any) -> str:
+    """A template of this folder with its values; those of HTML escape what they are given."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=jinja2.select_autoescape(("html.jinja",)),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"human_time": human_time, "figure": _figure, "markdown": markdown, "quote": _quote}
+    return environment.get_template(template).render(**values)
+
+
+def markdown(text: str) -> str:
+    """`text` so that Markdown shows it as it is: no markup, HTML, table cell or list begins in it."""
+    escaped = re.sub(r"([\\`*_\[\]<>|#~&$])", r"\\\1", text)
+    escaped = re.sub(r"(?m)^(\s*)([-+=])", r"\1\\\2", escaped)
+    return re.sub(r"(?m)^(\s*\d+)([.)])", r"\1\\\2", escaped)
+
+
+def _quote(text: str) -> str:
+    return "\n>\n".join(f"> {markdown(line)}" for line in text.splitlines())
+
+
+def _figure(value: Any) -> str:
+    """A figure of a manifest; of a table of figures, names and values."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_figure(count)}" for key, count in value.items()) or "none"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
