@@ -52,9 +52,8 @@ class NoiseWarning:
         return not _matches(label, self.except_labels)
 
     def reach(self) -> dict[str, Any]:
-        """Labels that the warning reaches, as plain data in canonical form, for fingerprints."""
-        labels = None if self.labels is None else list(self.labels)
-        return {"labels": labels, "except_labels": list(self.except_labels)}
+        """Labels that the warning reaches, as plain data, for fingerprints."""
+        return {"labels": self.labels, "except_labels": self.except_labels}
 
     def violation(self, caption: str, label: str) -> str | None:
         """First mention in a caption that breaks the warning; None if nothing does.

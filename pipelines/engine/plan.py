@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pipelines.engine.fingerprint import stage_fingerprint
+from pipelines.engine.fingerprint import canonical, stage_fingerprint
 from pipelines.engine.ledger import Ledger
 from pipelines.engine.stage import Context, NotYetKnown, Stage
 from pipelines.engine.storage import Storage
@@ -54,7 +54,7 @@ def resolve(
         inputs[name] = done[name]
     digests = {name: output.committed().digest for name, output in inputs.items()}
     recipe = stage.recipe(config, storage)
-    meaning = recipe.meaning()
+    meaning = canonical(recipe.meaning())  # as a stored spec reads, which the next plan compares with it
     output = Output(storage, stage.name, stage_fingerprint(stage.name, stage.code_version, meaning, digests))
     spec = {
         "stage": stage.name,

@@ -47,7 +47,7 @@ def test_the_teacher_hears_and_obeys_the_projects_warnings():
 
 
 def test_the_base_names_what_is_visible_and_nothing_off_screen():
-    [scores] = score_base(models.CHECKPOINTS / "vl", seed=31, films=10).values()
+    [scores] = score_base(models.CHECKPOINTS / "vl", seed=31, films=24).values()
     assert scores["on_screen_recall"] >= 0.9
     assert scores["off_screen_recall"] == 0.0
     assert scores["false_on_screen"] > 0.05, "it cannot tell what is heard, only what is there"

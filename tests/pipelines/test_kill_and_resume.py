@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from miniature.models.tiny import build_tiny_omni
 from miniature.world.corpus import generate_corpus
+from miniature.world.film import World
 from pipelines.engine.ledger import Ledger
 from pipelines.engine.storage import Storage
 
@@ -19,16 +19,17 @@ CLIPS = 4
 
 
 @pytest.mark.timeout(600)
-def test_killed_on_s3_and_resumed(s3_url: str, tmp_path: Path) -> None:
-    generate_corpus(tmp_path / "corpus", clips=CLIPS, seed=5, workers=2)
-    (tmp_path / "omni").mkdir()
-    build_tiny_omni(tmp_path / "omni", 0)
+def test_killed_on_s3_and_resumed(s3_url: str, tiny_omni: Path, tmp_path: Path) -> None:
+    generate_corpus(tmp_path / "corpus", clips=CLIPS, seed=5, workers=1, world=World(duration_s=2.0))
     storage = Storage(f"{s3_url}/killed")
     sets = [
         f"root={storage.url}",
         f"source.folder={tmp_path}/corpus/videos",
         f"source.csv={tmp_path}/corpus/vggsound.csv",
-        f"captions.model.path={tmp_path}/omni",
+        f"captions.model.path={tiny_omni}",
+        "captions.sampling.max_new_tokens=4",
+        "clips.duration_s=2.0",
+        "clips.execution.workers=1",
         "captions.execution.workers=1",
         "captions.execution.batch_rows=1",
     ]

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from miniature.models.tiny import build_tiny_vl
 from pipelines.engine.ray_train import TrainingRun
 from pipelines.errors import UserError
 from pipelines.stages.captioner import train_captioner
@@ -58,15 +57,8 @@ def frame_reader(fault: Callable[[], None] = lambda: None) -> Callable[[str], np
     return read_frames
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("vl")
-    build_tiny_vl(folder, seed=0)
-    return str(folder)
-
-
 @pytest.fixture
-def train(model: str, local_ray: None, tmp_path: Path) -> Train:
+def train(tiny_vl: Path, local_ray: None, tmp_path: Path) -> Train:
     def train(
         *,
         num_workers: int,
@@ -77,7 +69,7 @@ def train(model: str, local_ray: None, tmp_path: Path) -> Train:
         storage: str = str(tmp_path / "storage"),
     ) -> FinetuneResult:
         return train_captioner(
-            Model("tiny", model),
+            Model("tiny", str(tiny_vl)),
             examples,
             read_frames,
             SETTINGS,
@@ -140,11 +132,11 @@ def test_a_killed_worker_costs_only_the_steps_since_the_last_checkpoint(train: T
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_killed_driver_leaves_a_run_that_the_same_call_finishes(train: Train, model: str, tmp_path: Path) -> None:
+def test_a_killed_driver_leaves_a_run_that_the_same_call_finishes(train: Train, tiny_vl: Path, tmp_path: Path) -> None:
     whole = train(num_workers=1, read_frames=frame_reader(), name="whole")
     storage = tmp_path / "storage" / "cut-zero2-1"
     driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, model, str(tmp_path)], start_new_session=True, env=os.environ
+        [sys.executable, "-c", DRIVER, str(tiny_vl), str(tmp_path)], start_new_session=True, env=os.environ
     )
     deadline_s = time.monotonic() + 200
     while not list(storage.glob("checkpoint_*/trainer_state.json")):
