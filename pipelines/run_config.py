@@ -31,6 +31,7 @@ MOVED_KEYS = {
     "captioner.training.frames_fps": "captioner.training.frames.fps",
     "captioner.training.min_frame_px": "captioner.training.frames.min_px",
     "captioner.training.max_frame_px": "captioner.training.frames.max_px",
+    "captioner.execution.settings.use_gpu": "captioner.execution.use_gpu",
     "curation.rules.music_words": "`violations` of the warning `music` in prompts/warnings.yaml",
     "curation.rules.music_labels": "`except_labels` of the warning `music` in prompts/warnings.yaml",
     "curation.rules.speech_words": "`violations` of the warning `speech` in prompts/warnings.yaml",
@@ -107,7 +108,7 @@ class CurationConfig(Section):
 
 class TrainingExecution(Section):
     workers: int = Field(default=1, ge=1)
-    cpus_per_worker: float = Field(default=1, ge=0)
+    cpus_per_worker: int = Field(default=1, ge=1)
     use_gpu: bool = True
     max_failures: int = Field(default=2, ge=0, description="worker crashes survived before the stage gives up")
 

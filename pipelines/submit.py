@@ -32,7 +32,7 @@ from pipelines.run_config import CodecConfig, Config, ModelRef, Section
 
 CONFIG_NAME = "config.yaml"
 PACKAGES = ("pipelines", "soundcap", "flowley")
-PATH_KEYS = frozenset({"root", "folder", "csv", "adapter", "checkpoint"})
+PATH_KEYS = frozenset({"root", "folder", "csv", "adapter", "checkpoint", "sync"})
 PROMPT_KEYS = frozenset({"instruction", "warnings"})
 S3_VARIABLES = (
     "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION",

@@ -86,6 +86,7 @@ def finetune(
     execution: FinetuneExecution,
     output_dir: Path,
     *,
+    use_gpu: bool,
     callbacks: "Sequence[TrainerCallback]" = (),
     resume_from: Path | None = None,
 ) -> FinetuneResult:
@@ -100,6 +101,7 @@ def finetune(
         settings: Settings that decide the adapter.
         execution: Settings of the run.
         output_dir: Receives checkpoints and, from process 0, `adapter/`.
+        use_gpu: One GPU for each process, or none.
         callbacks: Callbacks of transformers' Trainer.
         resume_from: Checkpoint of the same examples, settings and number of processes: training goes on exactly
             as without the break.
@@ -110,7 +112,7 @@ def finetune(
     """
     import torch.distributed
 
-    with deepspeed_processes(execution.use_gpu):
+    with deepspeed_processes(use_gpu):
         processor = load_processor(model, revision)
         if processor.family.model_type != "qwen2_5_vl":
             raise FinetuneError(f"{model} is a {processor.family.model_type}; wanted a qwen2_5_vl checkpoint")
@@ -120,7 +122,7 @@ def finetune(
                 f"batch_size {settings.batch_size} is no multiple of per_device_batch x processes = {together}: "
                 "change one of them"
             )
-        arguments = training_arguments(settings, execution, world_size, output_dir / "checkpoints")
+        arguments = training_arguments(settings, execution, world_size, output_dir / "checkpoints", use_gpu)
         loader, dropped = _usable(ExampleLoader(examples, read_frames, processor, settings), execution)
         trainer = lora_trainer(model, revision, loader, loader.collate, settings, arguments, callbacks)
         trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))

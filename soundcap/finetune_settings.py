@@ -59,7 +59,6 @@ class FinetuneExecution:
     gradient_checkpointing: bool = True
     zero_stage: ZeroStage = 2
     """2 for a LoRA on a frozen base that fits each GPU; 3 shards the base too."""
-    use_gpu: bool = True
     save_steps: int = 100
     """Steps between checkpoints."""
     log_steps: int = 10

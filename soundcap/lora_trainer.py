@@ -72,7 +72,7 @@ def _caption_nll(outputs: Any, labels: "Tensor", num_items_in_batch: "Tensor") -
 
 
 def training_arguments(
-    settings: FinetuneSettings, execution: FinetuneExecution, world_size: int, folder: Path
+    settings: FinetuneSettings, execution: FinetuneExecution, world_size: int, folder: Path, use_gpu: bool
 ) -> "TrainingArguments":
     """The Trainer's arguments; checkpoints go into `folder`.
 
@@ -104,8 +104,8 @@ def training_arguments(
         remove_unused_columns=False,
         label_names=["labels"],
         deepspeed=_zero_config(execution.zero_stage),
-        use_cpu=not execution.use_gpu,
-        dataloader_pin_memory=execution.use_gpu,
+        use_cpu=not use_gpu,
+        dataloader_pin_memory=use_gpu,
         report_to="none",
         disable_tqdm=True,
         log_level="warning",

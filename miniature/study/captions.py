@@ -26,7 +26,7 @@ TUNING = FinetuneSettings(
     frames=FRAMES,
 )  # fmt: skip
 _EXECUTION = FinetuneExecution(
-    per_device_batch=16, gradient_checkpointing=False, use_gpu=False, loader_processes=0, check_threads=1,
+    per_device_batch=16, gradient_checkpointing=False, loader_processes=0, check_threads=1,
     save_steps=10**6, log_steps=25,
 )  # fmt: skip
 
@@ -87,5 +87,5 @@ def _tune(captions: list[str], films: FilmDataset, folder: Path) -> None:
         return clip_frames(films.world, plans[name])
 
     output = folder.with_suffix(".tuning")
-    result = finetune(str(CHECKPOINTS / "vl"), None, examples, read_frames, TUNING, _EXECUTION, output)
+    result = finetune(str(CHECKPOINTS / "vl"), None, examples, read_frames, TUNING, _EXECUTION, output, use_gpu=False)
     Path(result.adapter_dir).rename(folder)

@@ -35,7 +35,7 @@ def canonical(value: Any, where: str = "value") -> Any:
         for key in value:
             if not isinstance(key, str):
                 raise TypeError(f"{where}: got the key {key!r}, wanted text keys only")
-        return {key: canonical(value[key], f"{where}.{key}") for key in sorted(value)}
+        return {key: canonical(item, f"{where}.{key}") for key, item in value.items()}
     raise TypeError(
         f"{where}: got a {type(value).__name__}, which has no canonical form; wanted None, bool, int, float, "
         "str, list or dict. Convert it to plain data first."

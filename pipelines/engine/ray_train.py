@@ -38,14 +38,14 @@ class TrainingRun:
     """Restarts after a crash, each from the latest checkpoint."""
 
     @classmethod
-    def of(cls, output: Output, execution: TrainingExecution, *, use_gpu: bool) -> TrainingRun:
+    def of(cls, output: Output, execution: TrainingExecution) -> TrainingRun:
         """Run that makes a stage's output."""
         return cls(
             name=output.fingerprint,
             storage_path=output.storage.address(f"{RUNS}/{output.stage}"),
             num_workers=execution.workers,
-            cpus_per_worker=int(execution.cpus_per_worker),
-            use_gpu=use_gpu,
+            cpus_per_worker=execution.cpus_per_worker,
+            use_gpu=execution.use_gpu,
             max_failures=execution.max_failures,
         )
 

@@ -92,7 +92,7 @@ def _train_adapter(context: Context, rows: list[dict[str, Any]]) -> Result:
             partial(_read_frames, storage, recipe.training.frames.fps),
             recipe.training,
             execution.settings,
-            TrainingRun.of(output, execution, use_gpu=execution.settings.use_gpu),
+            TrainingRun.of(output, execution),
             output_dir=folder,
             say=context.say,
         )
@@ -159,6 +159,7 @@ def train_captioner(
         settings=settings,
         execution=execution,
         output_dir=work_dir,
+        use_gpu=run.use_gpu,
     )
     train_under_ray("captioner", partial(_work, train, ray.put(examples), work_dir), run, output_dir, say)
     return load_result(output_dir)

@@ -90,7 +90,7 @@ def _train_network(context: Context, rows: list[dict[str, Any]]) -> Result:
         validation=[row for row in rows if row["split"] == "test"],
         null_text=storage.read_json(context.inputs["features"].name(NULL_TEXT)),
     )
-    run = TrainingRun.of(output, execution, use_gpu=execution.use_gpu)
+    run = TrainingRun.of(output, execution)
     with tempfile.TemporaryDirectory(prefix="soundcap-flowley-") as name:
         folder = Path(name)
         history = train_flowley(

@@ -240,3 +240,18 @@ def test_new_clips(plan: Plan, folder: Path, golden: Any) -> None:
         undo()
         for film in new:
             Path(film).unlink()
+
+
+def test_a_warning_for_one_label_captions_its_clips_again_and_no_others(
+    plan: Plan, folder: Path, settings: list[str], project: Any, call: Any, stages: Any, rows: Any, local_ray: None
+) -> None:
+    """Last of this file: from here on plans are explained against another run."""
+    undo = edit(folder / "prompts" / "warnings.yaml", lambda text: text.rstrip("\n") + "\n" + ONE_LABEL)
+    to_run, total = (plan()["captions"][key] for key in ("rows_to_run", "rows_total"))
+    assert 0 < to_run < total, "some clips must have the label, and some not"
+    said = call("soundcap", "run", project.demo_config, "--until", "curation", *settings).ok()
+    assert f"captions: {to_run} of {total} rows to run" in said
+    captions = rows(folder / "store", "captions", stages("plan", project.demo_config, *settings)["captions"])
+    assert all(("thunder" in row["prompt"]) == (row["label"] == "bell ringing") for row in captions)
+    undo()
+    assert {plan()[stage]["state"] for stage in MADE} == {"done"}, "a warning taken back computes nothing"

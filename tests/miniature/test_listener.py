@@ -33,7 +33,6 @@ def test_the_shipped_checkpoint_is_ordinary_small_and_in_bfloat16():
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 0.8e6
 
 
-@pytest.mark.slow
 def test_held_out_scores_stay_above_their_floors():
     scores = module.held_out_scores(FOLDER, seed=7, clips=100)
     floors = {"mean_ap": 0.85, "top1": 0.9, "top1_any": 0.9}
@@ -58,8 +57,8 @@ def test_another_sampling_rate_hears_the_same(listener):
 
 
 def test_other_sounds_are_farther_away_than_the_same(listener):
-    same = [listener.embed(sounds_of(World(), 30, seed), HZ) for seed in (1, 2)]
-    other = listener.embed(sounds_of(World(objects=("siren", "bell")), 30, 3), HZ)
+    same = [listener.embed(sounds_of(World(), 40, seed), HZ) for seed in (1, 2)]
+    other = listener.embed(sounds_of(World(objects=("siren", "bell")), 40, 3), HZ)
     near, far = frechet_distance(same[0], same[1]), frechet_distance(other, same[1])
     assert far > 1.5 * near
 

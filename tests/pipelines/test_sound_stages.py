@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from flowley.network.flowley import Flowley
+from flowley.training.ema import synthesise
 from miniature.world.corpus import generate_corpus
 from pipelines.engine.plan import make_plan
 from pipelines.engine.runner import run_stages
@@ -35,6 +38,10 @@ MMAUDIO = {
         "text_dim": 64, "max_text_tokens": 32, "synchformer_dim": 12,
     },
 }  # fmt: skip
+EXECUTION = {
+    "log_every_steps": 2, "validate_every_steps": 2, "checkpoint_every_steps": 2, "sample_every_steps": 2,
+    "sample_clips": 1, "ema_snapshots": 2,
+}  # fmt: skip
 Load = Callable[..., Config]
 
 
@@ -54,6 +61,7 @@ def load(tmp_path_factory: pytest.TempPathFactory, tiny_encoder_builders: dict) 
                 f"source.csv={folder}/corpus/vggsound.csv", "features.captions=label",
                 f"features.visual.path={folder}/clip", f"features.text.path={folder}/t5",
                 "flowley.training={steps: 4, batch_size: 2, duration_s: 4.0, warmup_steps: 1}",
+                f"flowley.execution.settings={EXECUTION}",
                 "flowley.execution.cpus_per_worker=1", "samples.steps=2", *overrides,
             ],
         )  # fmt: skip
@@ -80,12 +88,32 @@ def test_from_films_to_scores_and_nothing_twice(load: Load, local_ray: None) -> 
         assert (len(wave), hz) == (4 * 16_000, 16_000) and np.isfinite(wave).all()
         film = probe(Path(storage.path(row["video"])), Deadline(60))
         assert film.audio is not None and film.video is not None
+    check_training(storage, f"flowley/{first['flowley'].fingerprint}", first["flowley"].fingerprint)
     scores = storage.read_json(f"scores/{first['scores'].fingerprint}/scores.json")
     assert scores["n_clips"] == len(samples) and 0 <= scores["set_metrics"]["onset_f1"] <= 1
 
     assert {plan.state for plan in make_plan(STAGES, config, storage)} == {"done"}
     other = {p.name: p.state for p in make_plan(STAGES, load("samples.steps=3"), storage)}
     assert other["flowley"] == "done" and other["samples"] == "to_run", "a sampler's setting trains nothing again"
+
+
+def check_training(storage: Storage, output: str, run_name: str) -> None:
+    """Network, curve, snapshots of the averages, sounds and TensorBoard's log that a training leaves."""
+    model = Path(storage.path(f"{output}/model"))
+    network = Flowley.from_pretrained(model)
+    assert network.features is not None and network.features.duration_s == 4.0
+    curve = storage.read_json(f"{output}/loss.json")
+    assert [(report["step"], report["validation_loss"] is not None) for report in curve] == [(2, True), (4, True)]
+    snapshots = {file.name for file in (model / "ema").iterdir()}
+    assert snapshots == {f"{index}.{step}.pt" for index in (0, 1) for step in (2, 4)}
+    assert synthesise(model, 0.2).config == network.config
+    [clip] = storage.read_json(f"{output}/sounds/clips.json")
+    for step in (2, 4):
+        wave, hz = soundfile.read(storage.path(f"{output}/sounds/{step:08d}-0.flac"))
+        assert (len(wave), hz) == (4 * 16_000, 16_000)
+    board = EventAccumulator(storage.path(f"runs/tensorboard/{run_name}")).Reload()
+    assert [event.step for event in board.Scalars("loss/train")] == [2, 4]
+    assert [event.step for event in board.Audio(f"sound/0/{clip}")] == [2, 4]
 
 
 @pytest.mark.slow

@@ -61,12 +61,14 @@ def _all_text(value: Any) -> Iterator[str]:
 
 def test_staged_configuration_points_where_this_process_does(workplace: Path) -> None:
     staging = workplace / "staging"
-    staged = stage_job(_demo_config("captioner.model={path: owner/name, revision: abc}"), staging)
+    changes = ("captioner.model={path: owner/name, revision: abc}", "features.sync=.demo/sync")
+    staged = stage_job(_demo_config(*changes), staging)
 
     assert load_config(staging / CONFIG_NAME) == staged, "what the job reads is not what was returned"
     assert staged.root == str(workplace / ".demo/store")
     assert staged.source.folder == str(workplace / ".demo/corpus/videos")
     assert staged.source.csv == str(workplace / ".demo/corpus/vggsound.csv")
+    assert staged.features.sync == str(workplace / ".demo/sync")
     assert staged.captions.model.path == str(workplace / _demo_config().captions.model.path)
     assert staged.captioner.model.path == "owner/name", "a hub id is not a path"
     assert all(Path(model).is_absolute() or model == "owner/name" for model in _models(staged.model_dump(mode="json")))

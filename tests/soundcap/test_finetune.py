@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from soundcap.finetune_settings import FinetuneExecution, FinetuneSettings
 from soundcap.lora_trainer import LORA_TARGETS
 from soundcap.pretrained import load_model, load_processor
 from soundcap.request import FrameSettings
+
+finetune_on_cpu = partial(finetune, use_gpu=False)
 
 CAPTIONS = (
     "A dog barks twice, close and sharp.",
@@ -37,7 +40,6 @@ SETTINGS = FinetuneSettings(
 EXECUTION = FinetuneExecution(
     per_device_batch=4,
     gradient_checkpointing=False,
-    use_gpu=False,
     save_steps=3,
     log_steps=1,
     loader_processes=0,
@@ -60,7 +62,7 @@ def model(tiny_vl: Path) -> str:
 @pytest.fixture(scope="module")
 def trained(model: str, tmp_path_factory: pytest.TempPathFactory) -> FinetuneResult:
     output = tmp_path_factory.mktemp("trained")
-    return finetune(model, None, EXAMPLES, read_frames, SETTINGS, EXECUTION, output)
+    return finetune_on_cpu(model, None, EXAMPLES, read_frames, SETTINGS, EXECUTION, output)
 
 
 def losses(result: FinetuneResult) -> list[float]:
@@ -118,7 +120,7 @@ def test_resuming_gives_the_very_weights_of_an_uninterrupted_run(
     model: str, trained: FinetuneResult, tmp_path: Path
 ) -> None:
     half_way = Path(trained.adapter_dir).parent / "checkpoints" / "checkpoint-3"
-    resumed = finetune(model, None, EXAMPLES, read_frames, SETTINGS, EXECUTION, tmp_path, resume_from=half_way)
+    resumed = finetune_on_cpu(model, None, EXAMPLES, read_frames, SETTINGS, EXECUTION, tmp_path, resume_from=half_way)
     assert losses(resumed) == losses(trained)
     first, second = (load_file(Path(result.adapter_dir) / "adapter_model.safetensors") for result in (trained, resumed))
     assert first.keys() == second.keys()
@@ -129,7 +131,7 @@ def test_accumulating_single_clips_learns_the_same_as_one_batch(
     model: str, trained: FinetuneResult, tmp_path: Path
 ) -> None:
     single = replace(EXECUTION, per_device_batch=1, gradient_checkpointing=True)
-    result = finetune(model, None, EXAMPLES, read_frames, SETTINGS, single, tmp_path)
+    result = finetune_on_cpu(model, None, EXAMPLES, read_frames, SETTINGS, single, tmp_path)
     assert losses(result) == pytest.approx(losses(trained), rel=2e-3), (
         "captions differ in length: were losses averaged per clip before they were averaged over the step?"
     )
@@ -144,7 +146,9 @@ def test_unusable_examples_are_dropped_with_their_reasons(model: str, tmp_path: 
     examples = [*EXAMPLES, replace(EXAMPLES[0], clip_id="long", caption="A dog barks. " * 400)]
     execution = replace(EXECUTION, max_dropped_share=0.5)
     settings = replace(SETTINGS, batch_size=1, max_steps=1, max_tokens=500)
-    result = finetune(model, None, examples, read_some, settings, replace(execution, per_device_batch=1), tmp_path)
+    result = finetune_on_cpu(
+        model, None, examples, read_some, settings, replace(execution, per_device_batch=1), tmp_path
+    )
     reasons = {dropped.clip_id: dropped.reason for dropped in result.examples_dropped}
     assert result.examples_used == 3
     assert reasons.keys() == {"clip1", "long"}
@@ -157,18 +161,18 @@ def test_what_cannot_be_trained_is_said_before_training(model: str, tiny_omni: P
         raise OSError(f"{video} is gone")
 
     with pytest.raises(FinetuneError, match=r"4 of 4 examples.*clip0: OSError: 0.mp4 is gone"):
-        finetune(model, None, EXAMPLES, read_none, SETTINGS, EXECUTION, tmp_path)
+        finetune_on_cpu(model, None, EXAMPLES, read_none, SETTINGS, EXECUTION, tmp_path)
     with pytest.raises(FinetuneError, match=r"0 of 0 examples"):
-        finetune(model, None, [], read_frames, SETTINGS, EXECUTION, tmp_path)
+        finetune_on_cpu(model, None, [], read_frames, SETTINGS, EXECUTION, tmp_path)
     with pytest.raises(FinetuneError, match=r"batch_size 6 is no multiple of .* = 4"):
-        finetune(model, None, EXAMPLES, read_frames, replace(SETTINGS, batch_size=6), EXECUTION, tmp_path)
+        finetune_on_cpu(model, None, EXAMPLES, read_frames, replace(SETTINGS, batch_size=6), EXECUTION, tmp_path)
     with pytest.raises(FinetuneError, match=r"is a qwen2_5_omni; wanted a qwen2_5_vl"):
-        finetune(str(tiny_omni), None, EXAMPLES, read_frames, SETTINGS, EXECUTION, tmp_path)
+        finetune_on_cpu(str(tiny_omni), None, EXAMPLES, read_frames, SETTINGS, EXECUTION, tmp_path)
 
 
 def test_zero_3_with_bfloat16_learns_too(model: str, trained: FinetuneResult, tmp_path: Path) -> None:
     sharded, rounded = replace(EXECUTION, zero_stage=3), replace(SETTINGS, precision="bfloat16")
-    result = finetune(model, None, EXAMPLES, read_frames, rounded, sharded, tmp_path)
+    result = finetune_on_cpu(model, None, EXAMPLES, read_frames, rounded, sharded, tmp_path)
     assert losses(result) == pytest.approx(losses(trained), rel=0.1)
     before = load_model(model).state_dict()
     after = load_model(model, adapter=result.adapter_dir).state_dict()

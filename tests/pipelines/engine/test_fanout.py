@@ -71,7 +71,7 @@ def test_every_kind_of_bad_row_costs_itself(tmp_path: Path) -> None:
 
 
 def test_a_row_that_hangs_is_found_and_quarantined(tmp_path: Path) -> None:
-    ledger = _run(tmp_path, {2: "hang"}, rows=4, batch_rows=2, batch_deadline_s=6)
+    ledger = _run(tmp_path, {2: "hang"}, rows=4, batch_rows=2, batch_deadline_s=2)
     _check(ledger, {2: "DeadlineExceeded"}, rows=4)
 
 

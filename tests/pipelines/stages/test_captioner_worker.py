@@ -35,7 +35,6 @@ SETTINGS = FinetuneSettings(
 EXECUTION = FinetuneExecution(
     per_device_batch=2,
     gradient_checkpointing=False,
-    use_gpu=False,
     save_steps=2,
     log_steps=1,
     loader_processes=0,

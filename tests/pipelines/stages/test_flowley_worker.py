@@ -92,6 +92,7 @@ def weights(folder: Path) -> Mapping[str, np.ndarray]:
     return load_file(folder / "model" / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_the_checkpoint_comes_back(train: Train, tmp_path: Path) -> None:
     said: list[str] = []
     history = train("run", said=said)
