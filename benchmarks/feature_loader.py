@@ -1,13 +1,13 @@
 """Rate at which feature files become batches, against reading the same bytes and against the demand of a GPU.
 
-    loader  the training's own: FeatureDataset, step_clips, collate in a DataLoader; the paper's settings, captions
-            of 40 tokens, clips in random order, batches of 256
-    floor   the same files read from end to end into one buffer, nothing made of them
-    need    twice the clips a GPU trains on in a second at 45% of an H100's 989 TFLOP/s (bf16), `flowley_169m`
+    loader  training data loader: FeatureDataset, step_clips and collate in a DataLoader; the paper's settings,
+            captions of 40 tokens, shuffled clips, batches of 256
+    floor   sequential reads of the same files into one buffer, without decoding
+    need    twice the training throughput of `flowley_169m` at 45% MFU on an H100 (989 TFLOP/s, bf16)
 
-From the local disk with the pages dropped first (cold) and read before (warm), and from an S3 server: there the
-files are downloaded once by `pipelines.engine.storage`, as the training worker does, then mapped, so every epoch after
-the download is a warm one. The server is one Python process on this machine: its rate is a lower bound.
+Sources: the local disk with a cold and with a warm page cache, and an S3 server. From S3 the files are downloaded
+once by `pipelines.engine.storage`, as in the training worker, then memory-mapped, so every epoch after the download
+is warm. The server is one Python process on this machine: its rate is a lower bound.
 
 `python -m benchmarks.feature_loader [--json] [--clips N] [--workers N] [--batch N] [--no-s3]`
 """
@@ -47,13 +47,13 @@ PASSES = 3
 
 
 def need_clips_per_s() -> float:
-    """Clips a loader must give in a second."""
+    """Throughput (clips/s) that the loader must reach."""
     clip = flops_of(CONFIG, duration_s=DURATION_S, L_txt=CAPTION_TOKENS).training
     return HEADROOM * MFU * H100_FLOPS / clip
 
 
 def write_features(folder: Path, n_clips: int) -> list[Entry]:
-    """Feature files of random clips at the paper's settings."""
+    """Writes feature files of random clips at the paper's settings; returns their dataset entries."""
     g = np.random.default_rng(0)
     frames_aud, frames_vis = CONFIG.lengths(DURATION_S)
     mean = g.standard_normal((frames_aud, CONFIG.latent_dim), np.float32)
@@ -70,7 +70,7 @@ def write_features(folder: Path, n_clips: int) -> list[Entry]:
 
 
 def loader_clips_per_s(entries: list[Entry], *, workers: int, batch: int) -> float:
-    """Clips in a second over one epoch, starting up left out."""
+    """Loader throughput (clips/s) over one epoch, start-up excluded."""
     steps = max(2, len(entries) // batch)
     sampler = step_clips(len(entries), batch_size=batch, seed=0, start_step=0, end_step=steps + 1)
     loader: DataLoader[Batch] = DataLoader(
@@ -86,7 +86,7 @@ def loader_clips_per_s(entries: list[Entry], *, workers: int, batch: int) -> flo
 
 
 def floor_clips_per_s(files: list[Path], n_clips: int) -> float:
-    """Clips in a second of reading the files and doing nothing else."""
+    """Raw read throughput (clips/s) of the files."""
     buffer = bytearray(max(file.stat().st_size for file in files))
     started = time.perf_counter()
     for file in files:
@@ -97,7 +97,7 @@ def floor_clips_per_s(files: list[Path], n_clips: int) -> float:
 
 
 def forget(files: list[Path]) -> None:
-    """Drops the files' pages from the page cache, as far as the system obliges."""
+    """Drops the files' pages from the page cache, as far as the kernel complies."""
     for file in files:
         with file.open("rb") as stream:
             os.fsync(stream.fileno())
@@ -106,7 +106,7 @@ def forget(files: list[Path]) -> None:
 
 @contextmanager
 def s3_server() -> Iterator[str]:
-    """`s3://bucket` on a moto server process; the environment points every client at it."""
+    """URL of a bucket on a moto server process; environment variables point every S3 client at it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -138,7 +138,7 @@ def s3_server() -> Iterator[str]:
 
 
 def download_clips_per_s(files: list[Path], n_clips: int, target: Path) -> float:
-    """Clips in a second of bringing all files from the object store to a local folder."""
+    """Download throughput (clips/s) from the object store to a local folder."""
     with s3_server() as url:
         storage = Storage(f"{url}/features")
         for file in files:
@@ -150,7 +150,7 @@ def download_clips_per_s(files: list[Path], n_clips: int, target: Path) -> float
 
 
 def moved(entries: list[Entry], folder: Path) -> list[Entry]:
-    """The same clips in files of the same names elsewhere."""
+    """Entries of the same clips, with their files in another folder."""
 
     def there(row: Row) -> Row:
         return Row(str(folder / Path(row.path).name), row.row)
@@ -159,7 +159,7 @@ def moved(entries: list[Entry], folder: Path) -> list[Entry]:
 
 
 def measure(*, clips: int, workers: int, batch: int, s3: bool) -> list[dict[str, Any]]:
-    """A row per source, best of a few passes; the first says what a clip weighs and what is needed."""
+    """Result rows: first clip size and demand, then one row per source, the best of PASSES passes."""
     with tempfile.TemporaryDirectory(prefix="feature-loader-") as name:
         here, downloaded = Path(name) / "here", Path(name) / "downloaded"
         here.mkdir()

@@ -1,7 +1,7 @@
-"""Floating-point operations of a network, counted from its shapes, for comparison with the peak of a GPU.
+"""Analytic FLOP counts of the networks, for utilisation against a GPU's peak.
 
-Two for each multiply-add of the linear maps, the convolutions and the two products of every attention. Attention
-counts as dense, masked or not, PSCA too. Norms, activations and the like, below 1%, are left out, as usual.
+A multiply-add of a linear layer, a convolution or an attention product counts as two FLOPs. Attention counts as
+dense, masked or not, PSCA too. Norms, activations and the like, below 1%, are left out, as usual.
 
 Shapes: L_aud audio latent frames, L_vis video frames, L_txt text tokens, L_sync synchronisation features, D width.
 """
@@ -14,12 +14,12 @@ from flowley.network.config import FlowleyConfig, MMAudioConfig, NetworkConfig
 
 
 class Flops(NamedTuple):
-    """Operations of one clip."""
+    """FLOPs of one clip."""
 
     embed: int
-    """Operations of the conditions; a sampler computes them once."""
+    """FLOPs of embedding the conditions, spent once per sample."""
     velocity: int
-    """Operations of the rest, once a step."""
+    """FLOPs of the rest of the network, spent at every evaluation."""
 
     @property
     def forward(self) -> int:
@@ -27,12 +27,12 @@ class Flops(NamedTuple):
 
     @property
     def training(self) -> int:
-        """Forward and backward: each product has two gradients of its own cost."""
+        """Forward and backward FLOPs: each product has two gradients, each as costly as itself."""
         return 3 * self.forward
 
 
 def flops_of(config: NetworkConfig, *, duration_s: float, L_txt: int) -> Flops:
-    """Operations for one clip of `duration_s` seconds with a caption padded to L_txt tokens."""
+    """FLOPs of one clip of `duration_s` seconds with a caption padded to L_txt tokens."""
     L_aud, L_vis = config.lengths(duration_s)
     match config:
         case FlowleyConfig():
@@ -43,7 +43,7 @@ def flops_of(config: NetworkConfig, *, duration_s: float, L_txt: int) -> Flops:
 
 
 def sampling_flops(config: NetworkConfig, *, duration_s: float, L_txt: int, evaluations: int, guided: bool) -> int:
-    """Operations to make one clip's latent; `guided` evaluates a pair at every step."""
+    """FLOPs to sample one clip's latent; guidance (`guided`) doubles them."""
     flops = flops_of(config, duration_s=duration_s, L_txt=L_txt)
     return (2 if guided else 1) * (flops.embed + evaluations * flops.velocity)
 
@@ -75,14 +75,14 @@ def _mmaudio(config: MMAudioConfig, L_aud: int, L_vis: int, L_txt: int, L_sync: 
     audio = _stream(config, L_aud, 3, conditions=L_aud)
     multi = audio + _attention(D, L_aud + L_vis + L_txt, L_aud + L_vis + L_txt)
     sides = _stream(config, L_vis, 3) + _stream(config, L_txt, 1)
-    last_sides = sum(_linear(1, D, 2 * D) + _linear(L, D, 3 * D) for L in (L_vis, L_txt))  # attended to, then over
+    last_sides = sum(_linear(1, D, 2 * D) + _linear(L, D, 3 * D) for L in (L_vis, L_txt))  # attended to, not updated
     single = audio + _attention(D, L_aud, L_aud)
     velocity = _ends(config, L_aud) + config.N1 * multi + (config.N1 - 1) * sides + last_sides + config.N2 * single
     return Flops(embed, velocity)
 
 
 def _linear(L: int, in_dim: int, out_dim: int, kernel: int = 1) -> int:
-    """Operations of a linear map of L tokens, or a convolution over them."""
+    """FLOPs of a linear layer or a convolution over L tokens."""
     return 2 * L * in_dim * out_dim * kernel
 
 
@@ -91,23 +91,23 @@ def _mlp(config: NetworkConfig, L: int, kernel: int) -> int:
 
 
 def _attention(D: int, L_q: int, L_k: int) -> int:
-    """Q K^T and the weighted sum of V, all heads together."""
+    """FLOPs of Q K^T and of the weighted sum of V, all heads together."""
     return 2 * _linear(L_q, D, L_k)
 
 
 def _stream(config: NetworkConfig, L: int, kernel: int, *, conditions: int = 1) -> int:
-    """Operations of a stream's half of a block without its attention; `conditions` tokens modulate it."""
+    """FLOPs of one stream of a block, attention excluded; `conditions` tokens modulate it."""
     D = config.D
     return _linear(conditions, D, 6 * D) + _linear(L, D, 3 * D) + _linear(L, D, D, kernel) + _mlp(config, L, kernel)
 
 
 def _pooled(config: NetworkConfig) -> int:
-    """Operations of the global condition."""
+    """FLOPs of the pooled global condition."""
     return 2 * _linear(1, config.D, config.D) + _mlp(config, 1, 1)
 
 
 def _ends(config: NetworkConfig, L_aud: int) -> int:
-    """Operations of the embeddings of x_t and t, and of the output layer."""
+    """FLOPs of the x_t and t embeddings and of the output layer."""
     D = config.D
     time = _linear(1, config.timestep_dim, D) + _linear(1, D, D)
     x_t = _linear(L_aud, config.latent_dim, D, 7) + _mlp(config, L_aud, 7)

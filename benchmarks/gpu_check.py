@@ -2,17 +2,17 @@
 
 Takes 10 minutes at most.
 
-    training    `flowley_169m` and `mmaudio_small_16k` as their trainings run: float32 weights, products in bf16,
-                torch.compile block by block, gradient clipping, fused AdamW, noise assignment for Flowley; no
-                average of weights. MFU = the operations of `benchmarks.flops` (3 forwards, nothing recomputed) / time
-                / the GPU's dense bf16 peak
-    sampling    25 Euler steps with guidance, bf16 weights: latency of one 8-s clip and throughput of a batch,
-                against the floor: for each evaluation the longer of its operations at peak and its weights read once
+    training    training steps of `flowley_169m` and `mmaudio_small_16k`: float32 weights, bf16 autocast,
+                torch.compile block by block, gradient clipping, fused AdamW, noise assignment for Flowley; no EMA.
+                MFU = FLOPs of `benchmarks.flops` (3 forwards, no recomputation) / time / the GPU's dense bf16
+                peak
+    sampling    25 Euler steps with guidance, bf16 weights: latency of one 8-s clip and throughput of a batch, against
+                a roofline: per evaluation the longer of its FLOPs at peak and one read of the weights
     psca        `benchmarks.psca` at 8, 64 and 512 s
-    lora        a Qwen2.5-3B-shaped language model with random weights, LoRA on every linear map; frozen weights have
-                no gradient of their own, so a step counts 2 forwards of them
+    lora        a Qwen2.5-3B-shaped language model with random weights, LoRA on every linear layer; frozen weights
+                have no gradient, so a step counts 2 forwards of them
 
-Each check is a process of its own with a deadline; one that fails is reported and the others go on. Needs torch,
+Each check runs in its own process under a deadline; a failed one is reported and the others go on. Needs torch,
 numpy, scipy, einops, safetensors, huggingface-hub, transformers and peft, nothing else of this project's packages.
 
 `python -m benchmarks.gpu_check [--json] [--out FILE] [--only CHECK...] [--device cuda|cpu] [--small] [--no-compile]`
@@ -33,7 +33,7 @@ from benchmarks.gpu_checks import Found, Setting, device_name, has_gpu, psca, sa
 from benchmarks.gpu_lora import lora
 
 DEADLINES_S = {"flowley": 150, "mmaudio": 140, "sampling": 130, "psca": 50, "lora": 120}
-"""The whole takes 9 min 50 s at most."""
+"""Deadline (s) of each check; together 9 min 50 s."""
 CHECKS: dict[str, Callable[[Setting, Found], None]] = {
     "flowley": lambda setting, found: training(setting, found, "flowley_169m"),
     "mmaudio": lambda setting, found: training(setting, found, "mmaudio_small_16k"),
@@ -46,7 +46,7 @@ Rows = list[dict[str, Any]]
 
 
 def in_process(name: str, flags: list[str], deadline_s: float) -> Rows:
-    """The rows of one check from a process of its own, or one row that says why there are none."""
+    """Result rows of one check, run in its own process; a failure adds a row with its reason."""
     command = [sys.executable, "-m", "benchmarks.gpu_check", "--inside", name, *flags]
     started = time.monotonic()
     try:
@@ -63,7 +63,7 @@ def in_process(name: str, flags: list[str], deadline_s: float) -> Rows:
 
 
 def _rows(text: str) -> Rows:
-    """Rows are printed one by one as they are found, so that a deadline costs only what is missing."""
+    """Result rows in a process's output, printed one by one so that a timeout loses only the rest."""
     return [json.loads(line.removeprefix(MARK)) for line in text.splitlines() if line.startswith(MARK)]
 
 

@@ -1,4 +1,4 @@
-"""Checks of `benchmarks.gpu_check`: functions of a setting and of a function that takes a row of findings."""
+"""Checks of `benchmarks.gpu_check`. Each takes a setting and a callback for its result rows."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ PEAKS = {
     "H100 NVL": (835e12, 3.9e12), "H100 PCIe": (756e12, 2.0e12), "H100": (989e12, 3.35e12),
     "B200": (2250e12, 8.0e12), "A100": (312e12, 2.0e12), "L40S": (362e12, 0.864e12),
 }  # fmt: skip
-"""Dense bf16 operations and bytes of memory in a second, by a part of the device's name; from the data sheets."""
+"""Dense bf16 FLOP/s and memory bandwidth (bytes/s) by a part of the device's name, from the data sheets."""
 
 MFU_WANTED = 0.45
 L_TXT = 77
-"""Captions are as long as they can be."""
+"""Tokens per caption, the text encoder's maximum."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Setting:
 
     @property
     def backend(self) -> str:
-        """Backend of torch.compile: on a CPU without the generation of code, which would take minutes there."""
+        """Backend of torch.compile; on a CPU one without code generation, which would take minutes there."""
         return "inductor" if self.device.type == "cuda" else "aot_eager"
 
     @property
@@ -65,7 +65,7 @@ class Setting:
             torch.cuda.synchronize()
 
     def seconds_of(self, work: Callable[[], object], *, least: int = 3, least_s: float = 4.0) -> float:
-        """Median time of `work`, which has been run before."""
+        """Median wall time (s) of `work`, which must be warm."""
         least_s = 0.0 if self.small else least_s
         times: list[float] = []
         while len(times) < least or sum(times) < least_s:
@@ -87,7 +87,7 @@ def device_name(device: str) -> str:
 
 
 def peaks(setting: Setting) -> tuple[float, float]:
-    """Operations and bytes in a second: the data sheet's where the device is known, else measured."""
+    """Peak FLOP/s and bytes/s: the data sheet's for a known device, else measured."""
     if setting.device.type == "cuda":
         name = torch.cuda.get_device_name()
         for part, peak in PEAKS.items():
@@ -97,7 +97,7 @@ def peaks(setting: Setting) -> tuple[float, float]:
 
 
 def measured_peaks(setting: Setting) -> tuple[float, float]:
-    """Peak rates of a large product in bf16, and of a copy."""
+    """Measured FLOP/s of a large bf16 matrix product and bytes/s of a copy."""
     n = 512 if setting.small else 8192
     a, b = torch.randn(2, n, n, device=setting.device).to(torch.bfloat16)
     x = torch.empty(n * n, device=setting.device)
@@ -109,7 +109,7 @@ def measured_peaks(setting: Setting) -> tuple[float, float]:
 
 
 def conditions_of(setting: Setting, config: NetworkConfig, B: int) -> Conditions:
-    """Random features of B clips."""
+    """Random conditions of a batch of B clips."""
     L_vis, L_sync = config.lengths(setting.seconds)[1], config.sync_length(setting.seconds)
     d = setting.device
     n_tokens = torch.arange(B, device=d) % L_TXT + 1
@@ -133,7 +133,7 @@ def network_of(setting: Setting, config: NetworkConfig) -> VelocityNetwork:
 
 
 class TrainingStep:
-    """Steps of a training on random clips."""
+    """Training step on random clips: forward, backward and optimiser update."""
 
     def __init__(self, setting: Setting, config: NetworkConfig, *, compile: bool) -> None:
         self.setting, self.config = setting, config
@@ -144,7 +144,7 @@ class TrainingStep:
         self.assign, self.cosine_weight = (False, 0.0) if config.sync_dim else (True, 0.5)
 
     def of(self, B: int) -> Callable[[], None]:
-        """A step on a batch of B clips."""
+        """Step function for a batch of B clips."""
         d, L_aud = self.setting.device, self.config.lengths(self.setting.seconds)[0]
         conditions = conditions_of(self.setting, self.config, B)
         x_1 = torch.randn(B, L_aud, self.config.latent_dim, device=d)
@@ -163,7 +163,7 @@ class TrainingStep:
 
 
 def training(setting: Setting, found: Found, name: str) -> None:
-    """MFU and clips/s at the largest batch, up to the paper's 256, that fits the memory."""
+    """MFU and throughput of training at the largest batch that fits into memory, at most the paper's 256."""
     config = setting.config(name)
     torch.set_float32_matmul_precision("high")
     peak, _ = peaks(setting)
@@ -190,7 +190,7 @@ def training(setting: Setting, found: Found, name: str) -> None:
 
 
 def largest_batch(setting: Setting, config: NetworkConfig, most: int = 256) -> int:
-    """Largest batch that fits into memory without compilation, which only ever needs less; a multiple of 8."""
+    """Largest batch, a multiple of 8, that fits into memory uncompiled; compiled steps only need less."""
     if setting.device.type != "cuda":
         return 4
     step = TrainingStep(setting, config, compile=False)
@@ -202,7 +202,7 @@ def largest_batch(setting: Setting, config: NetworkConfig, most: int = 256) -> i
         run()
         used.append(torch.cuda.max_memory_allocated())
     per_clip = (used[1] - used[0]) / 8
-    # The step that is measured has weights, gradients and moments of its own beside this one's, which are freed.
+    # The measured step has its own weights, gradients and moments; those of this probe are freed below.
     room = 0.85 * torch.cuda.get_device_properties(0).total_memory - used[0]
     del step, run
     torch.cuda.empty_cache()
@@ -218,7 +218,7 @@ def memory_gb(setting: Setting) -> float | None:
 
 @torch.no_grad()
 def sampling(setting: Setting, found: Found) -> None:
-    """Latency of one clip and throughput of a batch, eager and compiled."""
+    """Sampling latency of one clip and throughput of a batch, eager and compiled."""
     config, evaluations = setting.config("flowley_169m"), 3 if setting.small else 25
     peak, bandwidth = peaks(setting)
     eager = network_of(setting, config).eval().bfloat16()
@@ -249,7 +249,7 @@ def sampling(setting: Setting, found: Found) -> None:
 
 
 def compiled_for(setting: Setting, network: VelocityNetwork, *, latency: bool) -> VelocityNetwork:
-    """A compiled copy: for latency one graph of the whole network, replayed as a CUDA graph where there are such."""
+    """Compiled copy of a network. For latency: one graph of all of it, replayed as a CUDA graph on a GPU."""
     network = deepcopy(network)
     if not latency:
         network.compile_blocks(backend=setting.backend)
@@ -264,7 +264,7 @@ def compiled_for(setting: Setting, network: VelocityNetwork, *, latency: bool) -
 
 
 def psca(setting: Setting, found: Found) -> None:
-    """PSCA against plain cross-attention, in bf16, by each of its forms."""
+    """Timings of each PSCA implementation against plain cross-attention, in bf16."""
     config = preset("flowley_169m", epsilon=0)
     assert isinstance(config, FlowleyConfig)
     for seconds in (1.6, 8) if setting.small else (8, 64, 512):

@@ -37,7 +37,7 @@ def lora(setting: Setting, found: Found) -> None:
                 seconds = setting.seconds_of(step, least_s=6.0)
             except torch.OutOfMemoryError:
                 optimizer.zero_grad(set_to_none=True)
-            if seconds is None:  # only here, out of the handler, is what the failed step held free
+            if seconds is None:  # outside the handler, where the error no longer holds the step's tensors
                 torch.cuda.empty_cache()
                 continue
             flops = lora_flops(model, config, B, L)
@@ -50,7 +50,7 @@ def lora(setting: Setting, found: Found) -> None:
 
 
 def lora_model(setting: Setting) -> tuple[Any, Any]:
-    """Qwen2.5-3B's shape, or a small one, random, frozen in bf16, with LoRA on every linear map."""
+    """Random-weight Qwen2.5-3B (or a small one), frozen in bf16, with LoRA on every linear layer."""
     from peft import LoraConfig, get_peft_model
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -72,11 +72,11 @@ def lora_model(setting: Setting) -> tuple[Any, Any]:
 
 
 def lora_flops(model: nn.Module, config: Any, B: int, L: int) -> int:
-    """2 a weight and token forward and 2 backward, 2 more for the adapters; attention's products, causal, thrice."""
+    """FLOPs of a LoRA step: per token 4 a frozen weight and 6 an adapter weight, and causal attention thrice."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     embedding = config.vocab_size * config.hidden_size
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad and p.ndim > 1)
-    products = frozen if config.tie_word_embeddings else frozen - embedding  # looking up is no product
+    products = frozen if config.tie_word_embeddings else frozen - embedding  # a lookup is no product
     attention = 3 * config.num_hidden_layers * 2 * L * config.hidden_size  # two products of 2, half of them masked
     operations: int = B * L * (4 * products + 6 * trained + attention)
     return operations

@@ -1,4 +1,4 @@
-"""Normalising a clip against the floor: ffmpeg decoding the same seconds and throwing them away.
+"""Normalisation time of a clip against its floor: ffmpeg decoding the same seconds to the null muxer.
 
 `python -m benchmarks.media [--json]`
 """
@@ -25,7 +25,7 @@ SECONDS = 8.0
 
 
 def main() -> None:
-    """Prints medians in ms and their ratio to the floor, measured in turn so that noise falls on all alike."""
+    """Prints median times (ms) and ratios to the floor. Cases are interleaved, so noise hits all alike."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         source, video, audio = folder / "source.mp4", folder / "clip.mp4", folder / "clip.flac"

@@ -2,10 +2,10 @@
 
 `python -m benchmarks.psca [--json] [--seconds 8 64 512] [--device cpu|cuda] [--dtype fp32|bf16]`
 
-The paper's rates, 7 heads of 64 (`flowley_169m`), Q, K and V contiguous as (B, h, L, d_k), first layer, log-weights
-ready as they are in the network. `dense` has the paper's epsilon, `local` epsilon = 0; `psca` is the one of both that
-the network takes for epsilon = 0. Batches of 8 up to 10 s, of 1 beyond. On a CPU one thread: on cores that others use
-too, waiting for a second thread would be measured.
+Setting: the paper's rates, 7 heads of 64 (`flowley_169m`), contiguous Q, K and V of shape (B, h, L, d_k), first layer,
+log-weights precomputed as in the network. `dense` has the paper's epsilon, `local` epsilon = 0; `psca` is whichever
+the network picks for epsilon = 0. Batches of 8 up to 10 s, of 1 beyond. A CPU runs one thread: on shared cores the
+wait for a second one would be measured.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def main() -> None:
 def compare(
     config: FlowleyConfig, seconds: float, device: torch.device, dtype: torch.dtype
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Medians in ms as one row, and the medians of the ratios to plain attention in the same round."""
+    """Median times (ms) as one row, and median ratios to plain attention of the same round."""
     Q, K, V, gradient = given(config, seconds, device, dtype)
     lengths, place = (Q.shape[2], K.shape[2]), {"device": device, "dtype": dtype}
     dense, local = (
@@ -80,7 +80,7 @@ def compare(
 
 
 def given(config: FlowleyConfig, seconds: float, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """Q (B, h, L_aud, d_k), K and V (B, h, L_vis, d_k), and the gradient of the output."""
+    """Random Q (B, h, L_aud, d_k), K and V (B, h, L_vis, d_k), and the gradient of the output."""
     B = 8 if seconds <= 10 else 1
     L_aud, L_vis = config.lengths(seconds)
     Q, K, V = (torch.randn(B, config.heads, L, config.D // config.heads, device=device, dtype=dtype, requires_grad=True)
@@ -89,7 +89,7 @@ def given(config: FlowleyConfig, seconds: float, device: torch.device, dtype: to
 
 
 def measure(cases: dict[str, Attention], Q: Tensor, K: Tensor, V: Tensor, gradient: Tensor) -> dict[str, list[float]]:
-    """Times in ms of forward and backward, in turn, so that noise falls on all alike."""
+    """Forward-plus-backward times (ms) by case. Cases are interleaved, so noise hits all alike."""
     times: dict[str, list[float]] = {case: [] for case in cases}
     began = None
     while began is None or len(times["plain"]) < MIN_ROUNDS or time.perf_counter() - began < MIN_SECONDS:

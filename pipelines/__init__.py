@@ -1,1 +1,1 @@
-"""Ray jobs that take video clips to captions, a silent captioner, and sound: the only package that knows Ray."""
+"""Ray pipeline from video clips to captions, a silent captioner and sound: the only package that knows Ray."""

@@ -1,1 +1,1 @@
-"""The command lines `soundcap` and `flowley`."""
+"""Command-line interfaces `soundcap` and `flowley`."""

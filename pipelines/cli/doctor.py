@@ -1,4 +1,4 @@
-"""Checks of the machine, each with its remedy."""
+"""Environment checks, each with its remedy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Finding:
-    """`missing` stops a run; `note` is worth knowing."""
+    """Result of one check. `missing` stops a run; `note` only informs."""
 
     check: str
     state: Literal["ok", "missing", "note"]
@@ -22,7 +22,7 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """All findings, in the order in which a run would meet them."""
+    """Findings of all checks, in the order in which a run would meet them."""
     return [_python(), _cores(), *(_program(name) for name in ("ffmpeg", "ffprobe")), _gpu(), _ray(), *_engines()]
 
 

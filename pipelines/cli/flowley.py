@@ -1,4 +1,4 @@
-"""Command line `flowley`: the video-to-audio model by itself, in one process. Commands import what they need."""
+"""Command-line interface `flowley`: the video-to-audio model alone, in one process. Commands import lazily."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ def demo(
 
 
 def _open(checkpoint: str, visual: str | None, text: str | None, codec: str | None, device: str) -> Generator:
-    """The checkpoint with its encoders, those that options name instead of the recorded ones."""
+    """Generator of a checkpoint; options override its recorded encoders and codec."""
     from pipelines.commands.generate import open_generator
 
     require_device(device)

@@ -1,4 +1,4 @@
-"""Parts of both command lines: options, checks of them, and what commands print."""
+"""Shared parts of both command lines: options, option checks and output."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ CheckpointPath = Annotated[
 ]
 
 USUAL_DURATION_S = 8.0
-"""Of the clips that published networks were trained on."""
+"""Clip duration that published networks were trained on."""
 
 
 def new_app(purpose: str) -> typer.Typer:
-    """A command line without commands."""
+    """Typer application without commands."""
     return typer.Typer(help=purpose, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
 def say(message: str) -> None:
-    """Prints a line at once, also where standard output is a file."""
+    """Prints a line unbuffered, also if standard output is a file."""
     print(message, flush=True)
 
 
 def show(table: Table, data: Any = None, *, as_json: bool = False) -> None:
-    """Prints an answer: `data` as JSON, or a table as wide as the terminal; in a log, so wide that no cell is cut."""
+    """Prints `data` as JSON, or a table of the terminal's width; wider in a log, so that no cell is cut."""
     if as_json:
         print(json.dumps(data, indent=2))
     else:
@@ -51,7 +51,7 @@ def show(table: Table, data: Any = None, *, as_json: bool = False) -> None:
 
 
 def model_and_revision(named: str) -> tuple[str, str | None]:
-    """`owner/name@revision` apart; a folder as it is, by its absolute path."""
+    """Model and revision in `owner/name[@revision]`; for a folder its absolute path and None."""
     if Path(named).exists():
         return str(Path(named).resolve()), None
     model, at, revision = named.rpartition("@")
@@ -61,9 +61,9 @@ def model_and_revision(named: str) -> tuple[str, str | None]:
 def chosen_features(
     recorded: FeatureSpec | None, *, visual: str | None, text: str | None, codec: str | None, whose: str
 ) -> FeatureSpec:
-    """Record of what the features of `whose` are made with: as recorded, changed by the options that are set.
+    """Feature spec of `whose`: the recorded one, overridden by the options that are set.
 
-    Raises UserError where something is in neither.
+    Raises UserError for an encoder or codec that neither names.
     """
     chosen: dict[str, Any] = {}
     for name, named in (("visual", visual), ("text", text)):
@@ -81,14 +81,14 @@ def chosen_features(
 
 
 def quiet_libraries() -> None:
-    """No progress bars of transformers between the command's own lines."""
+    """Turns off transformers' progress bars, which would mix with the command's own lines."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
 
 
 def require_gradio() -> None:
-    """Raises UserError where Gradio is not installed."""
+    """Raises UserError if Gradio is not installed."""
     if importlib.util.find_spec("gradio") is None:
         raise UserError("flowley demo needs Gradio, which is not installed; run: pip install 'soundcap-flowley[demo]'")
 
@@ -106,5 +106,5 @@ def require_device(device: str) -> None:
 
 
 def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
-    """Values by key of `--set key=value`. Raises UserError."""
+    """Parsed `--set key=value` options: values by key. Raises UserError."""
     return dict(parse_assignment(one, "learning_rate=1.0e-4") for one in assignments)

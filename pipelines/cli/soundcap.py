@@ -1,4 +1,4 @@
-"""Command line `soundcap`. Commands import what they need."""
+"""Command-line interface `soundcap`. Commands import lazily."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def run(
 
 
 def execute(config: Config, *, until: str | None = None, retry_failed: bool = False) -> bool:
-    """Runs the stages and prints the table of what each did. Returns whether there was anything to do."""
+    """Runs the stages and prints a summary table. Returns False if every stage was already done."""
     wanted = _stages_until(until)
     plans = make_plan(wanted, config, open_store(config.root), retry_failed)
     nothing_to_do = all(one.state == "done" for one in plans)

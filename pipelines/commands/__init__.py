@@ -1,1 +1,1 @@
-"""Bodies of the commands: thin executors of the steps, in one process, without Ray."""
+"""Command implementations: thin single-process executors of the steps, without Ray."""

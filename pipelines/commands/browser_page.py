@@ -1,4 +1,4 @@
-"""A page in the browser: drop a video, say what should be heard, listen. Needs the optional extra `demo` (Gradio)."""
+"""Gradio demo page: drop a video, describe its sound, listen. Needs the optional extra `demo`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_STEPS, MAX_GUIDANCE = 100, 15
 
 
 def serve(generator: Generator, host: str, port: int, say: Callable[[str], None]) -> None:
-    """Serves the page until interrupted. Raises UserError where the port is taken."""
+    """Serves the page until interrupted. Raises UserError if the port is taken."""
     with tempfile.TemporaryDirectory(prefix="flowley-demo-") as folder:
         page = build_page(generator, Path(folder))
         try:
@@ -35,7 +35,7 @@ def serve(generator: Generator, host: str, port: int, say: Callable[[str], None]
 
 
 def build_page(generator: Generator, folder: Path) -> Any:
-    """The page as Gradio blocks; the last video made lies in `folder`."""
+    """Demo page as Gradio blocks. `folder` holds the last generated video."""
     import gradio as gr
 
     def wrong(message: str) -> Exception:
@@ -60,7 +60,7 @@ def build_page(generator: Generator, folder: Path) -> Any:
             [film] = generate(generator, [Path(video)], folder / "made", options, said.append)
         except UserError as error:
             raise wrong(one_line(error)) from error
-        except RunError as error:  # what was wrong with the one video was said before
+        except RunError as error:  # `said` already names the video's fault
             raise wrong((said or [one_line(error)])[-1].replace(f"{Path(video).parent}/", "")) from error
         return str(film)
 

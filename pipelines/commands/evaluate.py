@@ -1,4 +1,4 @@
-"""Scores of generated sound against the originals, paired by file name: body of `flowley evaluate`."""
+"""Evaluation of generated sound against originals paired by file name: implementation of `flowley evaluate`."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from pipelines.media.read import decode_sound, read_audio
 from pipelines.media.videos import DEADLINE_S, picture_duration_s
 
 CLOCK_FPS = 25
-"""Sound of a video is taken in whole frames of this rate, from the first picture on, as clips are made."""
+"""Frame rate of the compared sound's duration: whole frames from the first picture on, as in clips."""
 
 
 def evaluate(generated: Path, original: Path, *, hz: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """The scores of `flowley.metrics.score` and the names of the clips.
+    """Scores of `flowley.metrics.score`, with the clips' names.
 
-    `generated` and `original` are two files, or two folders of videos or sound files whose stems tell the pairs.
-    An original may be longer than what was generated from it; its rest is left out. Raises UserError.
+    `generated` and `original` are two files, or two folders of videos or sound files that are paired by stem.
+    A longer original is truncated to the generated sound. Raises UserError.
     """
     pairs = _pairs(generated, original, say)
     waves: list[tuple[np.ndarray, np.ndarray]] = []
@@ -50,7 +50,7 @@ def evaluate(generated: Path, original: Path, *, hz: int, say: Callable[[str], N
 
 
 def read_sound(file: Path, hz: int) -> np.ndarray:
-    """(N,) mono float32 of a sound file, or of a video from its first picture on. Raises a MediaError."""
+    """Mono waveform (N,) float32 of a sound file, or of a video from its first picture on. Raises MediaError."""
     deadline = Deadline(DEADLINE_S)
     if probe(file, deadline).video is None:
         return decode_sound(file, hz, deadline)

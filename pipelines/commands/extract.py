@@ -1,4 +1,4 @@
-"""Feature files of videos with sound and their captions: body of `flowley extract`."""
+"""Feature extraction from videos with sound and their captions: implementation of `flowley extract`."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from pipelines.media.videos import DEADLINE_S, find_videos, settings_for
 from pipelines.progress import Progress
 
 CLIPS_PER_FILE = 64
-"""An interruption costs at most these."""
+"""Clips per feature file, which is the most that an interruption loses."""
 
 
 def read_captions(file: Path) -> dict[str, str]:
-    """Caption by stem from a CSV with the header `name,caption`; a name may be a file's. Raises UserError."""
+    """Captions by stem from a CSV with the header `name,caption`; names may be file names. Raises UserError."""
     if not file.is_file():
         raise UserError(f"--captions {file}: no such file; give a CSV with the header name,caption")
     with file.open(newline="", encoding="utf-8-sig") as lines:
@@ -53,9 +53,9 @@ def extract(
     device: str,
     say: Callable[[str], None],
 ) -> int:
-    """Writes the features of all videos that have a caption; returns how many clips the folder has then.
+    """Writes the features of all videos that have a caption; returns the folder's number of clips.
 
-    The same command goes on after an interruption. Raises UserError for encoders that do not fit the network,
+    The same command resumes after an interruption. Raises UserError for encoders that do not fit the network,
     RunError if any video failed (after the rest).
     """
     found = find_videos(videos, say)
@@ -92,7 +92,7 @@ def extract(
 
 
 def _encode(encoders: Encoders, sync_folder: Path | None, video: Path) -> AVFeatures:
-    """Features of the first `duration_s` of one video. Raises MediaError, OSError, ValueError."""
+    """Audio-visual features of the first `duration_s` of a video. Raises MediaError, OSError, ValueError."""
     r_v, duration_s = float(encoders.config.r_v), encoders.spec.duration_s
     deadline = Deadline(DEADLINE_S)
     source = open_source(video, deadline)
@@ -129,7 +129,7 @@ def _write_av(out: Path, made: list[AVFeatures]) -> None:
 
 
 def _write_text(out: Path, captions: Mapping[str, str], encoders: Encoders, say: Callable[[str], None]) -> list[str]:
-    """Writes all captions anew: they are cheap, and may have changed. Returns the clips whose caption is too long."""
+    """Encodes all captions again: they are cheap and may have changed. Returns clips whose caption is too long."""
     encoded = encode_captions(encoders, {EMPTY_CAPTION_ID: "", **captions})
     too_long = [one for one in encoded if one.tokens_cut]
     for one in too_long:

@@ -1,8 +1,8 @@
 """Folder of feature files, which `flowley extract` writes and `flowley train` reads.
 
-features.json    what they are made with
-av-*.arrow       picture and sound, some clips each
-text.arrow       captions, and the empty one under the clip id ""
+features.json    feature spec: encoders, codec and duration
+av-*.arrow       visual features and audio latents, some clips each
+text.arrow       text features of the captions, and of the empty one under the clip id ""
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SPEC, TEXT, AV_PATTERN = "features.json", "text.arrow", "av-*.arrow"
 
 
 def read_spec(folder: Path) -> FeatureSpec | None:
-    """Record of how the features of a folder were made; None where there are none yet."""
+    """Feature spec of a folder, or None if it has none yet."""
     file = folder / SPEC
     if not file.is_file():
         return None
@@ -28,7 +28,7 @@ def read_spec(folder: Path) -> FeatureSpec | None:
 
 
 def require_spec(folder: Path) -> FeatureSpec:
-    """The same. Raises UserError for a folder that `flowley extract` did not write."""
+    """Feature spec of a folder. Raises UserError if `flowley extract` did not write it."""
     spec = read_spec(folder)
     if spec is None:
         raise UserError(f"{folder} has no {SPEC}; give a folder that `flowley extract` wrote")
@@ -36,7 +36,7 @@ def require_spec(folder: Path) -> FeatureSpec:
 
 
 def write_spec(folder: Path, spec: FeatureSpec) -> None:
-    """Keeps the record. Raises UserError where the folder's features are made with something else."""
+    """Writes the feature spec. Raises UserError if the folder already has a different one."""
     before = read_spec(folder)
     if before is not None and before != spec:
         differing = [name for name, value in spec.to_dict().items() if before.to_dict()[name] != value]
@@ -48,13 +48,13 @@ def write_spec(folder: Path, spec: FeatureSpec) -> None:
 
 
 def rows_by_clip(folder: Path, pattern: str) -> dict[str, Row]:
-    """Place of each clip's features in the files of that name."""
+    """Feature file and row number by clip id, over the files that match `pattern`."""
     with user_input():
         return index_files(sorted(folder.glob(pattern)))
 
 
 def open_dataset(folder: Path) -> tuple[FeatureDataset, int]:
-    """The clips that have picture, sound and a caption, and how many lack a caption.
+    """Dataset of the clips that have all features, and the number of clips without a caption.
 
     Raises UserError for a folder that `flowley extract` did not write, or without such clips.
     """

@@ -1,4 +1,4 @@
-"""Sound for silent videos: body of `flowley generate`, of `soundcap generate` and of the page in the browser."""
+"""Sound generation for silent videos: implementation of both `generate` commands and of the demo page."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from soundcap.request import CaptionRequest
 
 Say = Callable[[str], None]
 FAULTS_OF_ONE = (MediaError, OSError, ValueError)
-"""Faults of one video, which leave the others as they are."""
+"""Exceptions that fail one video of a batch and spare the others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateOptions:
-    """Options of the commands and of the page. None: no words are said, and videos last as long as the training's.
+    """Generation options of the commands and the demo page. None: no text, and the duration of the training clips.
 
-    `seed` and a video's name decide its noise. `batch`: videos at once.
+    `seed` and the video's name determine its initial noise. `batch`: videos per batch.
     """
 
     settings: SampleSettings
@@ -63,14 +63,14 @@ class GenerateOptions:
 
 @dataclass
 class VideoBatches:
-    """Sound for videos, made in batches.
+    """Batched sound generation for videos.
 
     Attributes:
         generator: network, encoders and codec.
-        options: sampler, what no sound should be, seed and size of a batch.
-        normalised: settings by which a video is normalised for the network, its duration included.
-        caption: words for a video.
-        say: gets one line for each video.
+        options: sampler settings, negative prompt, seed and batch size.
+        normalised: normaliser settings of a video for the network, its duration included.
+        caption: caption of a video.
+        say: receives one line for each video.
     """
 
     generator: Generator
@@ -85,7 +85,7 @@ class VideoBatches:
 
         Raises:
             RunError: a video failed (after the rest), or ffmpeg is missing.
-            UserError: encoders that are not the network's.
+            UserError: encoders that do not fit the network.
         """
         written: list[Path] = []
         pairs = list(zip(videos, targets, strict=True))
@@ -109,7 +109,7 @@ class VideoBatches:
         if not ready:
             return []
         silent = [one for *_, one in ready]
-        with user_input():  # what is left to be wrong is the same for all: encoders that are not the network's
+        with user_input():  # the remaining fault is common to all videos: encoders that do not fit
             waves = self.generator.generate(
                 silent, self.options.settings, video_hz=self._hz, negative=self.options.negative
             )
@@ -146,10 +146,10 @@ class VideoBatches:
 def open_generator(
     checkpoint: str, features_of: Callable[[FeatureSpec | None], FeatureSpec], *, device: str
 ) -> Generator:
-    """Checkpoint (a folder, a hub id or a published file) with its encoders, loaded.
+    """Generator of a checkpoint (a folder, a hub id or a published file), with its encoders loaded.
 
-    `features_of` makes the record of the features to use from the checkpoint's own.
-    Raises UserError where anything is missing or does not fit.
+    `features_of` maps the checkpoint's feature spec to the one to use.
+    Raises UserError if anything is missing or does not fit.
     """
     with user_input():
         network = open_network(checkpoint)
@@ -159,10 +159,10 @@ def open_generator(
 
 
 def generate(generator: Generator, videos: Sequence[Path], out: Path, options: GenerateOptions, say: Say) -> list[Path]:
-    """Writes the videos with their sound.
+    """Generates the videos' sound and writes each video with it.
 
     Raises:
-        UserError: options or paths that cannot be.
+        UserError: invalid options or paths.
         RunError: a video failed (after the rest).
     """
     found = find_videos(videos, say)
@@ -188,17 +188,17 @@ def generate(generator: Generator, videos: Sequence[Path], out: Path, options: G
 def generate_from_run(
     config: Config, videos: Sequence[Path], out: Path, *, caption: str | None, say: Say
 ) -> list[Path]:
-    """Captions the first `clips.duration_s` of each video with a run's captioner, then makes its sound.
+    """Captions the first `clips.duration_s` of each video with a run's captioner, then generates its sound.
 
     Args:
         config: configuration of the run.
         videos: files.
         out: an .mp4 file for one video, a folder for several.
-        caption: replaces the captioner's words.
-        say: gets lines.
+        caption: replaces the captioner's captions.
+        say: receives progress lines.
 
     Raises:
-        UserError: Flowley, or for its words the captioner, is not trained.
+        UserError: Flowley, or without `caption` the captioner, is not trained.
         RunError: a video failed (after the rest).
     """
     for video in videos:
@@ -232,7 +232,7 @@ def _generator(config: Config) -> Generator:
 
 
 def _trained(config: Config, stage: str) -> Output:
-    """The output that the last run of a stage stands on."""
+    """Output of a stage's last run. Raises UserError if the stage has not run."""
     storage = open_store(config.root)
     fingerprint = latest(storage, stage)
     if fingerprint is None:
@@ -241,7 +241,7 @@ def _trained(config: Config, stage: str) -> Output:
 
 
 class SilentCaptioner:
-    """Captioner of a run. The model is loaded when the first video needs it."""
+    """Fine-tuned captioner of a run. The model is loaded for the first video."""
 
     def __init__(self, config: Config) -> None:
         adapter = _trained(config, "captioner")
@@ -255,7 +255,7 @@ class SilentCaptioner:
         return self._worker.engine
 
     def caption(self, video: PreparedVideo) -> str:
-        """Sound of a silent video, in words."""
+        """Caption of a silent video's sound."""
         fps = self.recipe.frames.fps
         request = CaptionRequest(self.recipe.prompts.render(""), video.frames(fps), fps, None)
         [answer] = self.engine.caption([request])

@@ -1,12 +1,12 @@
-"""Training on a folder of feature files, in one process: body of `flowley train`.
+"""Single-process training on a folder of feature files: implementation of `flowley train`.
 
-The folder it writes:
+Output folder:
 
 config.json, model.safetensors, README.md    the averaged weights of the last checkpoint
-training/                                    that checkpoint whole: what resuming needs
+training/                                    the last checkpoint, complete, for resuming
 ema/                                         snapshots of the averages (see flowley.training.ema)
 log/                                         TensorBoard files
-sounds/                                      of validation clips, where asked for
+sounds/                                      generated sound of validation clips, if requested
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TRAINING, SNAPSHOTS, LOG, SOUNDS = "training", "ema", "log", "sounds"
 
 @dataclass(frozen=True, slots=True)
 class TrainRecipe:
-    """Network, settings and execution of one training."""
+    """Network, training settings and execution settings of a run."""
 
     network: NetworkConfig
     settings: TrainSettings
@@ -45,7 +45,7 @@ class TrainRecipe:
 
 
 def make_recipe(preset_name: str, changes: Mapping[str, Any]) -> TrainRecipe:
-    """The preset and its recipe with fields of either, or of `TrainExecution`, changed.
+    """Recipe of a preset, with changed fields of the network, `TrainSettings` or `TrainExecution`.
 
     Raises UserError for an unknown field or a value that does not fit.
     """
@@ -69,7 +69,7 @@ def make_recipe(preset_name: str, changes: Mapping[str, Any]) -> TrainRecipe:
 
 
 def _validated(kind: type[T], values: Mapping[str, Any]) -> T:
-    """A dataclass of its fields' values, converted to their types. Raises ValueError naming each wrong one."""
+    """Validated dataclass instance of field values. Raises ValueError that names each invalid field."""
     try:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
@@ -89,7 +89,7 @@ def train(
     device: str,
     say: Callable[[str], None],
 ) -> None:
-    """Trains to the last step. Raises UserError for what does not fit together, RunError for a loss not finite."""
+    """Trains to the last step. Raises UserError for inputs that do not fit, RunError for a non-finite loss."""
     dataset, without_caption = open_dataset(features)
     held_out = None if validation is None else open_dataset(validation)[0]
     spec = require_spec(features)
@@ -113,14 +113,14 @@ def train(
 
 
 class _Keeper(Callback):
-    """Writes checkpoints, snapshots and sounds into the folder; an interruption leaves a whole checkpoint."""
+    """Training callback that writes checkpoints, snapshots and sounds. An interruption leaves a whole checkpoint."""
 
     def __init__(self, out: Path, say: Callable[[str], None]) -> None:
         self.out, self.say = out, say
         self.training, self.before = out / TRAINING, out / f".{TRAINING}.before"
 
     def start(self, resume: bool) -> Path | None:
-        """The checkpoint to go on from, if any. Raises UserError for a folder in use without `resume`."""
+        """Checkpoint to resume from, if any. Raises UserError for a folder in use without `resume`."""
         if not self.training.is_dir() and self.before.is_dir():  # interrupted between two renames
             self.before.rename(self.training)
         if self.training.is_dir():
@@ -151,7 +151,7 @@ class _Keeper(Callback):
             self.training.rename(self.before)
         partial.rename(self.training)
         shutil.rmtree(self.before, ignore_errors=True)
-        for name in MODEL_FILES:  # config and card are the same at every step; weights are replaced whole
+        for name in MODEL_FILES:  # config and card never change; weights are replaced atomically
             _place(self.training / name, self.out / name)
 
     def on_snapshot(self, file: Path) -> None:

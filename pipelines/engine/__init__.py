@@ -1,1 +1,1 @@
-"""The engine room: stages, ledger, store, plan, runs and fan-out. Knows no particular stage."""
+"""Execution engine: stages, ledger, store, plan, runner and fan-out. Knows no particular stage."""

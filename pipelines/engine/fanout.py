@@ -1,4 +1,4 @@
-"""Fan-out of rows over Ray actors, which commit what they made to the ledger themselves; the driver only counts.
+"""Fan-out of rows over Ray actors, which commit their results to the ledger themselves; the driver only counts.
 
 A batch that kills or hangs its actor is split in halves and tried again, down to the one row that does it, and
 that row is quarantined: one bad row costs itself, never the run.
@@ -35,11 +35,11 @@ class RowActor:
         self.worker, self.ledger = worker, ledger
 
     def ready(self) -> None:
-        """Sets the worker up. Not in the constructor, so that what goes wrong comes back as it was raised."""
+        """Sets up the worker. Not in the constructor, so that its exception reaches the driver unchanged."""
         self.worker.setup()
 
     def process(self, batch: list[Item]) -> int:
-        """Makes and commits the batch's rows. Returns how many of them were quarantined."""
+        """Computes and commits the batch's rows. Returns the number quarantined."""
         results = self.worker.process([task for _, _, task in batch])
         assert len(results) == len(batch), f"worker gave {len(results)} results for {len(batch)} tasks"
         entries = [Entry.of(row_id, key, result) for (row_id, key, _), result in zip(batch, results, strict=True)]
@@ -57,7 +57,7 @@ class _Batch:
 def fan_out(
     items: list[Item], worker: Worker, *, ledger: Ledger, workers: Workers, label: str, say: Callable[[str], None]
 ) -> None:
-    """Computes `items` and leaves every one of them in the ledger, made or quarantined.
+    """Computes `items`; afterwards the ledger holds every one of them, computed or quarantined.
 
     Raises RunError if the worker's set-up fails (a model does not load), or a machine is at fault.
     """
@@ -67,7 +67,7 @@ def fan_out(
 class _FanOut:
     def __init__(self, items: list[Item], worker: Worker, ledger: Ledger, workers: Workers, progress: Progress) -> None:
         self.worker, self.ledger, self.workers, self.progress = worker, ledger, workers, progress
-        # Small jobs are spread over all actors rather than given to the first as one full batch.
+        # Small jobs get smaller batches, so that every actor has one.
         size = max(1, min(workers.batch_rows, -(-len(items) // workers.workers)))
         self.waiting = deque(_Batch(items[i : i + size]) for i in range(0, len(items), size))
         self.actors: dict[Any, deque[tuple[Any, _Batch]]] = {}
@@ -114,7 +114,7 @@ class _FanOut:
             self._retry(batch, type(error.cause).__name__, _cause(error))
         except (RayActorError, WorkerCrashedError) as error:
             self._replace(actor, "WorkerDied", one_line(error))
-        except GetTimeoutError:  # announced as done, yet not here: asked again in the next round
+        except GetTimeoutError:  # reported ready but not fetched yet: retried in the next round
             return
         else:
             self.actors[actor].popleft()
@@ -134,7 +134,7 @@ class _FanOut:
                 )
 
     def _replace(self, actor: Any, error_class: str, message: str) -> None:
-        """Starts a new actor for one that is gone; only the batch that was at work is suspected."""
+        """Replaces a dead actor. Only the batch in progress is suspect; waiting ones return to the queue."""
         queue = self.actors.pop(actor)
         _, at_work = queue.popleft()
         self.waiting.extendleft(batch for _, batch in reversed(queue))

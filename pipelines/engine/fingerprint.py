@@ -1,7 +1,7 @@
-"""Digests of meaning: the same values give the same digest on every machine, whatever made them.
+"""Content digests: equal values have equal digests on every machine.
 
-A digest must never depend on a path, a region, a worker count or an object's default repr; what is not plain
-data is refused rather than guessed at.
+A digest must never depend on a path, a region, a worker count or an object's default repr. Anything but plain
+data is refused.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ FINGERPRINT_LENGTH = 12
 
 
 def canonical(value: Any, where: str = "value") -> Any:
-    """`value` as plain JSON data.
+    """Canonical form of `value` as plain JSON data.
 
     Raises:
         TypeError: anything but None, bool, int, finite float, str, lists, tuples and str-keyed mappings of these;
@@ -49,7 +49,7 @@ def digest(value: Any) -> str:
 
 
 def stage_fingerprint(stage: str, code_version: int, meaning: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
-    """A stage output's identity: its name, code version, semantic fields and its inputs' output digests."""
+    """Fingerprint of a stage output, from its stage, code version, meaning and its inputs' digests."""
     identity = {"stage": stage, "code_version": code_version, "meaning": meaning, "inputs": inputs}
     return digest(identity)[:FINGERPRINT_LENGTH]
 
@@ -61,6 +61,6 @@ def file_sha256(path: Path) -> str:
 
 
 def folder_digest(folder: Path) -> str:
-    """Digest of a local folder: relative names and bytes of all files in it, hidden ones left out."""
+    """Digest of a local folder: relative names and bytes of all files in it, except hidden files."""
     files = [f for f in sorted(folder.rglob("*")) if f.is_file() and not f.name.startswith(".")]
     return digest([[f.relative_to(folder).as_posix(), file_sha256(f)] for f in files])

@@ -1,7 +1,7 @@
-"""Row ledger: every row a stage has ever computed, so that only missing rows are computed again.
+"""Row ledger: every row a stage has ever computed, so that only missing rows are computed.
 
-Append-only Parquet parts under `ledger/{stage}/`. The worker that made rows commits them as one part before it
-returns: a crash costs only what was in flight, and rows computed twice collapse on their key when read.
+Append-only Parquet parts under `ledger/{stage}/`. A worker commits its rows as one part before it returns. A crash
+loses only rows in flight, and rows computed twice are deduplicated by key when read.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ COMPACT_ABOVE_PARTS = 64
 
 @dataclass(frozen=True)
 class Failed:
-    """A worker's report of a row it could not make."""
+    """Failure of one row, as its worker reports it."""
 
     error_class: str
     message: str
@@ -39,7 +39,7 @@ class Failed:
 
 @dataclass(frozen=True)
 class Entry:
-    """One computed row. `key` is the digest of all that decides its value; `value` is plain JSON data."""
+    """Ledger entry of one row. `key` is the digest of all that determines `value`, which is plain JSON data."""
 
     key: str
     row_id: str
@@ -51,24 +51,24 @@ class Entry:
 
     @classmethod
     def of(cls, row_id: str, key: str, result: dict[str, Any] | Failed) -> Entry:
-        """Entry of a worker's answer."""
+        """Entry of a worker's result."""
         if isinstance(result, Failed):
             return cls(key, row_id, "quarantined", error_class=result.error_class, message=result.message)
         return cls(key, row_id, "ok", value=result)
 
 
 class Worker(Protocol):
-    """Picklable maker of rows: sent to an actor, set up there once, then sent batches of tasks."""
+    """Picklable row worker: sent to an actor, set up there once, then fed batches of tasks."""
 
     def setup(self) -> None:
-        """Loads models, where there are any. An error here ends the run."""
+        """Loads models, if any. An exception here ends the run."""
 
     def process(self, tasks: list[dict[str, Any]]) -> list[dict[str, Any] | Failed]:
-        """Makes rows, in the order of their tasks."""
+        """Computes rows, in the order of their tasks."""
 
 
 class Ledger:
-    """Parts of one ledger, in the storage."""
+    """Append-only ledger of rows, stored as Parquet parts."""
 
     def __init__(self, storage: Storage, stage: str) -> None:
         self.storage = storage
@@ -83,7 +83,7 @@ class Ledger:
             self.storage.write_table(name, pa.Table.from_pylist(rows, schema=SCHEMA))
 
     def read(self) -> dict[str, Entry]:
-        """All rows by key. A good row outlives a quarantined one of the same key; else the first stands."""
+        """All entries by key. Of several with one key, an ok one wins, then the earliest."""
         entries: dict[str, Entry] = {}
         for info in self.storage.files(self.folder):
             try:
@@ -98,7 +98,7 @@ class Ledger:
         return entries
 
     def compact(self) -> None:
-        """Merges many small parts into one. Safe to interrupt: doubled rows collapse when read."""
+        """Merges many small parts into one. Safe to interrupt: duplicate rows are dropped when read."""
         parts = self.storage.files(self.folder)
         if len(parts) <= COMPACT_ABOVE_PARTS:
             return

@@ -18,7 +18,7 @@ State = Literal["done", "to_run", "partial", "unknown"]
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One line of a plan. Counts and fingerprint are None where they depend on work not done yet."""
+    """Plan of one stage. Counts and fingerprint are None where they depend on work not done yet."""
 
     name: str
     state: State
@@ -30,7 +30,7 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Resolved:
-    """A stage whose inputs are all there: its identity and its place."""
+    """Stage whose inputs are all committed, with its context, spec and manifest."""
 
     context: Context
     spec: dict[str, Any]
@@ -38,7 +38,7 @@ class Resolved:
 
     @property
     def is_done(self) -> bool:
-        """Whether the committed output stands. With `retry_failed`, one that quarantined rows does not."""
+        """True if the output is committed. With `retry_failed`, one with quarantined rows is not done."""
         retried = self.context.retry_failed and self.manifest is not None and self.manifest.rows_quarantined > 0
         return self.manifest is not None and not retried
 
@@ -46,7 +46,7 @@ class Resolved:
 def resolve(
     stage: Stage, config: Config, storage: Storage, done: Mapping[str, Output], **options: Any
 ) -> Resolved | str:
-    """The stage's recipe and place, or the name of the first input stage that is not done yet."""
+    """Resolved stage, or the name of its first input stage that is not done yet."""
     inputs: dict[str, Output] = {}
     for name in stage.inputs(config):
         if name not in done:
@@ -54,7 +54,7 @@ def resolve(
         inputs[name] = done[name]
     digests = {name: output.committed().digest for name, output in inputs.items()}
     recipe = stage.recipe(config, storage)
-    meaning = canonical(recipe.meaning())  # as a stored spec reads, which the next plan compares with it
+    meaning = canonical(recipe.meaning())  # as read back from a stored spec, for the next plan's comparison
     output = Output(storage, stage.name, stage_fingerprint(stage.name, stage.code_version, meaning, digests))
     spec = {
         "stage": stage.name,
@@ -67,7 +67,7 @@ def resolve(
 
 
 def make_plan(stages: list[Stage], config: Config, storage: Storage, retry_failed: bool = False) -> list[StagePlan]:
-    """The plan of every stage in order. Reads the store; computes nothing."""
+    """Plans of all stages, in order. Reads the store; computes nothing."""
     done: dict[str, Output] = {}
     plans = []
     for stage in stages:
@@ -102,7 +102,7 @@ def _plan_one(stage: Stage, resolved: Resolved) -> StagePlan:
 
 
 def _begun(resolved: Resolved) -> bool:
-    """Whether an interrupted run left working files of this very output."""
+    """True if an interrupted run left working files of this output."""
     storage, output = resolved.context.storage, resolved.context.output
     return bool(storage.files(output.folder, recursive=True)) or any(
         info.name.startswith(f"{RUNS}/{output.folder}")
@@ -111,7 +111,7 @@ def _begun(resolved: Resolved) -> bool:
 
 
 def read_status(stages: list[Stage], config: Config, storage: Storage) -> list[dict[str, Any]]:
-    """One record for each stage: state as in a plan, figures of its last committed output, quarantined rows."""
+    """Status record of each stage: planned state, figures of its last committed output, quarantined rows."""
     plans = make_plan(stages, config, storage)
     return [_status_of(stage, plan, storage) for stage, plan in zip(stages, plans, strict=True)]
 
@@ -136,7 +136,7 @@ def _status_of(stage: Stage, plan: StagePlan, storage: Storage) -> dict[str, Any
 
 
 def explain(before: dict[str, Any] | None, now: dict[str, Any]) -> str:
-    """Why an output has to be made: what differs from the one used last, named as a person would edit it."""
+    """Reason to recompute an output: its differences from the last one, by configuration key or file."""
     if before is None:
         return "never run"
     changes = [f"input {name} changed" for name in now["inputs"] if before["inputs"].get(name) != now["inputs"][name]]
@@ -154,7 +154,7 @@ def explain(before: dict[str, Any] | None, now: dict[str, Any]) -> str:
 
 
 def flatten(value: Any, path: str = "") -> dict[str, Any]:
-    """Nested plain data as {dotted path: leaf}; list items are `path[i]`."""
+    """Flattened plain data, {dotted path: leaf}; list items are `path[i]`."""
     if isinstance(value, dict) and value:
         return {k: v for key in value for k, v in flatten(value[key], f"{path}.{key}" if path else key).items()}
     if isinstance(value, list | tuple) and value:

@@ -1,4 +1,4 @@
-"""Training under Ray Train: processes, resumption from the last checkpoint, and workers' lines on the driver.
+"""Training under Ray Train: processes, resumption from the last checkpoint, and worker logs on the driver.
 
 Ray is imported where it is used, so that stages can be planned without it.
 """
@@ -23,14 +23,14 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class TrainingRun:
-    """Place and processes of a training. None of it changes what is learnt."""
+    """Location and resources of a training run. They do not affect the weights."""
 
     name: str
-    """The same name and storage go on with an earlier run; use the stage's fingerprint."""
+    """Run name. The same name and storage resume an earlier run; use the stage's fingerprint."""
     storage_path: str
-    """Folder on a disk that all nodes share, or an address such as s3://bucket/prefix; for checkpoints."""
+    """Checkpoint storage: a folder on a disk that all nodes share, or an address such as s3://bucket/prefix."""
     num_workers: int = 1
-    """Processes; with `use_gpu`, one GPU each."""
+    """Training processes; with `use_gpu`, one GPU each."""
     cpus_per_worker: int = 1
     """Cores that Ray reserves per process, and threads that torch uses."""
     use_gpu: bool = False
@@ -39,7 +39,7 @@ class TrainingRun:
 
     @classmethod
     def of(cls, output: Output, execution: TrainingExecution) -> TrainingRun:
-        """Run that makes a stage's output."""
+        """Training run for a stage's output."""
         return cls(
             name=output.fingerprint,
             storage_path=output.storage.address(f"{RUNS}/{output.stage}"),
@@ -53,14 +53,14 @@ class TrainingRun:
 def train_under_ray(
     label: str, work: Callable[[Say], str | None], run: TrainingRun, output_dir: Path, say: Say
 ) -> None:
-    """Runs `work` in every process of `run`, or goes on with it, and puts the last checkpoint into `output_dir`.
+    """Starts or resumes `run` with `work` in every process, and puts the last checkpoint into `output_dir`.
 
     Args:
-        work: the whole life of one process; it is sent there. Takes a function whose lines reach `say`. Returns
-            what the user must mend, or None: an exception would only be tried again.
-        run: place and number of processes. Ray must be initialised.
+        work: picklable body of one process. Takes a function whose lines reach `say`. Returns a message that the
+            user must act on, or None: an exception would only be retried.
+        run: location and resources. Ray must be initialised.
         output_dir: local folder.
-        say: gets lines of progress, in this process.
+        say: receives progress lines, in this process.
 
     Raises:
         UserError: `work` returned a message.
@@ -69,11 +69,18 @@ def train_under_ray(
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
+    def one_process() -> str | None:
+        if not run.use_gpu:
+            import torch  # in the process that trains
+
+            torch.set_num_threads(run.cpus_per_worker)
+        return work(say_from_worker)
+
     resources = {"CPU": run.cpus_per_worker} | ({"GPU": 1} if run.use_gpu else {})
     try:
         with lines_from_workers(say) as say_from_worker:
             result = TorchTrainer(
-                lambda: work(say_from_worker),
+                one_process,
                 scaling_config=ScalingConfig(
                     num_workers=run.num_workers, use_gpu=run.use_gpu, resources_per_worker=resources
                 ),
@@ -93,7 +100,7 @@ def train_under_ray(
 
 
 def _cause_of(error: Exception) -> str:
-    """The error of the first worker that failed, on one line."""
+    """Error of the lowest-ranked failed worker, on one line."""
     failures: dict[int, Exception] = getattr(error, "worker_failures", {})
     cause = failures[min(failures)] if failures else error
     return f"{type(cause).__name__}: {one_line(cause)}"
@@ -103,7 +110,7 @@ def _cause_of(error: Exception) -> str:
 
 
 class LineBox:
-    """Actor that keeps the lines said since the driver last looked."""
+    """Actor that buffers workers' log lines until the driver polls."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -118,9 +125,9 @@ class LineBox:
 
 @contextmanager
 def lines_from_workers(say: Say) -> Iterator[Say]:
-    """A function to send to workers: each line given to it there is given to `say` here, a little later.
+    """Picklable function that forwards log lines from workers to `say` in this process.
 
-    It never waits, so training does not depend on whether anyone listens.
+    It never blocks, so training does not depend on a listener.
     """
     import ray
 
@@ -130,11 +137,11 @@ def lines_from_workers(say: Say) -> Iterator[Say]:
     def forward() -> None:
         last = False
         while not last:
-            last = done.wait(POLL_EVERY_S)  # look once more after the end
+            last = done.wait(POLL_EVERY_S)  # poll once more after the end
             try:
                 lines = ray.get(box.take.remote())
             except ray.exceptions.RayError:
-                continue  # the box's process died: it restarts empty, and training is not to suffer for it
+                continue  # the actor died; it restarts empty, and training goes on
             for line in lines:
                 say(line)
 

@@ -1,4 +1,4 @@
-"""Recipes: the one statement of what decides a stage's rows.
+"""Recipes: the single definition of what determines a stage's rows.
 
 A stage's fingerprint, the key of each of its rows and its worker's settings all derive from one recipe, so they
 cannot disagree. A field is hashed into both fingerprint and keys unless it is declared with `per_row` or `unhashed`.
@@ -18,22 +18,22 @@ _ROLE = "role"
 
 
 def per_row(**options: Any) -> Any:
-    """A field hashed into the fingerprint only: each row's own `parts` hold what reaches it (a rendered prompt)."""
+    """Field hashed into the fingerprint only. A row's `parts` hold its share of it (a rendered prompt)."""
     return field(metadata={_ROLE: "per_row"}, **options)
 
 
 def unhashed(**options: Any) -> Any:
-    """A field that says where things lie, never what they are: in no fingerprint and no key."""
+    """Field in no fingerprint and no key: it locates data, or hashed values cover it."""
     return field(metadata={_ROLE: "unhashed"}, **options)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Base of recipes. Subclasses are frozen dataclasses of plain values, dataclasses, and values with `meaning()`."""
+    """Base class of recipes: frozen dataclasses of plain values, dataclasses and values with `meaning()`."""
 
     @property
     def origins(self) -> Mapping[str, str]:
-        """The file a person would edit, by dotted path of the meaning; from each field that has `origins`."""
+        """Source file to edit, by dotted path of the meaning; collected from fields that have `origins`."""
         return {
             f"{name}.{place}": origin
             for name, _, value in self._fields()
@@ -41,16 +41,16 @@ class Recipe:
         }
 
     def meaning(self) -> dict[str, Any]:
-        """Everything that decides the stage's output, as plain data."""
+        """Semantic content of the recipe, as plain data: all that determines the stage's output."""
         return {name: meaning_of(value) for name, role, value in self._fields() if role != "unhashed"}
 
     @cached_property
     def shared_digest(self) -> str:
-        """Digest of what all rows have in common."""
+        """Digest of the fields that all row keys share."""
         return digest({name: meaning_of(value) for name, role, value in self._fields() if role is None})
 
     def key(self, parts: Mapping[str, Any]) -> str:
-        """Ledger key of the row that `parts` decide under this recipe."""
+        """Ledger key of the row that `parts` and this recipe determine."""
         return digest([self.shared_digest, parts])
 
     def _fields(self) -> Iterator[tuple[str, str | None, Any]]:

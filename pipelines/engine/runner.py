@@ -1,4 +1,4 @@
-"""Runs of the stages in order: what is done stands, what is missing is made."""
+"""Stage runner: reuses committed outputs and computes missing ones, in order."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from pipelines.run_config import Config
 def run_stages(
     stages: list[Stage], config: Config, *, retry_failed: bool = False, say: Callable[[str], None] = print
 ) -> list[Manifest]:
-    """Runs the stages in order; returns their manifests, made now or found.
+    """Runs the stages in order; returns their manifests, new or existing.
 
-    The same call after a crash goes on where it stopped.
+    The same call resumes after a crash.
 
     Raises:
         RunError: a stage cannot finish.
@@ -76,13 +76,13 @@ def ensure_ray() -> None:
     """Connects to the cluster named by RAY_ADDRESS, else starts one on this machine; once per process."""
     # Workers use this very environment; resolving it again on each of them saturates a cluster.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    # Each GPU is given out by Ray; CPU workers must not lose sight of devices they share.
+    # Ray assigns the GPUs; workers that reserve none must still see devices they share.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Ray would run workers at nice 15: beside one ordinary process they would hardly get a core.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    # Every failure is looked at here; Ray would also print those of batches that a failed run abandons.
+    # Every failure is handled here; Ray would also print those of batches that a failed run abandons.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
-    import ray  # a second and more, which `plan` does without
+    import ray  # takes over a second, which `plan` saves
 
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS", "local")
@@ -91,7 +91,7 @@ def ensure_ray() -> None:
 
 
 def _check_answers(address: str) -> None:
-    """Raises UserError within seconds for a cluster that is not there, on which Ray itself waits for minutes."""
+    """Raises UserError within seconds if no cluster answers; Ray itself would wait for minutes."""
     host, _, port = address.rpartition(":")
     if not (host and port.isdigit()) or "/" in host:
         return

@@ -1,4 +1,4 @@
-"""Stages: a recipe, rows, and the work that makes them. Stages are stateless; state lies in store and ledger."""
+"""Stages: a recipe, rows, and the work that computes them. Stages are stateless; store and ledger hold all state."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipelines.run_config import Config
 
 @dataclass(frozen=True)
 class Counts:
-    """Rows a stage covers, rows it would still compute, and rows it refuses before any work."""
+    """Row counts of a stage: all rows, rows still to compute, and rows refused before any work."""
 
     total: int
     to_run: int
@@ -29,7 +29,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Context:
-    """Everything a stage's work may use: its recipe, the configuration, the storage, its inputs' committed outputs."""
+    """Context of a stage's work: its recipe, the configuration, the storage and its inputs' committed outputs."""
 
     config: Config
     storage: Storage
@@ -41,7 +41,7 @@ class Context:
 
 
 class NotYetKnown(Exception):
-    """A recipe that cannot be told before some work is done; `counts` is the best that can be said."""
+    """Recipe that is unknown before `prepare` has run; `counts` is the best estimate until then."""
 
     def __init__(self, reason: str, counts: Counts) -> None:
         super().__init__(reason)
@@ -50,7 +50,7 @@ class NotYetKnown(Exception):
 
 @dataclass(frozen=True)
 class Refused:
-    """A row quarantined before any work: its input is missing, doubled, or not fit for the stage."""
+    """Quarantined row: refused before any work (its input is missing, doubled or unfit), or failed in it."""
 
     row_id: str
     error_class: str
@@ -59,13 +59,13 @@ class Refused:
 
 @dataclass(frozen=True)
 class Result:
-    """The finished work of a stage; its files are already in the output's folder.
+    """Result of a stage's work; its files are already in the output folder.
 
     Attributes:
-        rows_in: rows the stage was asked for, quarantined ones included.
-        computed: rows of them that were computed now.
+        rows_in: all rows of the stage, quarantined ones included.
+        computed: rows that this run computed.
         digest: digest of all that later stages depend on.
-        quarantined: rows that could not be made.
+        quarantined: rows refused or failed.
         figures: extra figures for the manifest.
     """
 
@@ -77,7 +77,7 @@ class Result:
 
 
 class Stage(ABC):
-    """One stage of the pipeline."""
+    """Base class of pipeline stages."""
 
     name: ClassVar[str]
     code_version: ClassVar[int] = 1
@@ -89,7 +89,7 @@ class Stage(ABC):
         return self.reads
 
     def prepare(self, config: Config, storage: Storage, say: Callable[[str], None]) -> None:  # noqa: B027
-        """Work that has to come before the recipe is known; most stages have none."""
+        """Hook for work that must precede the recipe; most stages have none."""
 
     @abstractmethod
     def recipe(self, config: Config, storage: Storage) -> Recipe:
@@ -102,12 +102,12 @@ class Stage(ABC):
 
     @abstractmethod
     def work(self, context: Context) -> WholeWork | RowWork:
-        """The stage's work in one context. Cheap: no model is loaded and no media is read before `make`."""
+        """Work of the stage in `context`. Cheap: no model is loaded and no media are read before `make`."""
 
 
 @dataclass(frozen=True)
 class WholeWork:
-    """Work of a stage that is computed as a whole: all of its rows or none. `make` fills the output's folder."""
+    """Work of a stage that is computed as a whole, all rows or none. `make` fills the output folder."""
 
     total: int
     make: Callable[[], Result]
@@ -122,7 +122,7 @@ class WholeWork:
 
 @dataclass(frozen=True)
 class Row:
-    """One row to make. `parts` decide its value together with the recipe; `task` is what the worker is sent."""
+    """Row to compute. `parts` and the recipe determine its value; `task` is sent to the worker."""
 
     row_id: str
     parts: Mapping[str, Any]
@@ -131,7 +131,7 @@ class Row:
 
 @dataclass(frozen=True)
 class RowSet:
-    """Rows of one ledger: one recipe, one worker."""
+    """Rows of one ledger, with their recipe and worker."""
 
     ledger: str
     recipe: Recipe
@@ -154,9 +154,9 @@ class Rows:
     """All rows of a stage.
 
     Attributes:
-        carried: by row id, in the order of the output, columns that decide nothing. A row's other columns are the
-            values that its worker made in each set. Row ids that only a set has are no rows of the output.
-        sets: what is to be computed.
+        carried: pass-through columns by row id, in output order. The workers' values of each set supply the other
+            columns. Row ids that occur only in a set are not part of the output.
+        sets: rows to compute, by ledger.
         refused: rows quarantined before any work.
     """
 
@@ -166,9 +166,9 @@ class Rows:
 
 
 class RowStage(Stage):
-    """Stage whose rows are computed one by one, each at most once, through its ledgers.
+    """Base class of stages whose rows are computed one by one, each at most once, through ledgers.
 
-    They are fanned out as `execution` of the configuration's section of the stage's name says.
+    The `execution` block of the stage's configuration section controls the fan-out.
     """
 
     schema: ClassVar[pa.Schema]
@@ -186,14 +186,14 @@ class RowStage(Stage):
         return {}
 
     def finish(self, context: Context, made: Mapping[str, Mapping[str, Entry]]) -> None:
-        """Hook before the commit. `made`: entries by ledger and row id, for rows that are not in the output."""
+        """Hook before the commit. `made`: entries by ledger and row id, rows outside the output included."""
 
     def work(self, context: Context) -> RowWork:
         return RowWork(self, context)
 
 
 class RowWork:
-    """Work of a row stage: the rows that its ledgers lack, fanned out, then assembled into the output."""
+    """Work of a row stage: fan-out of the rows missing from its ledgers, then assembly of the output."""
 
     def __init__(self, stage: RowStage, context: Context) -> None:
         self.stage, self.context = stage, context
@@ -206,13 +206,13 @@ class RowWork:
 
     @property
     def counts(self) -> Counts:
-        """Rows of the output, and those of them that some set still has to compute."""
+        """Row counts of the output; a row that any set lacks is still to run."""
         todo = {row_id for ids in self.todo.values() for row_id in ids if row_id in self.rows.carried}
         refused = len(self.rows.refused)
         return Counts(len(self.rows.carried) + refused, len(todo), refused)
 
     def make(self) -> Result:
-        """Computes what is missing and fills the output's folder."""
+        """Computes missing rows and fills the output folder."""
         computed = self.counts.to_run
         for one in self.rows.sets:
             if self.todo[one.ledger]:

@@ -1,4 +1,4 @@
-"""One interface to the run's files, on a local disk or in a bucket (s3://): whole files, atomic writes."""
+"""File storage of a run, on a local disk or in a bucket (s3://): whole files, atomic writes."""
 
 from __future__ import annotations
 
@@ -47,26 +47,26 @@ class Storage:
     def _fs(self) -> Any:
         protocol = "file" if self.is_local else self.url.split("://", 1)[0]
         try:
-            # A listing that is cached would hide what another process has just committed.
+            # A cached listing would hide what another process has just committed.
             options = {} if self.is_local else {"use_listings_cache": False, "skip_instance_cache": True}
             return fsspec.filesystem(protocol, **options)
         except (ValueError, ImportError) as error:
             raise UserError(f"cannot open {self.url!r}: {error}. Use a local folder or an s3:// address.") from error
 
     def path(self, name: str = "") -> str:
-        """The full address of `name`, as the filesystem behind this root understands it."""
+        """Full path of `name` for fsspec, without protocol."""
         root = self.url if self.is_local else self.url.split("://", 1)[1]
         return f"{root}/{name}".rstrip("/")
 
     def address(self, name: str = "") -> str:
-        """The full address of `name` for other libraries: a local path or a URL."""
+        """Full address of `name` for other libraries: a local path or a URL."""
         return f"{self.url}/{name}".rstrip("/")
 
     def exists(self, name: str) -> bool:
         return bool(self._fs.exists(self.path(name)))
 
     def files(self, folder: str = "", *, recursive: bool = False) -> list[FileInfo]:
-        """Files in `folder`, sorted by name (relative to the root). A folder that is absent has none."""
+        """Files in `folder`, sorted by name (relative to the root). An absent folder has none."""
         top = self.path(folder)
         try:
             found = self._fs.find(top, maxdepth=None if recursive else 1, detail=True)
@@ -85,7 +85,7 @@ class Storage:
         return sorted(infos, key=lambda info: info.name)
 
     def is_empty(self) -> bool:
-        """Whether the root is absent or holds nothing but hidden files."""
+        """True if the root is absent or holds only hidden files."""
         try:
             found = self._fs.ls(self.path(), detail=False)
         except FileNotFoundError:
@@ -107,7 +107,7 @@ class Storage:
             self._fs.pipe_file(self.path(name), data)
 
     def upload(self, local: Path, name: str) -> None:
-        """Moves the local file `local` to `name`; it is there whole or not at all."""
+        """Moves the local file `local` to `name`, atomically."""
         if self.is_local:
             target = Path(self.path(name))
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -126,7 +126,7 @@ class Storage:
 
     @contextlib.contextmanager
     def local(self, name: str) -> Iterator[Path]:
-        """A local path to read file or folder `name` from, downloaded for the time of the block if need be."""
+        """Local path for reading file or folder `name`; from a bucket it is downloaded until the block ends."""
         if self.is_local:
             yield Path(self.path(name))
             return
@@ -148,7 +148,7 @@ class Storage:
             self._fs.get_file(self.path(name), str(target))
 
     def remove(self, name: str) -> None:
-        """Removes a file or a folder with all below it; nothing happens if it is absent."""
+        """Removes a file or a folder tree, if it exists."""
         with contextlib.suppress(FileNotFoundError):
             self._fs.rm(self.path(name), recursive=True)
 
@@ -156,7 +156,7 @@ class Storage:
         return json.loads(self.read_bytes(name))
 
     def find_json(self, name: str) -> Any:
-        """Content of a JSON file; None where it is absent."""
+        """Content of a JSON file, or None if it is absent."""
         try:
             return self.read_json(name)
         except FileNotFoundError:
@@ -166,7 +166,7 @@ class Storage:
         self.write_bytes(name, json.dumps(value, indent=2, ensure_ascii=False).encode())
 
     def read_table(self, name: str) -> pa.Table:
-        # Not read_table: it imports pyarrow.dataset and with it pandas, a second of every command's start.
+        # Not pq.read_table: it imports pyarrow.dataset and pandas, which costs every command a second.
         return pq.ParquetFile(pa.BufferReader(self.read_bytes(name))).read()
 
     def write_table(self, name: str, table: pa.Table) -> None:

@@ -14,16 +14,16 @@ from pipelines.engine.storage import Storage
 from pipelines.errors import UserError
 
 FORMAT = 1
-"""Number of the store's layout. A store of another number is refused, never read."""
+"""Version of the store's layout. A store of another version is refused, never read."""
 
 STORE, MANIFEST, SPEC = "store.json", "manifest.json", "spec.json"
 ROWS, QUARANTINE = "rows.parquet", "quarantine.parquet"
 RUNS = "runs"
-"""Folder of the files of trainings under way: `runs/{stage}/{fingerprint}...`."""
+"""Folder for the working files of training runs: `runs/{stage}/{fingerprint}...`."""
 
 
 def text_columns(*names: str) -> list[pa.Field]:
-    """Columns of a schema that hold text."""
+    """String columns of an Arrow schema."""
     return [pa.field(name, pa.string()) for name in names]
 
 
@@ -32,7 +32,7 @@ QUARANTINE_SCHEMA = pa.schema(text_columns("row_id", "stage", "error_class", "me
 
 @dataclass(frozen=True)
 class Manifest:
-    """Record of a finished output. `digest` is of meaning and is all that later stages depend on."""
+    """Record of a committed output. `digest` covers its meaning and is all that later stages depend on."""
 
     stage: str
     fingerprint: str
@@ -53,7 +53,7 @@ class Manifest:
 
 
 class Output:
-    """Folder of one stage output, committed or being made."""
+    """Folder of one stage output, committed or in progress."""
 
     def __init__(self, storage: Storage, stage: str, fingerprint: str) -> None:
         self.storage, self.stage, self.fingerprint = storage, stage, fingerprint
@@ -64,12 +64,12 @@ class Output:
         return f"{self.folder}/{file}"
 
     def manifest(self) -> Manifest | None:
-        """The manifest, or None while the output is not committed."""
+        """Manifest, or None while the output is not committed."""
         found = self.storage.find_json(self.name(MANIFEST))
         return None if found is None else Manifest(**found)
 
     def committed(self) -> Manifest:
-        """The manifest of an output that is known to be committed."""
+        """Manifest of an output that is known to be committed."""
         manifest = self.manifest()
         assert manifest is not None, f"{self.folder} is taken for finished and has no manifest"
         return manifest
@@ -79,7 +79,7 @@ class Output:
         return rows
 
     def quarantine(self) -> list[dict[str, Any]]:
-        """Rows in quarantine: row_id, stage, error_class, message."""
+        """Quarantined rows: row_id, stage, error_class, message."""
         rows: list[dict[str, Any]] = self.storage.read_table(self.name(QUARANTINE)).to_pylist()
         return rows
 
@@ -90,7 +90,7 @@ class Output:
         self.storage.write_table(self.name(QUARANTINE), pa.Table.from_pylist(rows, schema=QUARANTINE_SCHEMA))
 
     def commit(self, manifest: Manifest, spec: Mapping[str, Any]) -> Manifest:
-        """Makes the output final. Files written before, except training's working files, are recorded."""
+        """Commits the output: writes the manifest, with the SHA-256 of each file directly in the folder."""
         self.storage.write_json(self.name(SPEC), spec)
         files = {
             info.name[len(self.folder) + 1 :]: hashlib.sha256(self.storage.read_bytes(info.name)).hexdigest()
@@ -102,9 +102,9 @@ class Output:
 
 
 def open_store(root: str, *, write: bool = False) -> Storage:
-    """Storage of a run. With `write`, an empty root gets its format number.
+    """Storage of a run. With `write`, an empty root is marked with the format version.
 
-    Raises UserError where the root holds a store of another format, or something else. Nothing in it is touched.
+    Raises UserError if the root holds a store of another format, or something else. Nothing in it is touched.
     """
     storage = Storage(root)
     try:
@@ -125,19 +125,19 @@ def open_store(root: str, *, write: bool = False) -> Storage:
 
 
 def latest(storage: Storage, stage: str) -> str | None:
-    """Fingerprint of the output that the last run of this stage stands on."""
+    """Fingerprint of the output that this stage used last, or None."""
     found = storage.find_json(f"{stage}/latest.json")
     return None if found is None else str(found["fingerprint"])
 
 
 def latest_spec(storage: Storage, stage: str) -> dict[str, Any] | None:
-    """Spec of the output this stage used last, against which a change is explained."""
+    """Spec of the output that this stage used last, the reference for explaining changes."""
     fingerprint = latest(storage, stage)
     spec: dict[str, Any] | None = storage.find_json(f"{stage}/{fingerprint}/{SPEC}") if fingerprint else None
     return spec
 
 
 def mark_latest(storage: Storage, stage: str, fingerprint: str) -> None:
-    """Records that `fingerprint` is what the last run of this stage stands on."""
+    """Records `fingerprint` as the output that this stage used last."""
     if latest(storage, stage) != fingerprint:
         storage.write_json(f"{stage}/latest.json", {"fingerprint": fingerprint})

@@ -155,9 +155,8 @@ def train_flowley(
     """
     from flowley.training.checkpoint import read_history
 
-    threads = None if run.use_gpu else run.cpus_per_worker
     board = f"{RUNS}/tensorboard/{run.name}"
-    work = partial(_work, recipe, execution, features, storage_folder, board, threads)
+    work = partial(_work, recipe, execution, features, storage_folder, board)
     train_under_ray("flowley", work, run, output_dir, say)
     return read_history(output_dir)
 
@@ -168,13 +167,11 @@ def _work(
     features: Features,
     storage_folder: str,
     board: str,
-    threads: int | None,
     say: Callable[[str], None],
 ) -> str | None:
     """Life of one training process."""
     import ray.train
     import ray.train.torch
-    import torch
 
     from flowley.codecs import load_codec
     from flowley.training.loop import train_network
@@ -183,8 +180,6 @@ def _work(
 
     context = ray.train.get_context()
     rank, device = context.get_world_rank(), ray.train.torch.get_device()
-    if threads is not None:
-        torch.set_num_threads(threads)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="soundcap-flowley-")))
         checkpoint = ray.train.get_checkpoint()
