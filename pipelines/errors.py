@@ -1,4 +1,4 @@
-"""Errors meant for the person at the terminal: one line, no traceback, and the exit code that says whose they are."""
+"""User-facing errors: one line without traceback, and an exit code that tells who can fix them."""
 
 import difflib
 import sys
@@ -9,7 +9,7 @@ LIMIT_CHARS = 2000
 
 
 class UserError(Exception):
-    """Fault the user can mend: says what was got, what was wanted and what to do. Exit code 2."""
+    """Fault the user can fix: says what was got, what was wanted and what to do. Exit code 2."""
 
 
 class RunError(Exception):
@@ -21,20 +21,20 @@ class MachineFault(RunError):
 
 
 def one_line(error: BaseException, limit: int = 400) -> str:
-    """The error's message on one line, without the noise of line breaks, cut at `limit` characters."""
+    """Message of an error on one line, truncated to `limit` characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def hint(name: str, known: Collection[str]) -> str:
-    """Remedy for an unknown name: the known one that is like it, else all of them."""
+    """Remedy for an unknown name: the closest known one, else all of them."""
     close = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {close[0]}?" if close else f"wanted one of {', '.join(known)}"
 
 
 @contextmanager
 def user_input() -> Iterator[None]:
-    """Turns a library's ValueError about values that do not fit together into a UserError."""
+    """Context that turns a library's ValueError about the user's input into a UserError."""
     try:
         yield
     except ValueError as error:
@@ -42,7 +42,7 @@ def user_input() -> Iterator[None]:
 
 
 def run_command(name: str, app: Callable[[], None], *, interrupted: str) -> None:
-    """Runs a command line: errors are one line on stderr, exit code 2 if the user can mend them, else 1.
+    """Runs a command line: errors are one line on stderr, exit code 2 if the user can fix them, else 1.
 
     `interrupted` says what an interruption leaves.
     """

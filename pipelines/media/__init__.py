@@ -1,1 +1,1 @@
-"""Raw media in, clips in which frame index is time out: probe, normalise, read back, mux."""
+"""Media processing: probes, normalises, reads and muxes clips in which frame index is time."""

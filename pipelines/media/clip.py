@@ -1,30 +1,30 @@
-"""Clips: settings of the normaliser and measures of the finished files."""
+"""Clip types: settings of the normaliser, and measured properties of the finished files."""
 
 from dataclasses import dataclass
 
 NORMALISER_VERSION = 1
-"""Part of a clip's identity: raise it when the same source and settings would give another result."""
+"""Version in a clip's identity. Raise it when the same source and settings would give another result."""
 
 NORMALISED_TAG = f"normalised clip v{NORMALISER_VERSION}: frame index is time"
-"""Comment in the header of every clip, by which the reader knows the project's own files."""
+"""Header comment of every clip, by which the reader recognises normalised files."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NormaliserSettings:
-    """Form of every clip of a run. Raises ValueError for values that fit no clip."""
+    """Normaliser settings: the format of every clip of a run. Raises ValueError for invalid values."""
 
     duration_s: float = 8.0
     """Seconds kept of each source, from its first picture on."""
     fps: int = 25
     """Constant frame rate; duration_s * fps is a whole number."""
     long_side_px: int = 448
-    """Even. Larger pictures shrink to it; a smaller one keeps its size."""
+    """Longest side, even. Larger pictures are scaled down to it; smaller ones keep their size."""
     crf: int = 12
-    """x264's quality: 0 is lossless, about 12 near-lossless."""
+    """Constant rate factor of x264: 0 is lossless, about 12 near-lossless."""
     max_audio_hz: int = 48_000
     """Sound of a higher rate is resampled to this; other sound keeps its own rate."""
     require_audio: bool = True
-    """Whether a source without sound is an error."""
+    """True: a source without sound is an error."""
 
     def __post_init__(self) -> None:
         frames = self.duration_s * self.fps
@@ -44,7 +44,7 @@ class NormaliserSettings:
 
 @dataclass(frozen=True, slots=True)
 class NormalisedClip:
-    """A finished clip, measured from its files."""
+    """Properties of a finished clip, measured from its files."""
 
     duration_s: float
     fps: int

@@ -8,23 +8,23 @@ from pipelines.media.clip import NORMALISED_TAG, NormaliserSettings
 from pipelines.media.probe import GLOBAL_ARGS, AudioStream, Source, VideoStream, open_input
 
 HARD_COMPENSATION_S = 0.02
-"""Longer gaps in sound timestamps are filled with silence; shorter ones are container rounding."""
+"""Longest gap in sound timestamps that counts as container rounding; longer ones become silence."""
 
 HD_HEIGHT_PX = 720
-"""From this height on, players take untagged colours for BT.709, below it for BT.601."""
+"""Height from which players decode untagged colours as BT.709; below it as BT.601."""
 
 
 def normalising_command(
     source: Source, settings: NormaliserSettings, *, video_out: Path | None, audio_out: Path | None
 ) -> list[str]:
-    """Argument list that writes `video_out` and, if the source has sound, `audio_out`; None: not wanted."""
+    """ffmpeg arguments that write `video_out` and, if the source has sound, `audio_out`; None omits one."""
     opened = open_input(source.path)
     outputs = []
     if video_out is not None:
         outputs.append(_picture(opened, source, video_out, settings))
     if audio_out is not None and source.audio is not None:
         outputs.append(_sound(opened, source, source.audio, audio_out, settings))
-    # ffmpeg's own limit of decode errors is off: its log is judged afterwards, stream by stream.
+    # ffmpeg's own limit of decode errors is off: its log is evaluated afterwards, stream by stream.
     both = ffmpeg.merge_outputs(*outputs).global_args(*GLOBAL_ARGS, "-max_error_rate", "1")
     argv: list[str] = both.compile(overwrite_output=True)
     return argv
@@ -45,7 +45,7 @@ def _picture(
     untagged_hd = video.matrix is None and video.height_px >= HD_HEIGHT_PX
     colours = {
         "in_color_matrix": "bt709" if untagged_hd else "auto",
-        # What readers assume of an untagged picture, so those that ignore the tag show right colours too.
+        # Readers assume this matrix for untagged video, so those that ignore the tag show right colours too.
         "out_color_matrix": "bt601",
         "out_range": "tv",
     }
@@ -54,9 +54,9 @@ def _picture(
         .filter("settb", "AVTB")
         .filter("setpts", f"PTS-({source.origin_us})")
         .filter("fps", fps=settings.fps, round="near")
-        # A last frame may end a rounding short of the last slot: one repeat is allowed, no more.
+        # Rounding may leave the last slot empty: one repeated frame is allowed, no more.
         .filter("tpad", stop_mode="clone", stop=1)
-        # Once all of the graph has ended ffmpeg stops reading: an hour costs no more than the seconds wanted.
+        # ffmpeg stops reading when the whole graph has ended, so a long source costs only the wanted seconds.
         .filter("trim", end_frame=settings.n_frames)
         .filter("showinfo", checksum=0)
         .filter("scale", width_px, height_px, flags="bicubic+accurate_rnd+full_chroma_int", **colours)
@@ -82,7 +82,7 @@ def _sound(
         .filter("asetpts", f"round(PTS-({source.origin_us})/1000000/TB)")
         .filter("atrim", end=settings.duration_s)
         .filter("ashowinfo")
-        # first_pts=0 cuts sound before the first picture, and puts silence where sound starts later.
+        # first_pts=0 trims sound before the first picture and pads with silence where sound starts later.
         .filter("aresample", hz, **{"async": 1, "first_pts": 0, "min_hard_comp": HARD_COMPENSATION_S})
         .filter("aformat", sample_fmts="s16", channel_layouts="mono" if audio.channels == 1 else "stereo")
         .filter("apad", whole_len=n_samples)

@@ -4,43 +4,43 @@ from pipelines.errors import MachineFault
 
 
 class MediaError(Exception):
-    """A source that cannot become a clip. The message says what was got, what was wanted and what to do."""
+    """Fault of a source that cannot become a clip. The message says what was got, what was wanted and what to do."""
 
 
 class UnreadableSource(MediaError):
-    """Not a regular file, not media, or a header that cannot be parsed (cut off before its index)."""
+    """File that is not regular, not media, or has an unreadable header (cut off before its index)."""
 
 
 class EmptyFile(UnreadableSource):
-    """Zero bytes."""
+    """File of zero bytes."""
 
 
 class DamagedSource(MediaError):
-    """The decoder met damage inside the wanted seconds, or the file ends before its header says."""
+    """Damage that the decoder meets inside the wanted seconds, or a file shorter than its header says."""
 
 
 class ChangingSource(MediaError):
-    """Its picture changes size, or its sound rate or channels, inside the wanted seconds."""
+    """Source whose picture size, sample rate or channels change inside the wanted seconds."""
 
 
 class NoVideoStream(MediaError):
-    """Nothing but sound, subtitles or cover art."""
+    """Source with nothing but sound, subtitles or cover art."""
 
 
 class NoAudioStream(MediaError):
-    """No sound where the settings require it: no stream, or none of it inside the wanted seconds."""
+    """Missing sound where it is required: no stream, or none of it inside the wanted seconds."""
 
 
 class TooShort(MediaError):
-    """Less picture than one clip lasts."""
+    """Source whose picture is shorter than one clip."""
 
 
 class DeadlineExceeded(MediaError):
-    """A media process did not finish in time and was killed with all its children."""
+    """Timeout of a media process, which was killed with all its children."""
 
 
 class NotNormalised(MediaError):
-    """A file that `normalise` did not write was given to a reader that trusts frame index to be time."""
+    """File not written by `normalise`, passed to a reader that relies on frame index being time."""
 
 
 class FfmpegMissing(MachineFault):

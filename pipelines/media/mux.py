@@ -16,8 +16,8 @@ AAC_BIT_RATE = "192k"
 def mux(video: Path, audio: np.ndarray, audio_hz: int, out: Path) -> None:
     """Writes `out`, an MP4 of the clip's own picture (stream copied) and `audio` as AAC, ready for streaming.
 
-    audio: (N,) float32 mono in [-1, 1] at audio_hz; beyond is clipped. `out` appears complete or not at all.
-    Raises ValueError for audio of another kind, UnreadableSource when the clip cannot be read.
+    audio: (N,) float32 mono in [-1, 1] at audio_hz; beyond is clipped. `out` is written atomically.
+    Raises ValueError for other audio, UnreadableSource if the clip cannot be read.
     """
     if audio.ndim != 1 or audio.size == 0 or not np.isfinite(audio).all():
         raise ValueError(f"audio to mux has shape {audio.shape}; wanted (N,) finite mono samples, N > 0")

@@ -22,7 +22,7 @@ from pipelines.media.probe import Source
 from pipelines.media.process import Deadline, Finished, log_tail, run
 
 AUDIO_DAMAGE_FORGIVEN = 2
-"""Undecodable sound packets allowed: a cut often starts inside one; two are some 50 ms."""
+"""Tolerated number of undecodable sound packets: a cut often starts inside one; two last some 50 ms."""
 
 
 def normalise(
@@ -35,7 +35,7 @@ def normalise(
 ) -> NormalisedClip:
     """Writes the first `duration_s` of a source as H.264 MP4 (`video_out`), FLAC (`audio_out`), or both.
 
-    Both appear complete or not at all; without sound there is no `audio_out`. A stream whose file is None is not
+    Each file is written atomically; without sound there is no `audio_out`. A stream whose file is None is not
     decoded, so its faults are not found.
 
     Raises:
@@ -81,7 +81,7 @@ def _temporary(final: Path | None) -> AbstractContextManager[Path | None]:
 
 @contextmanager
 def temporary_beside(final: Path) -> Iterator[Path]:
-    """A name beside `final` to write under; whatever is left there in the end is removed."""
+    """Temporary path beside `final`; a leftover file is removed at the end."""
     temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex}.part")
     try:
         yield temporary
@@ -92,10 +92,10 @@ def temporary_beside(final: Path) -> Iterator[Path]:
 def _faults(
     source: Source, settings: NormaliserSettings, log: DecodingLog, n_frames: int, *, wants_sound: bool
 ) -> list[tuple[type[MediaError], str]]:
-    """Every fault of a source that could be opened, the most fundamental first."""
+    """Faults of an opened source, the most fundamental first."""
     faults: list[tuple[type[MediaError], str]] = []
     whole = n_frames >= settings.n_frames
-    # One repeated frame is allowed at the end: a short source gave one frame less than was written.
+    # The last frame may be a repeat, so a short source has one frame less than was written.
     picture_s = settings.duration_s if whole else max(0, n_frames - 1) / settings.fps
     damaged = log.damaged_video > 0 or log.damaged_audio > AUDIO_DAMAGE_FORGIVEN
     if damaged or log.returncode != 0:
@@ -142,8 +142,8 @@ def _measure_audio(audio: Path, settings: NormaliserSettings) -> tuple[int, int]
 
 # --- log of a normalising command ---------------------------------------------------------------------------
 
-# These three come from ffmpeg itself, for every codec alike, and mean lost data. What demuxers and decoders
-# complain of beside them (odd edit lists, unordered references) may be harmless and does not count.
+# ffmpeg itself prints these three, for every codec alike; they mean lost data. Other complaints of demuxers and
+# decoders (odd edit lists, unordered references) may be harmless and do not count.
 _DAMAGE = re.compile(r"(?:Error while decoding stream #0:|corrupt (?:decoded frame|input packet) in stream )(\d+)")
 _PICTURE_FILTERS = re.compile(r"showinfo.* config in time_base")
 _SOUND = re.compile(r"ashowinfo.* n: *\d+ .*pts_time:(\S+) .*rate:(\d+) nb_samples:(\d+)")
@@ -151,10 +151,10 @@ _SOUND = re.compile(r"ashowinfo.* n: *\d+ .*pts_time:(\S+) .*rate:(\d+) nb_sampl
 
 @dataclass(frozen=True, slots=True)
 class DecodingLog:
-    """Counts of lost data by stream, and whether any sound falls into the clip (before padding).
+    """Lost packets by stream; `has_sound` is true if any sound falls into the clip (before padding).
 
-    restarts: how often ffmpeg set its filters up anew as picture or sound changed its format; what
-    follows a restart is misplaced in time.
+    restarts: reconfigurations of ffmpeg's filter graph after a change of picture or sound format; what
+    follows one is misplaced in time.
     """
 
     returncode: int
