@@ -1,4 +1,4 @@
-"""Progress of long work: plain lines with rate and time left, fit for a terminal and for a job's log alike."""
+"""Progress reporting: plain lines with rate and time left, for terminals and job logs alike."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ LINE_EVERY_S = 5.0
 
 
 class Progress:
-    """Counts `total` units of work and says how it goes, at most every few seconds; `note` ends each line."""
+    """Progress counter of `total` units, with a line at most every LINE_EVERY_S. `note` ends each line."""
 
     def __init__(self, label: str, total: int, unit: str, say: Callable[[str], None]) -> None:
         self.label, self.total, self.unit, self.say = label, total, unit, say
@@ -46,7 +46,7 @@ class Progress:
 
 
 def human_time(seconds: float) -> str:
-    """12 s, 3 min 20 s, 5 h 02 min."""
+    """Readable duration: 12 s, 3 min 20 s, 5 h 02 min."""
     if seconds < 99.5:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -1,7 +1,7 @@
-"""Configuration of a run: YAML checked into frozen models, one section for each stage.
+"""Configuration of a run: YAML validated into frozen models, one section for each stage.
 
-Fields of a section decide what the stage makes and are hashed into its fingerprint; fields of its `execution`
-block decide how fast and where, and are never hashed. Paths are relative to the working directory.
+Fields of a section determine the stage's output and are hashed into its fingerprint. Fields of its `execution`
+block control speed and placement only, and are never hashed. Paths are relative to the working directory.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MOVED_KEYS = {
     "curation.rules.speech_labels": "`except_labels` of the warning `speech` in prompts/warnings.yaml",
     "miniature": "an option of `python -m miniature`",
 }
-"""New names of keys that have moved: an old configuration is told, not read."""
+"""New names of moved keys, for the error message. Old names are not read."""
 
 
 class Section(BaseModel):
@@ -46,7 +46,7 @@ class Section(BaseModel):
 
 
 class ModelRef(Section):
-    """A checkpoint: a local folder, or a hub id with the commit it is pinned to."""
+    """Reference to a checkpoint: a local folder, or a hub id pinned to a commit."""
 
     path: str
     revision: str | None = None
@@ -64,7 +64,7 @@ class Workers:
 
 
 class SourceConfig(Section):
-    """Where the raw clips are: a folder, or VGGSound's headerless CSV (id, start_s, label, split) plus a folder."""
+    """Location of the raw clips: a folder, or VGGSound's headerless CSV (id, start_s, label, split) plus a folder."""
 
     folder: str
     csv: str | None = None
@@ -79,7 +79,7 @@ class ClipsExecution(Workers):
 
 @dataclass(frozen=True, kw_only=True)
 class ClipsConfig(NormaliserSettings):
-    """Normalised clips."""
+    """Normalisation of raw files to clips."""
 
     execution: ClipsExecution = ClipsExecution()
 
@@ -101,7 +101,7 @@ class CaptionsConfig(Section):
 
 
 class CurationConfig(Section):
-    """Which captions the captioner may learn from."""
+    """Selection of the captions that the captioner may learn from."""
 
     rules: Rules = Rules()
 
@@ -141,7 +141,7 @@ class FeaturesExecution(Workers):
 
 
 class CodecConfig(Section):
-    """Between sound and the latent frames Flowley generates. All but `log_mel` load weights: a folder or hub id."""
+    """Audio codec for the latents that Flowley generates. All but `log_mel` load weights: a folder or hub id."""
 
     name: Literal["log_mel", "mmaudio_16k", "oobleck", "audioldm2", "log_mel_pca"] = "log_mel"
     path: str | None = None
@@ -157,7 +157,7 @@ class CodecConfig(Section):
 
 
 class FeaturesConfig(Section):
-    """What Flowley learns from. `captions` says whose text: a row of the paper's ablation."""
+    """Features that Flowley learns from. `captions` selects the text: a row of the paper's ablation."""
 
     captions: Literal["none", "label", "captions", "silent_captions"] = "silent_captions"
     visual: ModelRef
@@ -179,7 +179,7 @@ class FlowleyConfig(Section):
     """Training of the video-to-audio model.
 
     `overrides` change fields of the preset's network, `training` fields of its published recipe; `steps` and
-    `batch_size` are always given.
+    `batch_size` are required.
     """
 
     preset: str = Field(default="flowley_169m", validate_default=True)
@@ -231,7 +231,7 @@ class SamplesExecution(Workers):
 
 @dataclass(frozen=True, kw_only=True)
 class SamplesConfig(SampleSettings):
-    """Sound for the test split."""
+    """Sound generation for the test split."""
 
     seed: Annotated[int, Field(ge=0)] = 0
     execution: SamplesExecution = SamplesExecution()
@@ -251,7 +251,7 @@ for _settings in (
 
 
 class Config(Section):
-    """A whole run."""
+    """Configuration of a whole run."""
 
     root: str = Field(description="where all state lives: a local folder or s3://bucket/prefix")
     source: SourceConfig
@@ -277,7 +277,7 @@ class Config(Section):
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Reads and checks a configuration; `overrides` are `dotted.key=value` with YAML values.
+    """Reads and validates a configuration; `overrides` are `dotted.key=value` with YAML values.
 
     Raises UserError: one line with the key, what was got and what was wanted.
     """
@@ -322,7 +322,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
 
 
 def _explain(fault: dict[str, Any]) -> str:
-    """One fault of a configuration as `key: got, wanted`."""
+    """Message of one validation error, as `key: got, wanted`."""
     key = ".".join(str(part) for part in fault["loc"])
     if fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         if key in MOVED_KEYS:

@@ -38,7 +38,7 @@ S3_VARIABLES = (
     "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION",
     "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3",
 )  # fmt: skip
-"""Variables that a job with a bucket is given. Profiles and credential files would name nothing on its machine."""
+"""Environment variables passed to a job with a bucket. Profiles and credential files do not exist on its machine."""
 CONNECT_TIMEOUT_S = 5.0
 POLL_S = 1.0
 ROOT_METADATA = "soundcap_root"
@@ -55,8 +55,8 @@ def submit(
 ) -> str:
     """Submits the run to the cluster whose dashboard is at `address`; returns the job's submission id.
 
-    A run that is already under way on that cluster is not doubled: the same one is attached to, another one on
-    the same store is refused. With `wait`, follows the job's log to its end.
+    If the same run is already under way on that cluster, its job is reused; another run on the same store is
+    refused. With `wait`, follows the job's log to its end.
     Raises UserError (address, prompts, another run under way) and RunError (the job failed or was stopped).
     """
     client = _connect(address)
@@ -139,7 +139,7 @@ def _entrypoint(until: str | None, retry_failed: bool) -> str:
 
 
 def _with_interpreter(arguments: str) -> str:
-    """A shell line: this very Python where the head node has it too, else the one on the cluster's PATH.
+    """Shell command that runs this Python if the head node has it too, else the one on the cluster's PATH.
 
     A cluster started as `.venv/bin/ray start` has another `python` on its PATH, without our packages.
     """
@@ -148,8 +148,9 @@ def _with_interpreter(arguments: str) -> str:
 
 
 def _environment(config: Config) -> dict[str, str]:
-    """Variables of the job; without a bucket it gets no credentials."""
-    if not any(str(url).startswith("s3://") for url in (config.root, config.source.folder, config.source.csv)):
+    """Environment variables of the job; without a bucket it gets no credentials."""
+    addresses = (config.root, config.source.folder, config.source.csv, config.features.sync)
+    if not any(str(url).startswith("s3://") for url in addresses):
         return {}
     return {name: os.environ[name] for name in S3_VARIABLES if name in os.environ}
 
@@ -186,7 +187,7 @@ def _connect(address: str) -> Any:
 
 
 def _ask_version(url: str, headers: dict[str, str]) -> Literal["ray", "refused", "other"]:
-    """Kind of the answer at `url`. Ray's own client would wait without end for an answer."""
+    """Kind of server at `url`. Ray's own client would wait for an answer without limit."""
     request = urllib.request.Request(f"{url}/api/version", headers=headers)
     try:
         with urllib.request.urlopen(request, timeout=CONNECT_TIMEOUT_S) as response:
@@ -198,7 +199,7 @@ def _ask_version(url: str, headers: dict[str, str]) -> Literal["ray", "refused",
 
 
 def _token_header() -> dict[str, str]:
-    """Ray's token, where Ray keeps it. Ray's client itself sends it only in a process that set its mode."""
+    """HTTP header with Ray's token, from where Ray keeps it. Ray's client sends it only in token mode."""
     token = os.environ.get("RAY_AUTH_TOKEN", "")
     if not token:
         file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
@@ -217,7 +218,7 @@ def _checked(address: str) -> str:
 
 @contextlib.contextmanager
 def _no_other_address() -> Iterator[None]:
-    """Hides variables that Ray's client prefers to the address it is told."""
+    """Hides environment variables that would override the address passed to Ray's client."""
     hidden = {name: os.environ.pop(name, None) for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")}
     try:
         yield
@@ -226,7 +227,7 @@ def _no_other_address() -> Iterator[None]:
 
 
 def _submit_once(client: Any, config: Config, staging: Path, command: str) -> tuple[str, bool]:
-    """The job's id, and whether it was submitted now rather than found under way."""
+    """Job id, and True if the job was submitted now rather than found under way."""
     base = f"soundcap-{digest([folder_digest(staging), command])[:12]}"
     jobs = _jobs(client)
     if same := _same_under_way(jobs, config.root, base):
@@ -255,7 +256,7 @@ def _jobs(client: Any) -> list[Any]:
 
 
 def _same_under_way(jobs: list[Any], root: str, base: str) -> str | None:
-    """Id of the same run's job that is under way, if any. Raises UserError for another run on the same store."""
+    """Id of this run's unfinished job, if any. Raises UserError for another run on the same store."""
     for job in jobs:
         if (job.metadata or {}).get(ROOT_METADATA) == root and not job.status.is_terminal():
             if job.submission_id.rpartition("-")[0] == base:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Puts ffmpeg on a Debian or Ubuntu machine, or says what is missing and how to get it.
+# Installs ffmpeg on a Debian or Ubuntu machine, or says what is missing and how to get it.
 set -euo pipefail
 remedy="ffmpeg and ffprobe (version 5 or newer) are missing: install them (Debian, Ubuntu: apt-get install ffmpeg; macOS: brew install ffmpeg), then run the same command again."
 if [ "$(id -u)" != 0 ]; then

@@ -110,17 +110,21 @@ class _FanOut:
                 raise RunError(f"{self.progress.label}: the worker could not start: {_cause(error)}") from error
             if isinstance(error.cause, MachineFault):
                 raise RunError(f"{self.progress.label}: {one_line(error.cause)}") from error
-            self.actors[actor].popleft()
+            self._begin_next(actor)
             self._retry(batch, type(error.cause).__name__, _cause(error))
         except (RayActorError, WorkerCrashedError) as error:
             self._replace(actor, "WorkerDied", one_line(error))
         except GetTimeoutError:  # reported ready but not fetched yet: retried in the next round
             return
         else:
-            self.actors[actor].popleft()
-            if self.actors[actor]:
-                self.actors[actor][0][1].started_s = time.monotonic()
+            self._begin_next(actor)
             self.progress.advance(len(batch.items), quarantined)
+
+    def _begin_next(self, actor: Any) -> None:
+        """Drops the batch that an actor has answered; the deadline of its next one begins now."""
+        self.actors[actor].popleft()
+        if self.actors[actor]:
+            self.actors[actor][0][1].started_s = time.monotonic()
 
     def _kill_overdue(self) -> None:
         for actor, queue in list(self.actors.items()):

@@ -61,6 +61,7 @@ def file_sha256(path: Path) -> str:
 
 
 def folder_digest(folder: Path) -> str:
-    """Digest of a local folder: relative names and bytes of all files in it, except hidden files."""
-    files = [f for f in sorted(folder.rglob("*")) if f.is_file() and not f.name.startswith(".")]
-    return digest([[f.relative_to(folder).as_posix(), file_sha256(f)] for f in files])
+    """Digest of a local folder: relative names and bytes of all files in it, but hidden ones and hidden folders'."""
+    files = {f.relative_to(folder): f for f in sorted(folder.rglob("*")) if f.is_file()}
+    seen = {name: f for name, f in files.items() if not any(part.startswith(".") for part in name.parts)}
+    return digest([[name.as_posix(), file_sha256(f)] for name, f in seen.items()])

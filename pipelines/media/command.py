@@ -17,7 +17,7 @@ HD_HEIGHT_PX = 720
 def normalising_command(
     source: Source, settings: NormaliserSettings, *, video_out: Path | None, audio_out: Path | None
 ) -> list[str]:
-    """ffmpeg arguments that write `video_out` and, if the source has sound, `audio_out`; None omits one."""
+    """Argument list of ffmpeg that writes `video_out` and, if the source has sound, `audio_out`; None omits one."""
     opened = open_input(source.path)
     outputs = []
     if video_out is not None:

@@ -1,6 +1,6 @@
 """Probe of a source: its streams, and the time of its first picture.
 
-ffmpeg-python's own `probe` waits for ffprobe without limit, so ffprobe is run here, killable.
+ffmpeg-python's own `probe` waits for ffprobe without limit, so ffprobe runs here under a deadline.
 """
 
 import json
@@ -20,8 +20,8 @@ GLOBAL_ARGS = (
     *("-hide_banner", "-nostdin", "-nostats"),
     *("-loglevel", "level+info", "-filter_complex_threads", "1", "-copyts"),
 )
-"""Of every ffmpeg command on a source. One thread, as the pipeline runs one process per core; the container's
-own clock, as the zero that ffmpeg would choose depends on which streams a command uses."""
+"""Arguments of every ffmpeg command on a source. One filter thread, as the pipeline runs one process per core. The
+container's own clock, as the zero that ffmpeg would choose depends on which streams a command uses."""
 
 NOT_MEDIA_FORMATS = frozenset({"tty", "concat", "hls", "dash", "webvtt", "srt", "ass"})
 """ffmpeg's formats for plain text and for playlists, which would send it to other files."""
@@ -29,7 +29,7 @@ NOT_MEDIA_FORMATS = frozenset({"tty", "concat", "hls", "dash", "webvtt", "srt", 
 
 @dataclass(frozen=True, slots=True)
 class VideoStream:
-    """The picture a player would show first. Sizes are as stored: before rotation, in non-square pixels."""
+    """Video stream that a player would choose. Sizes are as stored: before rotation, in non-square pixels."""
 
     index: int
     codec: str
@@ -49,7 +49,7 @@ class VideoStream:
 
 @dataclass(frozen=True, slots=True)
 class AudioStream:
-    """The sound a player would play first."""
+    """Audio stream that a player would choose."""
 
     index: int
     hz: int
@@ -59,7 +59,7 @@ class AudioStream:
 
 @dataclass(frozen=True, slots=True)
 class Streams:
-    """Streams of a source by its header; None: absent."""
+    """Streams in a source's header; None if absent."""
 
     video: VideoStream | None
     audio: AudioStream | None
@@ -67,9 +67,9 @@ class Streams:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A source with a picture, probed once for all that is made of it.
+    """Probed source with a video stream.
 
-    origin_us: time of the first picture on the container's clock, in microseconds; t = 0 of everything made.
+    origin_us: time of the first picture on the container's clock, in microseconds; t = 0 of every output.
     """
 
     path: Path
@@ -96,14 +96,14 @@ def open_source(path: Path, deadline: Deadline) -> Source:
 
 
 def require_picture(path: Path, streams: Streams) -> VideoStream:
-    """The picture's stream. Raises NoVideoStream where there is none."""
+    """Video stream of a file. Raises NoVideoStream if there is none."""
     if streams.video is None:
         raise NoVideoStream(f"{path.name}: no video stream; wanted a video: leave this file out")
     return streams.video
 
 
 def open_input(source: Path) -> ffmpeg.nodes.FilterableStream:
-    """The source as ffmpeg-python input, never taken for a URL or an option, decoded in one thread."""
+    """ffmpeg-python input of a source, never parsed as a URL or an option, decoded in one thread."""
     return ffmpeg.input(f"file:{source}", threads=1, protocol_whitelist="file")
 
 
@@ -129,10 +129,10 @@ def probe(source: Path, deadline: Deadline) -> Streams:
 
 
 def first_shown_us(source: Path, video: VideoStream, deadline: Deadline) -> int:
-    """Time of the first frame that the decoder hands out, in microseconds on the container's clock.
+    """Time of the first decoded frame, in microseconds on the container's clock.
 
     The header does not tell: edit lists hide frames of a stream-copied cut, and a decoder drops frames whose
-    references are missing. So the decoder that will do the work is asked, with the options it will have.
+    references are missing. So the decoder itself runs, with the options it will have later.
     """
     first = (
         open_input(source)[str(video.index)]

@@ -1,4 +1,4 @@
-"""ffmpeg and ffprobe as processes that cannot outlive their deadline."""
+"""Process runner for ffmpeg and ffprobe, with hard deadlines."""
 
 import contextlib
 import os
@@ -20,7 +20,7 @@ LOG_TAIL_CHARS = 240
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """Budget of wall seconds shared by the processes that work on one source."""
+    """Wall-clock budget shared by the processes that work on one source."""
 
     total_s: float
     started_s: float = field(default_factory=time.monotonic)
@@ -73,7 +73,7 @@ def run_ffmpeg(
 ) -> bytes:
     """Runs an ffmpeg-python command that reads `source`; returns its standard output.
 
-    Raises as `run`, and UnreadableSource with the words of `fault` and `wanted` where ffmpeg fails.
+    Raises as `run`, and UnreadableSource with the words of `fault` and `wanted` if ffmpeg fails.
     """
     quiet = output.global_args("-hide_banner", "-nostats", "-loglevel", "level+warning")
     done = run(quiet.compile(overwrite_output=True), subject=source.name, deadline=deadline, stdin=stdin)
@@ -86,7 +86,7 @@ def run_ffmpeg(
 def _kill_group(process: "subprocess.Popen[bytes]") -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    # A process stuck in the kernel (a dead network mount) ignores even SIGKILL: do not wait for it for ever.
+    # A process stuck in the kernel (a dead network mount) ignores even SIGKILL, so the wait is limited.
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(timeout=REAP_S)
     for pipe in (process.stdin, process.stdout, process.stderr):
@@ -96,7 +96,7 @@ def _kill_group(process: "subprocess.Popen[bytes]") -> None:
 
 
 def log_tail(stderr: str, source: Path) -> str:
-    """The last two different complaints of ffmpeg or ffprobe, without addresses and folders, on one line."""
+    """Last two distinct complaints of ffmpeg or ffprobe, without addresses and folders, on one line."""
     complaints: list[str] = []
     for line in stderr.splitlines():
         level = re.search(r"\[(warning|error|fatal|panic)\] ", line)

@@ -1,7 +1,7 @@
-"""Readers of media: frames by time and sound by sample of clips that `normalise` wrote; sound of any file.
+"""Media readers: frames and sound of clips that `normalise` wrote; sound of any file.
 
-decord trusts the container's frame index, which is right only for files of constant rate without edit lists:
-our own. It is handed no other file (docs/decisions/media-ffmpeg-decord.md).
+decord relies on the container's frame index, which is right only for files of constant rate without edit lists:
+our own. It gets no other file (docs/decisions/media-ffmpeg-decord.md).
 """
 
 from fractions import Fraction
@@ -18,17 +18,17 @@ from pipelines.media.probe import open_input
 from pipelines.media.process import Deadline, run_ffmpeg
 
 HEADER_BYTES = 1 << 18
-"""The header lies in front (faststart); that of a clip of 8 s takes a few KiB."""
+"""Bytes searched for the header's tag. The header comes first (faststart) and takes a few KiB for 8 s."""
 
 FILTER_ZERO_CROSSINGS = 48
 FILTER_KAISER_BETA = 10.0
-"""Resampling filter: some 100 dB below the signal beyond the Nyquist rate, flat up to 0.9 of it."""
+"""Kaiser low-pass for resampling: some 100 dB attenuation beyond the Nyquist rate, flat up to 0.9 of it."""
 
 
 def frame_indices(n_source_frames: int, source_fps: float, fps: float) -> list[int]:
-    """Source frame shown nearest to k / fps seconds, for each sampled frame k; of two as near, the later.
+    """Index of the source frame nearest to k / fps seconds, for each sampled frame k; ties go to the later.
 
-    Exact integer arithmetic. n_source_frames / source_fps * fps frames, rounded down.
+    Exact integer arithmetic. Gives n_source_frames / source_fps * fps indices, rounded down.
     Raises ValueError when `fps` is not in (0, source_fps].
     """
     wanted, given = _exact_rate(fps), _exact_rate(source_fps)
@@ -81,7 +81,7 @@ def decode_sound(file: Path, hz: int, deadline: Deadline) -> np.ndarray:
 
 
 def resample(samples: np.ndarray, source_hz: int, hz: int) -> np.ndarray:
-    """Mono samples (N,) at source_hz -> (ceil(N * hz / source_hz),) float32 at hz, without delay."""
+    """Resampled mono waveform: (N,) at source_hz -> (ceil(N * hz / source_hz),) float32 at hz, zero-phase."""
     from scipy.signal import resample_poly
 
     if source_hz == hz:

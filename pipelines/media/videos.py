@@ -1,4 +1,4 @@
-"""Videos that a person names: found, and normalised for the network and for playing with new sound."""
+"""User-supplied videos: discovery, and normalisation for the network and for playback with new sound."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ PLAYED_LONG_SIDE_PX, PLAYED_CRF = 1920, 16
 MAX_FPS = 60
 DEADLINE_S = 600.0
 DEADLINE_PER_S = 20.0
-"""More for each second of a long video."""
+"""Extra deadline for each second of video."""
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedVideo:
-    """One video in two sizes: as the network sees it, and as it is played."""
+    """Normalised video in two sizes: the network's input, and the playback copy."""
 
     seen: Path
     played: Path
     duration_s: float
 
     def frames(self, hz: float) -> np.ndarray:
-        """(T, H, W, 3) uint8 RGB at `hz`, T = duration_s * hz rounded down; possibly none."""
+        """Frames (T, H, W, 3) uint8 RGB at `hz`, T = floor(duration_s * hz), which may be 0."""
         if self.duration_s * hz < 1:
             return np.empty((0, 1, 1, 3), np.uint8)
         return read_frames(self.seen, hz)
@@ -44,7 +44,7 @@ class PreparedVideo:
 def prepare_video(path: Path, folder: Path, settings: Callable[[Source], NormaliserSettings]) -> PreparedVideo:
     """Writes both sizes of a video into the empty `folder`.
 
-    `settings` are those of the size that the network sees; their duration, at most the video's, is that of both.
+    `settings` returns those of the network's input. Their duration, at most the video's, applies to both.
     Raises MediaError for a video that cannot be read.
     """
     source = open_source(path, Deadline(DEADLINE_S))
@@ -58,9 +58,9 @@ def prepare_video(path: Path, folder: Path, settings: Callable[[Source], Normali
 
 
 def settings_for(source: Source, *, duration_s: float | None, least_hz: float) -> NormaliserSettings:
-    """Settings for as much of a video as there is, at most `duration_s`, in whole frames at a rate near its own.
+    """Normaliser settings for a video, or its first `duration_s`, in whole frames at a rate near its own.
 
-    Raises TooShort where that is less than one frame.
+    Raises TooShort if that is less than one frame.
     """
     fps = max(1, min(MAX_FPS, round(source.video.fps or 25)))
     fps *= math.ceil(least_hz / fps)
@@ -68,12 +68,12 @@ def settings_for(source: Source, *, duration_s: float | None, least_hz: float) -
     wanted_s = picture_s if duration_s is None else min(duration_s, picture_s)
     frames = math.floor(wanted_s * fps + 1e-6)
     if frames < 1:
-        raise TooShort(f"{source.name}: {picture_s:.3f} s of picture; wanted two frames at least: give a longer video")
+        raise TooShort(f"{source.name}: {picture_s:.3f} s of picture; wanted at least one frame: give a longer video")
     return NormaliserSettings(duration_s=frames / fps, fps=fps)
 
 
 def picture_duration_s(source: Source, deadline: Deadline) -> float:
-    """Seconds from the first picture shown to the end of the last, by the packets: headers may lack it or be wrong."""
+    """Picture duration (s) from the first shown frame, by packet times: headers may lack it or be wrong."""
     argv = ["ffprobe", "-v", "error", "-protocol_whitelist", "file", "-select_streams", str(source.video.index)]
     argv += ["-show_entries", "packet=pts_time,duration_time", "-of", "json", f"file:{source.path}"]
     packets = json.loads(run(argv, subject=source.name, deadline=deadline).stdout or b"{}").get("packets", [])
@@ -85,9 +85,9 @@ def picture_duration_s(source: Source, deadline: Deadline) -> float:
 
 
 def find_videos(paths: Sequence[Path], say: Callable[[str], None]) -> list[Path]:
-    """Files among `paths`, and the videos of folders among them by name; a folder's other files are passed over aloud.
+    """Video files in `paths`, and those of folders in `paths`, by name; a folder's other files are reported.
 
-    Raises UserError for a path that is not there and when nothing is left.
+    Raises UserError for an absent path, and if no video is left.
     """
     found: list[Path] = []
     for path in paths:
@@ -108,7 +108,7 @@ def find_videos(paths: Sequence[Path], say: Callable[[str], None]) -> list[Path]
 
 
 def targets_of(videos: Sequence[Path], out: Path) -> list[Path]:
-    """Target of each video: `out` itself, an .mp4 file, for one video; files in the folder `out` for several."""
+    """Output path of each video: `out` itself, an .mp4 file, for one video; files in the folder `out` for several."""
     if out.suffix == ".mp4":
         if len(videos) != 1:
             raise UserError(f"-o {out}: one file for {len(videos)} videos; give a folder instead")

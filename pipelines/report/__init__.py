@@ -1,1 +1,1 @@
-"""The report: one self-contained HTML page on what the store holds."""
+"""HTML report of a store, and publication of its captions."""

@@ -1,4 +1,4 @@
-"""Report: one self-contained HTML page on what the store holds."""
+"""HTML report of a store, as one self-contained page."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from pipelines.stages.flowley import SOUND_CLIPS, SOUNDS_FOLDER
 
 REPORT = "report/index.html"
 MAX_CLIPS = 24
-"""Clips, and samples, that a page carries; each weighs some 150 KB."""
+"""Clips, and samples, on a page; each takes some 150 KB."""
 MAX_LISTED = 200
-"""Rows of a list of dropped or quarantined rows; counts are always of all."""
+"""Dropped or quarantined rows in a list; the counts cover all of them."""
 MAX_STEPS = 6
-"""Steps shown of each clip's sound over training, the first and the last among them; each weighs some 120 KB."""
+"""Training steps shown for each clip's sound, the first and the last among them; each takes some 120 KB."""
 SAMPLE_SPECTROGRAM_HZ, TRAINING_SPECTROGRAM_HZ = 24_000, 16_000
 PLAYERS_AT_ONCE = 2
 
@@ -39,7 +39,7 @@ Outputs = Mapping[str, Output]
 
 @dataclass(frozen=True)
 class Media:
-    """Player and picture as `data:` URIs, or the problem that leaves none."""
+    """Embedded player and picture as `data:` URIs, or the problem that prevented them."""
 
     uri: str = ""
     picture: str = ""
@@ -47,10 +47,10 @@ class Media:
 
 
 def build_report(config: Config) -> str:
-    """Writes `report/index.html`, one page without any outside resource, to the storage; returns its address.
+    """Writes `report/index.html`, a page without external resources, to the storage; returns its address.
 
-    It shows the last output of each stage and says where that is out of date. Media that cannot be read are
-    named in the page. Raises UserError where `plan` would: for a source, prompt or checkpoint that is missing.
+    It shows the last output of each stage and marks outdated ones. Unreadable media are named on the page.
+    Raises UserError as `plan` does: for a source, prompt or checkpoint that is missing.
     """
     storage = open_store(config.root, write=True)
     statuses = read_status(STAGES, config, storage)
@@ -78,7 +78,7 @@ def build_report(config: Config) -> str:
 
 
 def _clips(storage: Storage, outputs: Outputs) -> list[dict[str, Any]]:
-    """Up to MAX_CLIPS clips, both splits alike, each with its player, its captions and curation's verdict."""
+    """Page data of up to MAX_CLIPS clips of both splits: player, captions and curation verdict."""
     chosen = choose(outputs["clips"].rows(), MAX_CLIPS) if "clips" in outputs else []
     told = {stage: _by_clip(outputs, stage) for stage in ("captions", "silent_captions", "curation")}
     players = _side_by_side(lambda clip: _player(storage, clip["video"], clip["audio"]), chosen)
@@ -89,7 +89,7 @@ def _clips(storage: Storage, outputs: Outputs) -> list[dict[str, Any]]:
 
 
 def choose(clips: Sequence[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
-    """Up to `limit` clips, taken from test and train in turn, sorted by split and id; the same ones each time."""
+    """Deterministic choice of up to `limit` clips, test and train in turn, sorted by split and id."""
     ordered = sorted(clips, key=lambda clip: str(clip["clip_id"]))
     test, train = ([clip for clip in ordered if clip["split"] == split] for split in ("test", "train"))
     turns = [clip for clip in chain.from_iterable(zip_longest(test, train)) if clip is not None]
@@ -112,13 +112,13 @@ def _player(storage: Storage, video: str, audio: str) -> Media:
 
 
 def _side_by_side(work: Callable[[Any], Any], jobs: Sequence[Any]) -> list[Any]:
-    """Encoding is done by ffmpeg's processes, so threads are enough to keep a few of them busy."""
+    """Results of parallel jobs, in order. Threads suffice, because ffmpeg's processes do the encoding."""
     with ThreadPoolExecutor(PLAYERS_AT_ONCE) as pool:
         return list(pool.map(work, jobs))
 
 
 def _samples(storage: Storage, outputs: Outputs) -> list[dict[str, Any]]:
-    """Generated against original sound, for up to MAX_CLIPS rows of stage `samples`."""
+    """Page data of up to MAX_CLIPS rows of stage `samples`: generated against original sound."""
     clips = _by_clip(outputs, "clips")
     rows = sorted(_by_clip(outputs, "samples").items())
     pairs = [(clips[clip_id], row) for clip_id, row in rows if clip_id in clips][:MAX_CLIPS]
@@ -143,7 +143,7 @@ def _sample(storage: Storage, clip: Mapping[str, Any], row: Mapping[str, Any]) -
 
 
 def training_sounds(storage: Storage, outputs: Outputs) -> list[tuple[str, dict[int, Media]]]:
-    """(clip id, its sounds by step) of the last training of Flowley; empty where it made none."""
+    """Sounds over the last training run of Flowley: (clip id, sounds by step); empty if it made none."""
     folder = outputs["flowley"].name(SOUNDS_FOLDER) if "flowley" in outputs else ""
     if not folder or not storage.exists(f"{folder}/{SOUND_CLIPS}"):
         return []
@@ -156,14 +156,14 @@ def training_sounds(storage: Storage, outputs: Outputs) -> list[tuple[str, dict[
 
 
 def evenly(steps: list[int], limit: int) -> list[int]:
-    """Up to `limit` of the steps, evenly, with the first and the last."""
+    """Evenly spaced choice of up to `limit` steps, with the first and the last."""
     if len(steps) <= limit:
         return steps
     return [steps[round(k * (len(steps) - 1) / (limit - 1))] for k in range(limit)]
 
 
 def _sounds_of_clip(storage: Storage, files: Mapping[int, str]) -> dict[int, Media]:
-    """Sounds by step, their spectrograms on one scale."""
+    """Sounds of a clip by step, with spectrograms on a common scale."""
     uris, waves, sounds = {}, {}, {}
     for step, name in files.items():
         try:
@@ -181,7 +181,7 @@ def _sounds_of_clip(storage: Storage, files: Mapping[int, str]) -> dict[int, Med
 
 
 def _left_out(outputs: Outputs) -> list[dict[str, Any]]:
-    """By stage: dropped or quarantined rows as (row, reason, detail), with the count of each reason."""
+    """Dropped or quarantined rows by stage, as (row, reason, detail), with the count of each reason."""
     groups = []
     for stage, output in outputs.items():
         rows = [(row["row_id"], row["error_class"], row["message"]) for row in output.quarantine()]
@@ -200,7 +200,7 @@ def _group(stage: str, what: str, rows: list[tuple[str, str, str]]) -> dict[str,
 
 
 def _curves(storage: Storage, outputs: Outputs) -> list[tuple[str, str]]:
-    """Stage and loss curve, as `data:` URI, of every stage that recorded losses in `loss.json`."""
+    """Loss curves as (stage, `data:` URI), of every stage that recorded losses in `loss.json`."""
     recorded = {stage: output.name("loss.json") for stage, output in outputs.items()}
     pictures = {stage: loss_curve(storage.read_json(name)) for stage, name in recorded.items() if storage.exists(name)}
     return [(stage, data_uri("image/png", picture) if picture else "") for stage, picture in pictures.items()]

@@ -1,4 +1,4 @@
-"""Figures of the report: loss curves and spectrograms as PNG, clips and sounds small enough to lie in a page."""
+"""Figures of the report: loss curves and spectrograms as PNG, clips and sounds small enough to embed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SPECTROGRAM_INCHES, SPECTROGRAM_DPI = (4.0, 1.9), 96
 
 
 def loss_curve(points: Sequence[Mapping[str, Any]]) -> bytes:
-    """PNG of the finite losses over steps; empty where there is none. points: {"step", "loss"} in order."""
+    """Loss curve as PNG, finite losses over steps; empty if there are none. points: {"step", "loss"} in order."""
     curve = [(p["step"], p["loss"]) for p in points if math.isfinite(p["loss"])]
     if not curve:
         return b""
@@ -36,7 +36,7 @@ def loss_curve(points: Sequence[Mapping[str, Any]]) -> bytes:
 def spectrograms(waves: Sequence[np.ndarray], hz: int) -> list[bytes]:
     """PNG spectrograms of waveforms (N,) at hz on one scale of level, so that they can be compared.
 
-    Levels are shown over RANGE_DB below the loudest one's peak.
+    The scale spans RANGE_DB below the loudest peak.
     """
     levels = [_power(samples, hz) for samples in waves]
     peak = max(float(level.max()) for level in levels)
@@ -45,7 +45,7 @@ def spectrograms(waves: Sequence[np.ndarray], hz: int) -> list[bytes]:
 
 
 def _power(samples: np.ndarray, hz: int) -> np.ndarray:
-    """Power (frequencies, times) of Hann windows."""
+    """Power spectrogram (frequencies, times) with Hann windows."""
     from scipy.signal import stft
 
     window = round(WINDOW_S * hz)

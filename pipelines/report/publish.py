@@ -1,4 +1,4 @@
-"""Publication folder, fit for a data hub: captions as Parquet and a card. Captions only, never media."""
+"""Dataset publication for a data hub: captions as Parquet and a dataset card, never media."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_
 
 @dataclass(frozen=True)
 class Published:
-    """One stage as it is published: its output, what made it, its rows in PUBLISHED_SCHEMA, prompts by fingerprint."""
+    """Published data of one stage: its output, spec, rows in PUBLISHED_SCHEMA, and prompts by fingerprint."""
 
     output: Output
     spec: dict[str, Any]
@@ -50,18 +50,18 @@ class Published:
 
     @cached_property
     def splits(self) -> dict[str, list[dict[str, Any]]]:
-        """Rows of each split that has some, in the order of the clips' ids."""
+        """Rows by non-empty split, sorted by clip id."""
         rows = sorted(self.rows, key=lambda row: str(row["clip_id"]))
         found = {split: [row for row in rows if row["split"] == split] for split in ("train", "test")}
         return {split: rows for split, rows in found.items() if rows}
 
 
 def publish(config: Config, target: Path) -> Path:
-    """Writes the captions that stand under `config` to `target`, and returns it.
+    """Writes the committed captions of `config` to `target`, and returns it.
 
     `data/{stage}/{split}.parquet` for stages captions (those that curation kept) and, once done,
     silent_captions; README.md, a dataset card; prompts.json, the text behind each prompt fingerprint. The folder
-    appears whole or not at all, in the place of an earlier publication.
+    appears whole or not at all, and replaces an earlier publication.
 
     Raises UserError while captions or curation are not done, and for a target that holds anything else.
     """
@@ -87,13 +87,13 @@ def publish(config: Config, target: Path) -> Path:
 
 
 def clean_text(text: str) -> str:
-    """`text` on one line of single spaces, without control characters and halves of surrogate pairs."""
+    """Single-line text with single spaces, without control characters and lone surrogates."""
     kept = (" " if unicodedata.category(char) in ("Cc", "Cs") else char for char in text)
     return " ".join("".join(kept).split())
 
 
 def _done_outputs(config: Config) -> tuple[dict[str, Output], dict[str, str]]:
-    """Committed outputs that stand under this configuration, and each stage's state, up to silent_captions."""
+    """Committed outputs of this configuration, and each stage's state, up to silent_captions."""
     storage = open_store(config.root)
     last = [stage.name for stage in STAGES].index("silent_captions")
     plans = make_plan(STAGES[: last + 1], config, storage)
@@ -145,7 +145,7 @@ def _write(folder: Path, published: Sequence[Published], done: Mapping[str, Outp
 
 
 def _card(published: Sequence[Published], done: Mapping[str, Output]) -> str:
-    """Dataset card: front matter that loaders read, and what a reader has to know."""
+    """Dataset card: YAML front matter for loaders, and text for readers."""
     largest = max(len(part.rows) for part in published)
     configs = [
         {
@@ -170,7 +170,7 @@ def _card(published: Sequence[Published], done: Mapping[str, Output]) -> str:
 
 
 def _left_out(done: Mapping[str, Output]) -> list[tuple[str, str, str, int]]:
-    """(stage, what happened, reason, rows) of the rows that were dropped or quarantined."""
+    """Counts of dropped or quarantined rows, as (stage, what happened, reason, rows)."""
     dropped = Counter(row["rule"] for row in done["curation"].rows() if not row["kept"])
     rows = [("curation", "dropped", rule, count) for rule, count in sorted(dropped.items())]
     for stage, output in done.items():
@@ -202,7 +202,7 @@ def _files(folder: Path) -> list[str]:
 
 @contextlib.contextmanager
 def _whole_or_not(target: Path) -> Iterator[Path]:
-    """A folder to fill, which then takes the place of `target` by renaming; on an error nothing has changed."""
+    """Staging folder that replaces `target` by renaming; an error at any point leaves `target` as it is."""
     mark = uuid.uuid4().hex[:12]
     new, old = target.with_name(f".{target.name}.{mark}.new"), target.with_name(f".{target.name}.{mark}.old")
     new.mkdir()
@@ -212,5 +212,7 @@ def _whole_or_not(target: Path) -> Iterator[Path]:
             target.rename(old)
         new.rename(target)
     finally:
+        if old.exists() and not target.exists():
+            old.rename(target)
         shutil.rmtree(new, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Templates of the report's page and of the dataset card."""
+"""Jinja rendering of the report's page and of the dataset card."""
 
 import re
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from pipelines.progress import human_time
 
 
 def render(template: str, **values: Any) -> str:
-    """A template of this folder with its values; those of HTML escape what they are given."""
+    """Rendered template of this folder; HTML templates escape their values."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=jinja2.select_autoescape(("html.jinja",)),
@@ -25,7 +25,7 @@ def render(template: str, **values: Any) -> str:
 
 
 def markdown(text: str) -> str:
-    """`text` so that Markdown shows it as it is: no markup, HTML, table cell or list begins in it."""
+    """Text escaped for Markdown: no markup, HTML, table cell or list begins in it."""
     escaped = re.sub(r"([\\`*_\[\]<>|#~&$])", r"\\\1", text)
     escaped = re.sub(r"(?m)^(\s*)([-+=])", r"\1\\\2", escaped)
     return re.sub(r"(?m)^(\s*\d+)([.)])", r"\1\\\2", escaped)
@@ -36,7 +36,7 @@ def _quote(text: str) -> str:
 
 
 def _figure(value: Any) -> str:
-    """A figure of a manifest; of a table of figures, names and values."""
+    """Formatted figure of a manifest; a mapping becomes names and values."""
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_figure(count)}" for key, count in value.items()) or "none"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

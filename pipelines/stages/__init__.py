@@ -1,4 +1,4 @@
-"""Stages in flow order, one module each."""
+"""Pipeline stages in flow order, one module each."""
 
 from pipelines.engine.stage import Stage
 from pipelines.stages.captioner import CaptionerStage
@@ -22,4 +22,4 @@ STAGES: list[Stage] = [
     SamplesStage(),
     ScoresStage(),
 ]
-"""Every stage, in the order in which a run goes through them."""
+"""All stages, in execution order."""

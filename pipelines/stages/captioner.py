@@ -35,7 +35,7 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 @dataclass(frozen=True)
 class CaptionerRecipe(Recipe):
-    """All that decides the adapter beside the captions it learns from."""
+    """Recipe of a trained adapter: all that determines it except the captions it learns from."""
 
     model: Model
     prompts: PromptSet
@@ -44,13 +44,13 @@ class CaptionerRecipe(Recipe):
 
 @dataclass(frozen=True)
 class AdapterRecipe(Recipe):
-    """An adapter to take over."""
+    """Recipe of an existing adapter, used instead of training."""
 
     adapter: Weights
 
 
 class CaptionerStage(Stage):
-    """Trains on curated captions of the train split only; the test split is never seen."""
+    """Fine-tuning stage. It reads only curated captions of the train split, never the test split."""
 
     name = "captioner"
 
@@ -74,7 +74,7 @@ class CaptionerStage(Stage):
 
 
 def training_rows(context: Context) -> list[dict[str, Any]]:
-    """Kept captions of the train split, with the clip's video, in a fixed order."""
+    """Training rows: kept captions of the train split with the clip's video, sorted by clip id."""
     videos = {clip["clip_id"]: clip["video"] for clip in context.inputs["clips"].rows()}
     kept = [row for row in context.inputs["curation"].rows() if row["kept"] and row["split"] == "train"]
     return [{**row, "video": videos[row["clip_id"]]} for row in sorted(kept, key=lambda row: str(row["clip_id"]))]
@@ -112,7 +112,7 @@ def _read_frames(storage: Storage, fps: float, name: str) -> np.ndarray:
 
 
 def _adapter_digest(folder: Path) -> str:
-    """Digest of the weights and of what they attach to; not of the base model's path, which the config also holds."""
+    """Digest of an adapter's weights and LoRA settings, without the base model's path in its config."""
     config = json.loads((folder / "adapter_config.json").read_text())
     kept = {k: config[k] for k in ("r", "lora_alpha", "target_modules", "peft_type")}
     return digest([kept, file_sha256(folder / "adapter_model.safetensors")])
@@ -132,14 +132,14 @@ def train_captioner(
     output_dir: Path,
     say: Callable[[str], None],
 ) -> FinetuneResult:
-    """Trains, or goes on with `run`, and puts the adapter into `output_dir`. Ray must be initialised.
+    """Starts or resumes training and puts the adapter into `output_dir`. Ray must be initialised.
 
     Args:
         model: base model.
         examples: clips with their captions; a video is an address that `frames_of` takes.
         frames_of: sent to the workers: address -> frames (T, H, W, 3) uint8 at `settings.frames.fps`.
-        settings: decide the weights.
-        execution: how training is carried out.
+        settings: settings that determine the weights.
+        execution: settings that do not.
         run, output_dir, say: as in `train_under_ray`.
 
     Raises:
@@ -148,7 +148,7 @@ def train_captioner(
     """
     import ray
 
-    # ZeRO's checkpoints fit only the stage and number of processes that wrote them: others start afresh.
+    # A ZeRO checkpoint fits only the ZeRO stage and number of processes that wrote it: others start afresh.
     run = replace(run, name=f"{run.name}-zero{execution.zero_stage}-{run.num_workers}")
     work_dir = _work_dir(run.storage_path, run.name)
     train = partial(
@@ -168,7 +168,7 @@ def train_captioner(
 def _work(
     train: Callable[..., FinetuneResult], examples: Any, work_dir: Path, say: Callable[[str], None]
 ) -> str | None:
-    """Life of one training process. `examples`: Ray's reference to the list of them."""
+    """Body of one training process. `examples`: Ray's object reference to their list."""
     import ray.train
     import torch.distributed
 
@@ -197,6 +197,6 @@ def _work(
 
 
 def _work_dir(storage_path: str, name: str) -> Path:
-    """Folder on a node's own disk, the same for all processes of this run there and for its restarts."""
+    """Node-local working folder, the same for all processes of this run on the node and for its restarts."""
     run = hashlib.sha256(f"{storage_path}\0{name}".encode()).hexdigest()[:16]
     return Path(tempfile.gettempdir()) / f"soundcap-captioner-{run}"

@@ -1,4 +1,4 @@
-"""Stage `captions`: an audio-visual language model that sees and hears writes sound-aware captions."""
+"""Stage `captions`: sound-aware captions by an audio-visual language model that sees and hears."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from soundcap.prompts import PromptSet, load_prompts
 from soundcap.request import CaptionRequest, FrameSettings, Sampling
 
 CAPTIONER_VERSION = 1
-"""Part of every caption's key: raise it when the same inputs would be shown to the model another way."""
+"""Version in every caption's key. Raise it when the same inputs would be shown to the model another way."""
 
 AUDIO_HZ = 16_000
 
 
 @dataclass(frozen=True)
 class CaptionRecipe(Recipe):
-    """All that decides a caption beside the clip, its rendered prompt and the adapter's weights."""
+    """Recipe of a caption: all that determines it except the clip, its rendered prompt and the adapter."""
 
     model: Model
     frames: FrameSettings
@@ -45,7 +45,7 @@ class CaptionRecipe(Recipe):
 
 
 class CaptionStage(RowStage):
-    """Base of the stages that caption clips: one row for each clip."""
+    """Base class of the captioning stages: one row for each clip."""
 
     schema = pa.schema(text_columns("clip_id", "label", "split", "caption", "prompt"))
 
@@ -62,7 +62,7 @@ class CaptionStage(RowStage):
 
 
 class CaptionsStage(CaptionStage):
-    """The teacher may caption test clips too, for scoring; training never reads those (stage `captioner`)."""
+    """Teacher's captioning stage. It captions test clips too, for scoring; training never reads those."""
 
     name = "captions"
     reads = ("clips",)
@@ -96,14 +96,14 @@ class CaptionsStage(CaptionStage):
 
 
 def read_prompts(instruction: str, warnings: str | None) -> PromptSet:
-    """Prompts in the files that the configuration names. Raises UserError."""
+    """Prompt set of the files that the configuration names. Raises UserError."""
     with user_input():
         return load_prompts(Path(instruction), None if warnings is None else Path(warnings))
 
 
 @dataclass
 class CaptionWorker:
-    """Captioning engine with its reader of clips. `adapter`: storage name of a LoRA adapter's folder, or None."""
+    """Captioning worker: engine and clip reader. `adapter`: storage name of a LoRA adapter's folder, or None."""
 
     recipe: CaptionRecipe
     execution: CaptioningExecution
@@ -135,8 +135,8 @@ class CaptionWorker:
         try:
             return self.engine.caption(requests) if requests else []
         except EngineError as error:
-            # A lost engine fails every row it is given. Ending the process has another actor started, with a new
-            # engine, and only the rows that do this again and again are quarantined.
+            # A lost engine fails every row. Ending the process makes the driver start a new actor with a new engine;
+            # only rows that end it repeatedly are quarantined.
             print(f"engine lost: {one_line(error)}", file=sys.stderr, flush=True)
             os._exit(1)
 

@@ -1,4 +1,4 @@
-"""Stage `clips`: raw files become normalised clips, the only media that any later stage reads."""
+"""Stage `clips`: normalisation of raw files to clips, the only media that later stages read."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from pipelines.stages.source import SourceFolder, SourceHashes, list_source, spl
 
 @dataclass(frozen=True)
 class HashedSource:
-    """The raw files with the digests of their bytes."""
+    """Raw files with the SHA-256 of their bytes."""
 
     source: SourceFolder
     sha256: Mapping[str, str]
@@ -50,9 +50,9 @@ class HashedSource:
 
 @dataclass(frozen=True)
 class Normaliser:
-    """The normaliser's version and settings: with a source's SHA-256, a clip's identity.
+    """Normaliser version and settings, which identify a clip together with its source's SHA-256.
 
-    Encoders are not bit-exact between versions, so encoded bytes decide nothing.
+    Encoders are not bit-exact between versions, so encoded bytes are not hashed.
     """
 
     settings: NormaliserSettings
@@ -62,13 +62,13 @@ class Normaliser:
         return {"version": NORMALISER_VERSION, **settings}
 
     def clip_id(self, source_sha256: str) -> str:
-        """Name of the clip that this normaliser makes of a source."""
+        """Id of the clip that this normaliser makes of a source."""
         return digest({"source_sha256": source_sha256, "normaliser": self.meaning()})[:16]
 
 
 @dataclass(frozen=True)
 class ClipRecipe(Recipe):
-    """All that decides a clip beside its source's bytes, and the clips that there are."""
+    """Recipe of the clips: all that determines one except its source's bytes, and the list of sources."""
 
     normaliser: Normaliser
     source: HashedSource = per_row()
@@ -81,7 +81,7 @@ class ClipRecipe(Recipe):
 
 
 class ClipsStage(RowStage):
-    """One row for each raw file."""
+    """Normalisation stage: one row for each raw file."""
 
     name = "clips"
     ledgers = ("clips",)
@@ -157,7 +157,7 @@ class ClipsStage(RowStage):
 
 @dataclass
 class ClipWorker:
-    """Normaliser of files, one after the other; each clip is uploaded whole before its row is committed."""
+    """Normalisation worker. Each clip is uploaded before its row is committed."""
 
     settings: NormaliserSettings
     source: Storage

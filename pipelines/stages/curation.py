@@ -1,4 +1,4 @@
-"""Stage `curation`: which captions the captioner may learn from, each drop with its reason."""
+"""Stage `curation`: selection of the captions that the captioner learns from, with a reason for each drop."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from soundcap.prompts import NoiseWarning
 
 @dataclass(frozen=True)
 class CurationRecipe(Recipe):
-    """All that decides a verdict beside the captions. `warnings`: those that the captions were asked for with."""
+    """Recipe of the verdicts: all that determines them except the captions. `warnings`: those in their prompts."""
 
     rules: Rules
     warnings: tuple[NoiseWarning, ...]
@@ -36,7 +36,7 @@ class CurationRecipe(Recipe):
 
 
 class CurationStage(Stage):
-    """Dropped captions stay in the output, with `kept` false: nothing is lost without a reason."""
+    """Curation stage. Dropped captions stay in the output, with `kept` false and the reason."""
 
     name = "curation"
     reads = ("captions",)
@@ -62,7 +62,7 @@ class CurationStage(Stage):
 
 
 def judge(captions: list[dict[str, Any]], recipe: CurationRecipe) -> list[dict[str, Any]]:
-    """Each caption's row with its verdict."""
+    """Caption rows with their verdicts."""
     rows = [CaptionRow(r["clip_id"], r["label"], r["caption"]) for r in captions]
     verdicts = curate(rows, recipe.rules, recipe.warnings)
     return [

@@ -1,6 +1,6 @@
-"""Stage `features`: frozen encoders' and the codec's view of each clip, for Flowley.
+"""Stage `features`: features of each clip from frozen encoders and the codec, for Flowley.
 
-Two ledgers, `features-av` and `features-text`: a changed caption encodes its text again, never the film.
+Two ledgers, `features-av` and `features-text`: a changed caption re-encodes its text, never the video.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pipelines.engine.recipe import Recipe, unhashed
 from pipelines.engine.stage import Context, Refused, Row, Rows, RowSet, RowStage
 from pipelines.engine.storage import Storage
 from pipelines.engine.store import text_columns
-from pipelines.errors import UserError, one_line
+from pipelines.errors import RunError, UserError, one_line
 from pipelines.media.faults import MediaError
 from pipelines.media.read import read_audio, read_frames
 from pipelines.run_config import Config, FeaturesExecution
@@ -36,12 +36,12 @@ if TYPE_CHECKING:
     from flowley.features.encode import Encoders
 
 FEATURES_VERSION = 2
-"""Part of every feature row's key: raise it when the same inputs would give other features."""
+"""Version in every feature row's key. Raise it when the same inputs would give other features."""
 
 AV, TEXT = "features-av", "features-text"
 PARTS_FOLDER = "features/parts"
 NULL_TEXT = "null_text.json"
-"""Place of the encoded empty caption, Flowley's null condition: `{"file", "row"}`."""
+"""File that locates the encoded empty caption, Flowley's null condition: `{"file", "row"}`."""
 
 FeatureRow = Mapping[str, Any]
 """Row of this stage's output: clip_id, av_file, av_row, text_file, text_row."""
@@ -49,7 +49,7 @@ FeatureRow = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class AVRecipe(Recipe):
-    """All that decides the features of picture and sound beside the clip."""
+    """Recipe of visual features and audio latents: all that determines them except the clip."""
 
     visual: Model
     visual_fps: float
@@ -59,7 +59,7 @@ class AVRecipe(Recipe):
 
 @dataclass(frozen=True)
 class TextRecipe(Recipe):
-    """All that decides the features of a caption."""
+    """Recipe of text features: all that determines them except the caption."""
 
     text: Model
     max_tokens: int
@@ -70,11 +70,11 @@ class TextRecipe(Recipe):
 
 @dataclass(frozen=True)
 class FeaturesRecipe(Recipe):
-    """Both, and whose captions are encoded.
+    """Recipe of all features, with the source of the captions.
 
     Attributes:
         network: the network that the features are for; the other fields derive from it.
-        sync: folder of synchronisation features made elsewhere, for networks that take them. A row's key has its
+        sync: folder of precomputed synchronisation features, for networks that take them. A row's key has its
             file's size and version.
     """
 
@@ -86,7 +86,7 @@ class FeaturesRecipe(Recipe):
     sync: str | None = unhashed()
 
     def spec(self, duration_s: float) -> FeatureSpec:
-        """The same in the words of a checkpoint, so that a checkpoint of this run alone says how to use it."""
+        """Feature spec for a checkpoint, which thereby records how its conditions are made."""
         return FeatureSpec(
             visual=self.av.visual.path,
             visual_revision=self.av.visual.revision,
@@ -100,7 +100,7 @@ class FeaturesRecipe(Recipe):
 
 
 class FeaturesStage(RowStage):
-    """`features.captions` says whose text conditions Flowley: nobody's, the label, the teacher's or the captioner's."""
+    """Feature extraction stage. `features.captions` selects no text, the label, or either model's captions."""
 
     name = "features"
     ledgers = (AV, TEXT)
@@ -180,13 +180,19 @@ class FeaturesStage(RowStage):
         return {"captions_cut": sum(row["tokens_cut"] > 0 for row in rows)}
 
     def finish(self, context: Context, made: Mapping[str, Mapping[str, Entry]]) -> None:
-        value = made[TEXT][EMPTY_CAPTION_ID].value
+        entry = made[TEXT][EMPTY_CAPTION_ID]
+        if entry.status == "quarantined":
+            raise RunError(
+                f"features: the empty caption, which training needs, could not be encoded: {entry.error_class}: "
+                f"{entry.message}; mend features.text, then run again with --retry-failed"
+            )
+        value = entry.value
         place = {"file": value["text_file"], "row": value["text_row"]}
         context.storage.write_json(context.output.name(NULL_TEXT), place)
 
 
 def _text_row(clip_id: str, caption: str) -> Row:
-    """The clip is part of the key: a feature file's row says whose it is."""
+    """Row of one caption. The clip is part of the key, because feature files record it."""
     parts = {"clip_id": clip_id, "caption": caption}
     return Row(clip_id, parts, parts)
 
@@ -194,7 +200,7 @@ def _text_row(clip_id: str, caption: str) -> Row:
 def _why_refused(
     clip: Mapping[str, Any], captions: Mapping[str, str], recipe: FeaturesRecipe, has_sync: bool
 ) -> tuple[str, str] | None:
-    """(error class, message) of a clip that lacks something, else None."""
+    """Reason (error class, message) to refuse a clip that lacks something, else None."""
     name = clip["source_name"]
     if not clip["has_audio"]:
         return "NoAudioStream", f"{name}: no sound to learn from"
@@ -214,7 +220,7 @@ def _captions(context: Context) -> dict[str, str]:
 
 
 def _sync_files(recipe: FeaturesRecipe) -> dict[str, list[Any]]:
-    """Size and version by name of the synchronisation features; none where the network takes none."""
+    """Size and version of each synchronisation file by name; empty if the network takes none."""
     if recipe.sync is None:
         return {}
     found = {i.name: [i.size, i.version] for i in Storage(recipe.sync).files() if i.name.endswith(".npy")}
@@ -225,7 +231,7 @@ def _sync_files(recipe: FeaturesRecipe) -> dict[str, list[Any]]:
 
 @dataclass
 class _FeatureWorker:
-    """Base of both workers. `loads`: parts of the encoders that are loaded before the first row."""
+    """Base class of both workers. `loads`: encoders that are loaded before the first row."""
 
     loads: ClassVar[tuple[str, ...]]
     recipe: FeaturesRecipe
@@ -247,7 +253,7 @@ class _FeatureWorker:
 
 
 class AVWorker(_FeatureWorker):
-    """Encoder of picture and sound. Writes one feature file for each batch."""
+    """Worker for visual features and audio latents. Writes one feature file for each batch."""
 
     loads = ("visual", "codec")
 
@@ -277,7 +283,7 @@ class AVWorker(_FeatureWorker):
 
 
 class TextWorker(_FeatureWorker):
-    """Encoder of captions. Writes one feature file for each batch."""
+    """Worker for text features. Writes one feature file for each batch."""
 
     loads = ("text",)
 
@@ -303,14 +309,14 @@ def _write(storage: Storage, kind: str, write: Callable[[Path], int]) -> str:
 
 
 def feature_files(rows: Iterable[FeatureRow]) -> set[str]:
-    """Storage names of the files that hold the features of some rows."""
+    """Storage names of the feature files of some rows."""
     return {row[f"{kind}_file"] for row in rows for kind in ("av", "text")}
 
 
 def open_features(
     rows: Sequence[FeatureRow], files: Mapping[str, Path], null_text: Mapping[str, Any] | None = None
 ) -> FeatureDataset:
-    """Features of `rows` in their order; `files`: local path by storage name; `null_text`: as in NULL_TEXT."""
+    """Dataset of `rows` in their order; `files`: local path by storage name; `null_text`: as in NULL_TEXT."""
     from flowley.features.dataset import FeatureDataset, Row
 
     av, text = (

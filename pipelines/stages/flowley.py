@@ -32,14 +32,14 @@ MODEL_FOLDER, SNAPSHOTS_FOLDER = "model", "model/ema"
 CHECKPOINT_FILES = ("config.json", "model.safetensors")
 MODEL_FILES = (*CHECKPOINT_FILES, "README.md")
 SOUNDS_FOLDER = "sounds"
-"""Sounds of a few test clips over the training: `{step}-{number}.flac`, and SOUND_CLIPS."""
+"""Folder for sounds of a few test clips over training: `{step}-{number}.flac`, and SOUND_CLIPS."""
 SOUND_CLIPS = "clips.json"
 """Clip ids in the order of the sounds' numbers."""
 
 
 @dataclass(frozen=True)
 class FlowleyRecipe(Recipe):
-    """All that decides the weights beside the features. `features`: the record of them that a checkpoint keeps."""
+    """Recipe of trained weights: all that determines them except the features. `features`: their spec."""
 
     network: NetworkConfig
     training: TrainSettings
@@ -48,13 +48,13 @@ class FlowleyRecipe(Recipe):
 
 @dataclass(frozen=True)
 class CheckpointRecipe(Recipe):
-    """A checkpoint to take over."""
+    """Recipe of an existing checkpoint, used instead of training."""
 
     checkpoint: Weights
 
 
 class FlowleyStage(Stage):
-    """The test split is never trained on; its loss on fixed noise is the validation loss of the curve."""
+    """Training stage. The test split is never trained on; its loss on fixed noise is the validation loss."""
 
     name = "flowley"
     code_version = 2
@@ -126,7 +126,7 @@ class Features:
     null_text: Mapping[str, Any]
 
     def load(self, stack: ExitStack) -> tuple[FeatureDataset, FeatureDataset | None]:
-        """Both datasets. A bucket's files are downloaded until `stack` closes, those of a disk mapped as they lie."""
+        """Train and validation datasets. A bucket's files are downloaded until `stack` closes, a disk's are mapped."""
         names = feature_files([*self.train, *self.validation]) | {self.null_text["file"]}
         files = {name: stack.enter_context(self.storage.local(name)) for name in names}
         train, validation = (open_features(rows, files, self.null_text) for rows in (self.train, self.validation))
@@ -143,11 +143,11 @@ def train_flowley(
     output_dir: Path,
     say: Callable[[str], None],
 ) -> list[StepReport]:
-    """Trains, or goes on with `run`, and puts the last checkpoint into `output_dir`. Ray must be initialised.
+    """Starts or resumes training and puts the last checkpoint into `output_dir`. Ray must be initialised.
 
-    A run goes on with any number of processes. Returns every report of the loss. `storage_folder` of the features'
-    storage is filled on the way, every file once, so that a crash costs nothing: snapshots of the averages in
-    SNAPSHOTS_FOLDER, sounds in SOUNDS_FOLDER; TensorBoard's files lie under the run's name in RUNS.
+    A run resumes with any number of processes. Returns every report of the loss. During training every file is written
+    once to `storage_folder` of the features' storage, so that a crash costs nothing: EMA snapshots to SNAPSHOTS_FOLDER
+    and sounds to SOUNDS_FOLDER. TensorBoard's files are under the run's name in RUNS.
 
     Raises:
         UserError: features and settings do not fit together, or the loss is not finite.
@@ -169,7 +169,7 @@ def _work(
     board: str,
     say: Callable[[str], None],
 ) -> str | None:
-    """Life of one training process."""
+    """Body of one training process."""
     import ray.train
     import ray.train.torch
 
@@ -206,14 +206,14 @@ def _work(
             )
         except (ValueError, NonFiniteLossError) as error:
             if context.get_world_size() > 1:
-                raise  # the others may wait for this one: only a failure ends them too
+                raise  # other ranks may wait for this one: only a failure ends them too
             return str(error)
     return None
 
 
 @dataclass(frozen=True, slots=True)
 class _Keeper(Callback):
-    """Carrier of reports, checkpoints, snapshots and sounds from a training process to the driver and the storage."""
+    """Training callback that passes on reports to the driver, and checkpoints, snapshots and sounds to the storage."""
 
     storage: Storage
     folder: str
@@ -235,7 +235,7 @@ class _Keeper(Callback):
 
         checkpoint = None
         if folder is not None:
-            for file in self.log_dir.iterdir():  # TensorBoard still writes to it, so a copy goes
+            for file in self.log_dir.iterdir():  # TensorBoard still writes to it, so it is copied
                 self.storage.write_bytes(f"{self.board}/{file.name}", file.read_bytes())
             checkpoint = ray.train.Checkpoint.from_directory(str(folder))
         ray.train.report({"step": step}, checkpoint=checkpoint)

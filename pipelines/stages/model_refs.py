@@ -1,4 +1,4 @@
-"""Models that the configuration names: their identity for recipes, their location for workers, weights taken over."""
+"""Model references of the configuration: identity for recipes, location for workers, and existing weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipelines.run_config import CodecConfig, ModelRef
 
 @dataclass(frozen=True)
 class Model:
-    """Model in a recipe. Its meaning is `identity` alone; `path` and `revision` are what workers load it from."""
+    """Model of a recipe. Only `identity` is hashed; workers load the model from `path` and `revision`."""
 
     identity: str
     path: str
@@ -29,7 +29,7 @@ class Model:
 
 
 def model_of(reference: ModelRef, key: str) -> Model:
-    """Model that a configuration key names. Raises UserError for an absent folder and a hub id without revision."""
+    """Model of a configuration key. Raises UserError for an absent folder and a hub id without revision."""
     folder = Path(reference.path)
     if folder.is_dir():
         identity = "files:" + _digest_of(str(folder.resolve()), _listing(folder))
@@ -46,7 +46,7 @@ def model_of(reference: ModelRef, key: str) -> Model:
 
 @dataclass(frozen=True)
 class Codec:
-    """Audio codec in a recipe. As of a model, its meaning is its name and the `identity` of its weights, if any."""
+    """Audio codec of a recipe. Only its name and the `identity` of its weights, if any, are hashed."""
 
     name: str
     identity: str | None = None
@@ -72,7 +72,7 @@ def _listing(folder: Path) -> tuple[tuple[str, int, int], ...]:
 
 @lru_cache
 def _digest_of(folder: str, listing: tuple[tuple[str, int, int], ...]) -> str:
-    """Keyed on the listing too, so that a folder that changed within one process is read again."""
+    """Cached digest of a folder, keyed on the listing too, so that a changed folder is read again."""
     return folder_digest(Path(folder))
 
 
@@ -81,7 +81,7 @@ def _digest_of(folder: str, listing: tuple[tuple[str, int, int], ...]) -> str:
 
 @dataclass(frozen=True)
 class Weights:
-    """Trained weights that the configuration names: the stage takes them over, and later stages see no difference."""
+    """Existing weights, which a stage copies instead of training; later stages see no difference."""
 
     folder: str
     files: dict[str, str]
@@ -93,7 +93,7 @@ class Weights:
 
 
 def weights_of(folder: str, names: Sequence[str], key: str) -> Weights:
-    """Weights in a folder. Raises UserError naming what is missing."""
+    """Weights in a folder. Raises UserError that names the missing files."""
     missing = [name for name in names if not (Path(folder) / name).is_file()]
     if missing:
         raise UserError(f"{key}: {folder!r} has no {' and no '.join(missing)}; give a folder with {', '.join(names)}")

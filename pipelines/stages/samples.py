@@ -1,4 +1,4 @@
-"""Stage `samples`: sound for the silent clips of the test split, muxed onto them."""
+"""Stage `samples`: sound generation for the clips of the test split, muxed onto their picture."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SAMPLER_VERSION = 1
 
 @dataclass(frozen=True)
 class SampleRecipe(Recipe):
-    """All that decides a sound beside the network, the features and the clip."""
+    """Recipe of a sample: all that determines it except the network, the features and the clip."""
 
     steps: int
     guidance: float
@@ -47,7 +47,7 @@ class SampleRecipe(Recipe):
 
 
 class SamplesStage(RowStage):
-    """Row by row through the ledger, so that an interrupted run goes on."""
+    """Sampling stage: one row for each test clip, so that an interrupted run resumes."""
 
     name = "samples"
     reads = ("features", "flowley")
@@ -88,7 +88,7 @@ class SamplesStage(RowStage):
 
 @dataclass
 class SampleWorker:
-    """Flowley with its codec. `model`: storage name of the network's folder."""
+    """Sampling worker: Flowley with its codec. `model`: storage name of the network's folder."""
 
     recipe: SampleRecipe
     execution: SamplesExecution

@@ -1,4 +1,4 @@
-"""Stage `scores`: metrics of the generated sound against the clips' own."""
+"""Stage `scores`: metrics of the generated sound against the clips' original sound."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ SCORES = "scores.json"
 
 @dataclass(frozen=True)
 class ScoresRecipe(Recipe):
-    """Rate at which sounds are compared."""
+    """Recipe of the scores: the sample rate of the comparison."""
 
     audio_hz: int
 
 
 class ScoresStage(Stage):
-    """The table is `scores.json`; `rows.parquet` has each clip's own figures."""
+    """Scoring stage. `scores.json` has all scores, `rows.parquet` those of each clip."""
 
     name = "scores"
     reads = ("samples",)
@@ -39,7 +39,7 @@ class ScoresStage(Stage):
 
 
 def _score(context: Context) -> Result:
-    from flowley.metrics import score  # scipy takes its time, and `plan` needs none of it
+    from flowley.metrics import score  # imports scipy, which `plan` does not need
 
     hz = context.recipe.audio_hz
     samples = context.inputs["samples"].rows()

@@ -1,4 +1,4 @@
-"""Stage `silent_captions`: the fine-tuned captioner describes the sound of every clip without hearing it."""
+"""Stage `silent_captions`: captions of every clip's sound by the fine-tuned captioner, which cannot hear it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipelines.stages.model_refs import model_of
 
 
 class SilentCaptionsStage(CaptionStage):
-    """Model, instruction and frames are the captioner's; a clip's sound is never opened."""
+    """Silent captioning stage. Model, instruction and frames are the captioner's; no sound file is opened."""
 
     name = "silent_captions"
     reads = ("clips", "captioner")

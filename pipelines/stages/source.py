@@ -1,4 +1,4 @@
-"""Source of a run: raw files, their labels and splits, and the digest of each one's bytes.
+"""Source files of a run, with their labels, splits and SHA-256 digests.
 
 Hashing 200,000 files takes hours of reading, so digests are kept in a ledger keyed on name, size and version
 (mtime or ETag); planning reads only that.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast, get_args
@@ -43,7 +44,7 @@ class SourceClip:
 
 @dataclass(frozen=True)
 class SourceFolder:
-    """Raw files, and those that are listed but missing, doubled, or no media."""
+    """Listing of the source: raw files, and refused ones (missing, doubled or no media)."""
 
     folder: Storage
     clips: list[SourceClip]
@@ -51,7 +52,7 @@ class SourceFolder:
 
 
 def list_source(config: Config) -> SourceFolder:
-    """Lists the source folder, through VGGSound's CSV if there is one. Raises UserError if there is none."""
+    """Lists the source folder, through VGGSound's CSV if configured. Raises UserError for no files or a bad CSV."""
     folder = Storage(config.source.folder)
     files = {i.name: i for i in folder.files(recursive=True) if not _is_hidden(i.name)}
     if not files:
@@ -76,7 +77,7 @@ def _suffix(name: str) -> str:
 
 
 def _from_folder(info: FileInfo, split: Split | None) -> SourceClip:
-    """A clip of a plain folder. As in `datasets`' video folders, a subfolder's name is the label."""
+    """Clip of a plain folder. A subfolder's name is the label, as in `datasets`' video folders."""
     label = info.name.split("/")[0] if "/" in info.name else ""
     stem = info.name.rpartition("/")[2].rpartition(".")[0]
     return SourceClip(info.name, info.size, info.version, label, split, stem, 0.0)
@@ -121,15 +122,17 @@ def _parse_line(fields: list[str], where: str) -> tuple[str, float, str, Split]:
     video_id, start_text, label, split = (field.strip() for field in fields)
     try:
         start_s = float(start_text)
-    except ValueError as error:
-        raise UserError(f"source.csv: {where}: got the start {start_text!r}, {wanted}") from error
+    except ValueError:
+        start_s = math.nan
+    if not 0 <= start_s < math.inf:
+        raise UserError(f"source.csv: {where}: got the start {start_text!r}, {wanted}")
     if split not in get_args(Split):
         raise UserError(f"source.csv: {where}: got the split {split!r}, {wanted}")
     return video_id, start_s, label, cast(Split, split)
 
 
 def split_of(clip: SourceClip, sha256: str, test_fraction: float) -> Split:
-    """The clip's split; where the source says none, its content decides, so that it never moves."""
+    """Split of a clip. Without one in the source, the content hash decides, so that it never changes."""
     if clip.split is not None:
         return clip.split
     return "test" if int(sha256[:8], 16) / 16**8 < test_fraction else "train"
@@ -140,14 +143,14 @@ def split_of(clip: SourceClip, sha256: str, test_fraction: float) -> Split:
 
 @dataclass(frozen=True)
 class HashRecipe(Recipe):
-    """A file's digest depends on the file alone."""
+    """Recipe of a file's digest, which depends on the file alone."""
 
     folder: str
 
 
 @dataclass
 class HashWorker:
-    """Reader of files that answers with the SHA-256 of their bytes."""
+    """Hashing worker: SHA-256 of each file's bytes."""
 
     folder: Storage
 
@@ -179,11 +182,11 @@ class SourceHashes:
 
     @property
     def is_quick(self) -> bool:
-        """Whether what is missing can be hashed while planning."""
+        """True if the missing digests can be computed while planning."""
         return sum(clip.size for clip in self.source.clips if clip.name in self.todo) <= HASH_WHILE_PLANNING_BYTES
 
     def complete(self, workers: int, say: Callable[[str], None]) -> None:
-        """Hashes what has no digest yet and keeps it: in this process when that is quick, else over Ray."""
+        """Computes and stores the missing digests: in this process if that is quick, else over Ray."""
         if not self.todo:
             return
         if self.is_quick:
@@ -201,7 +204,7 @@ class SourceHashes:
         self.todo = set()
 
     def hash_here(self) -> dict[str, Entry]:
-        """Entries by key of the files that have no digest yet. Writes nothing."""
+        """Entries by key of the files without digest, hashed in this process. Writes nothing."""
         items = self.rows.items(self.todo)
         results = self.rows.worker.process([task for _, _, task in items])
         return {key: Entry.of(row_id, key, result) for (row_id, key, _), result in zip(items, results, strict=True)}

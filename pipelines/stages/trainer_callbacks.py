@@ -14,10 +14,10 @@ from pipelines.progress import Progress
 
 
 class CheckpointToStorage(TrainerCallback):  # type: ignore[misc]
-    """Keeps each checkpoint in Ray Train's storage, uploaded once per node.
+    """Trainer callback that keeps each checkpoint in Ray Train's storage, uploaded once per node.
 
-    Each process of a node writes its shards into the same folder, so its first process uploads them all and
-    Ray Train merges the nodes' folders. All must have written before.
+    All processes of a node write their shards into one folder. Its first process uploads them, and Ray Train
+    merges the nodes' folders. A barrier ensures that all have written.
     """
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -33,7 +33,7 @@ class CheckpointToStorage(TrainerCallback):  # type: ignore[misc]
 
 
 class SayProgress(TrainerCallback):  # type: ignore[misc]
-    """Says rate and time left, and the loss in the end, from the first process only."""
+    """Trainer callback that prints rate, time left and the final loss, from rank 0 only."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.say = say

@@ -61,3 +61,17 @@ def test_plan_json_before_anything_ran(tmp_path: Path) -> None:
     assert (stages[0]["name"], stages[0]["state"], stages[0]["rows_to_run"]) == ("clips", "to_run", 1)
     assert stages[1]["state"] == "unknown" and stages[1]["fingerprint"] is None
     assert stages[1]["reason"] == "unknown until clips"
+
+
+@pytest.mark.parametrize("start", ["nan", "inf", "-3", "soon"])
+def test_a_start_that_is_no_time_is_one_line(
+    start: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a_000001.mp4").write_bytes(b"not looked at")
+    (tmp_path / "list.csv").write_text(f"a,{start},dog,train\n")
+    sets = ["--set", f"source.folder={tmp_path}", "--set", f"source.csv={tmp_path}/list.csv"]
+    monkeypatch.setattr(sys, "argv", ["soundcap", "plan", str(ROOT / "configs/demo.yaml"), *sets])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and f"got the start '{start}'" in said and len(said.strip().splitlines()) == 1, said

@@ -14,16 +14,17 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from flowley.network.flowley import Flowley
 from flowley.training.ema import synthesise
 from miniature.world.corpus import generate_corpus
+from pipelines.engine.ledger import Entry, Failed
 from pipelines.engine.plan import make_plan
 from pipelines.engine.runner import run_stages
 from pipelines.engine.stage import Stage
 from pipelines.engine.storage import Storage
-from pipelines.errors import UserError
+from pipelines.errors import RunError, UserError
 from pipelines.media.probe import probe
 from pipelines.media.process import Deadline
 from pipelines.run_config import Config, load_config
 from pipelines.stages.clips import ClipsStage
-from pipelines.stages.features import FeaturesStage
+from pipelines.stages.features import EMPTY_CAPTION_ID, TEXT, FeaturesStage
 from pipelines.stages.flowley import FlowleyStage
 from pipelines.stages.samples import SamplesStage
 from pipelines.stages.scores import ScoresStage
@@ -160,3 +161,9 @@ def test_synchronisation_features_that_do_not_fit_the_preset(load: Load, overrid
 def test_codecs_that_cannot_be(load: Load, codec: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
         load(f"features.codec={codec}")
+
+
+def test_an_empty_caption_that_cannot_be_encoded_ends_the_stage_in_one_line() -> None:
+    entry = Entry.of(EMPTY_CAPTION_ID, "key", Failed("ValueError", "no such token"))
+    with pytest.raises(RunError, match=r"empty caption.* ValueError: no such token; mend features.text"):
+        FeaturesStage().finish(None, {TEXT: {EMPTY_CAPTION_ID: entry}})  # type: ignore[arg-type]

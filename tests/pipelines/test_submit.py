@@ -21,7 +21,7 @@ from miniature.world.corpus import generate_corpus
 from miniature.world.film import World
 from pipelines.errors import RunError, UserError
 from pipelines.run_config import Config, load_config
-from pipelines.submit import CONFIG_NAME, S3_VARIABLES, stage_job, submit
+from pipelines.submit import CONFIG_NAME, S3_VARIABLES, _environment, stage_job, submit
 
 PROJECT = Path(__file__).resolve().parents[2]
 PROMPTS = PROJECT / "prompts"
@@ -317,3 +317,9 @@ def test_credentials_go_along_by_name_and_only_with_a_bucket(
     assert not {key for key in given["local"] if key.startswith("AWS_")}, "no bucket, no credentials"
     sent = {key: value for key, value in given["bucket"].items() if key.startswith("AWS_")}
     assert sent == {"AWS_ACCESS_KEY_ID": "for-the-bucket", "AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
+
+
+def test_synchronisation_features_in_a_bucket_need_its_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "for-the-bucket")
+    assert "AWS_ACCESS_KEY_ID" not in _environment(_demo_config())
+    assert _environment(_demo_config("features.sync=s3://bucket/sync"))["AWS_ACCESS_KEY_ID"] == "for-the-bucket"

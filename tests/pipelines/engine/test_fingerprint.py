@@ -59,3 +59,12 @@ def test_folder_digest_is_of_names_and_bytes(tmp_path: Path) -> None:
     assert folder_digest(tmp_path / "a") == folder_digest(tmp_path / "b"), "the folder's own path must not count"
     (tmp_path / "b" / "deep" / "w.bin").write_bytes(b"other")
     assert folder_digest(tmp_path / "a") != folder_digest(tmp_path / "b")
+
+
+def test_what_a_download_leaves_in_hidden_places_is_no_part_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "w.bin").write_bytes(b"weights")
+    before = folder_digest(tmp_path)
+    (tmp_path / ".cache" / "huggingface").mkdir(parents=True)
+    (tmp_path / ".cache" / "huggingface" / "w.bin.metadata").write_text("today")
+    (tmp_path / ".gitattributes").write_text("*.bin filter=lfs")
+    assert folder_digest(tmp_path) == before

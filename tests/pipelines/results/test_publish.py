@@ -77,6 +77,25 @@ def test_publishing_again_replaces_an_earlier_publication(finished: Config, tmp_
     assert [p.name for p in tmp_path.iterdir()] == ["again"], "temporary folders were left behind"
 
 
+def test_a_publication_that_cannot_be_replaced_stays(
+    finished: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = publish(finished, tmp_path / "hub")
+    (target / "README.md").write_text("the earlier one")
+    rename = Path.rename
+
+    def fail(self: Path, to: Path) -> Path:
+        if self.name.endswith(".new"):
+            raise OSError("disk full")
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OSError, match="disk full"):
+        publish(finished, target)
+    assert (target / "README.md").read_text() == "the earlier one"
+    assert [p.name for p in tmp_path.iterdir()] == ["hub"], "temporary folders were left behind"
+
+
 def test_a_folder_with_other_files_is_left_alone(finished: Config, tmp_path: Path) -> None:
     target = publish(finished, tmp_path / "hub")
     (target / "thesis.tex").write_text("years of work")
