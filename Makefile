@@ -5,8 +5,6 @@ STAMP := $(VENV)/.installed
 
 # Small models on few cores: more threads than work cost more than they give.
 export OMP_NUM_THREADS := 1
-# Threads that wait for one another soon sleep instead of spinning, which beside a busy process costs 1.5 to 3.5 times.
-export GOMP_SPINCOUNT := 3000
 # Where bytecode is not kept, each of some 30 processes compiles torch anew.
 export PYTHONDONTWRITEBYTECODE :=
 
