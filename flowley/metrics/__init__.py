@@ -43,7 +43,7 @@ class Scores:
     set_metrics: dict[str, float | None]
     """Distances between the sets, and the mean of each clip metric; None: see `missing`."""
     clip_metrics: dict[str, list[float]]
-    """Each metric of `score_pair`, in the order of the clips."""
+    """Values of each metric of `score_pair`, in the order of the clips."""
     missing: dict[str, str]
     """Reason for each set metric that is None."""
 

@@ -112,7 +112,7 @@ def merge_heads(x: Tensor) -> Tensor:
 
 
 def joint_attention(streams: list[QKV], log_mask: Tensor | None) -> list[Tensor]:
-    """Each stream attends to all streams: one (B, L_stream, D) per stream.
+    """Joint attention, each stream to all streams: one (B, L_stream, D) per stream.
 
     log_mask (B, 1, 1, sum of lengths) are log-weights of the keys; None where all count.
     """

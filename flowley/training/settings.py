@@ -91,7 +91,7 @@ together, the caption apart."""
 
 
 def clips_per_rank(batch_size: int, world_size: int) -> int:
-    """Each rank's share of a batch.
+    """Clips of a batch on each rank.
 
     Raises:
         ValueError: the batch is no multiple of the ranks.

@@ -31,7 +31,7 @@ ROUNDS = ("no warnings", "nothing changed", "warnings for one label", "warnings 
 
 
 def run_rounds(work: Path, *, seed: int, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Each round: {"round", "seconds", "stages": [{"stage", "rows", "computed", "seconds"}], "scores"}.
+    """Records of the rounds: {"round", "seconds", "stages": [{"stage", "rows", "computed", "seconds"}], "scores"}.
 
     A stage that is found done counts no computed row and no seconds. scores: see `held_out_scores`.
     """

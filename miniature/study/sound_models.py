@@ -143,7 +143,7 @@ def score_sounds(generated: Sequence[np.ndarray], films: FilmDataset, work: Path
 
 
 def _spans(series: Sequence[np.ndarray] | np.ndarray, length: int) -> list[np.ndarray]:
-    """Each series cut to spans of `length`, of a rest less than that none; a shorter one stays whole."""
+    """Spans of `length` cut from each series, without what is left over; a shorter series stays whole."""
     spans = []
     for one in series:
         count = max(1, int(len(one) / length + 0.05))  # a codec may give a few samples less than whole spans

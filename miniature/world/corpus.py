@@ -32,7 +32,7 @@ CORPUS_VERSION = 3
 """Raise it when the same seed would give other films."""
 
 TEST_EVERY = 5
-"""Each fifth film is for testing: prime to the number of objects, so that all of them come to be tested."""
+"""Spacing of test films: prime to the number of objects, so that all of them come to be tested."""
 
 ENCODE_DEADLINE_S = 120.0
 ID_LETTERS = string.ascii_letters + string.digits + "-_"

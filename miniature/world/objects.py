@@ -24,7 +24,7 @@ class SoundingObject(Protocol):
     EVENT: ClassVar[str]
     """Name of what happens at each of `times`."""
     LABEL: ClassVar[str]
-    """As the corpus's CSV calls it, in VGGSound's manner."""
+    """Label in the corpus's CSV, in VGGSound's manner."""
     times: list[float]
     """Seconds at which it sounds; none if it rests."""
 

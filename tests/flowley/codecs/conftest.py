@@ -26,7 +26,7 @@ def upstream() -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def recorded() -> dict[str, Tensor]:
-    """What upstream gave for the weights of that rule."""
+    """Upstream's outputs for the weights of that rule."""
     with np.load(FIXTURES / "mmaudio_16k.npz") as arrays:
         return {name: torch.from_numpy(arrays[name]) for name in arrays}
 
