@@ -32,7 +32,8 @@ def rows_of(config: Config, stage: str) -> list[dict[str, Any]]:
     [planned] = [one for one in make_plan(STAGES, config, storage) if one.name == stage]
     if planned.fingerprint is None:
         raise UserError(f"{stage} is not finished for this configuration: run it before its scorecard is written")
-    return Output(storage, stage, planned.fingerprint).rows()
+    rows: list[dict[str, Any]] = Output(storage, stage, planned.fingerprint).rows().to_pylist()
+    return rows
 
 
 def write_scorecard(config: Config, unwarned: Config, page: str) -> list[str]:

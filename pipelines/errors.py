@@ -1,11 +1,14 @@
 """User-facing errors: one line without traceback, and an exit code that tells who can fix them."""
 
 import difflib
+import re
 import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
 LIMIT_CHARS = 2000
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Control characters and lone surrogates (Unicode categories Cc and Cs)."""
 
 
 class UserError(Exception):
@@ -17,12 +20,26 @@ class RunError(Exception):
 
 
 class MachineFault(RunError):
-    """Fault of a machine, not of a row: no ffmpeg, a full disk. Ends the run; nothing is quarantined."""
+    """Fault of a machine, not of a row: no ffmpeg, a full disk, a bucket that denies. Nothing is quarantined for it."""
+
+
+def machine_fault(error: BaseException) -> MachineFault | None:
+    """Machine's fault that an exception tells of, or None. Files, networks and credentials are the machine's."""
+    if isinstance(error, MachineFault):
+        return error
+    if isinstance(error, OSError) or type(error).__module__.split(".")[0] in ("botocore", "aiobotocore", "aiohttp"):
+        return MachineFault(f"{type(error).__name__}: {one_line(error)}")
+    return None
+
+
+def printable(text: str) -> str:
+    """Text for a terminal: control characters, and halves of characters, are shown by their codes, not obeyed."""
+    return CONTROL.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
 
 
 def one_line(error: BaseException, limit: int = 400) -> str:
-    """Message of an error on one line, truncated to `limit` characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    """Message of an error on one printable line, truncated to `limit` characters."""
+    text = printable(" ".join(str(error).split())) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 

@@ -54,13 +54,16 @@ class ModelRef(Section):
 
 @dataclass(frozen=True)
 class Workers:
-    """Fan-out of a stage's rows. A crash can cost a batch."""
+    """Fan-out of a stage's rows. A crash can cost a batch; too many quarantined rows end the run."""
 
     workers: Annotated[int, Field(ge=1)] = 2
     cpus_per_worker: Annotated[float, Field(ge=0)] = 1
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0
     batch_rows: Annotated[int, Field(ge=1)] = 8
     batch_deadline_s: Annotated[float, Field(gt=0)] = 1800
+    max_quarantined_share: Annotated[float, Field(ge=0, le=1, description="of the rows worked on; ten may always")] = (
+        0.1
+    )
 
 
 class SourceConfig(Section):
@@ -75,6 +78,14 @@ class SourceConfig(Section):
 @dataclass(frozen=True)
 class ClipsExecution(Workers):
     deadline_s: Annotated[float, Field(gt=0, description="for one file; then it is quarantined")] = 120
+
+    def __post_init__(self) -> None:
+        batch_s = self.batch_rows * self.deadline_s
+        if batch_s > self.batch_deadline_s:
+            raise ValueError(
+                f"got batch_rows {self.batch_rows} x deadline_s {self.deadline_s:g} = {batch_s:g} s, wanted at most "
+                f"batch_deadline_s, {self.batch_deadline_s:g} s, or slow files get a batch killed; lower batch_rows"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

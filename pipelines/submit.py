@@ -18,7 +18,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -34,11 +34,9 @@ CONFIG_NAME = "config.yaml"
 PACKAGES = ("pipelines", "soundcap", "flowley")
 PATH_KEYS = frozenset({"root", "folder", "csv", "adapter", "checkpoint", "sync"})
 PROMPT_KEYS = frozenset({"instruction", "warnings"})
-S3_VARIABLES = (
-    "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION",
-    "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3",
-)  # fmt: skip
-"""Environment variables passed to a job with a bucket. Profiles and credential files do not exist on its machine."""
+S3_VARIABLES = ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
+"""Environment variables passed to a job with a bucket. Secrets are not: whoever sees the dashboard sees a job's."""
+CREDENTIALS_FILE = "AWS_SHARED_CREDENTIALS_FILE"
 CONNECT_TIMEOUT_S = 5.0
 POLL_S = 1.0
 ROOT_METADATA = "soundcap_root"
@@ -52,11 +50,13 @@ def submit(
     say: Callable[[str], None],
     until: str | None = None,
     retry_failed: bool = False,
+    credentials: str | None = None,
 ) -> str:
     """Submits the run to the cluster whose dashboard is at `address`; returns the job's submission id.
 
     If the same run is already under way on that cluster, its job is reused; another run on the same store is
-    refused. With `wait`, follows the job's log to its end.
+    refused. With `wait`, follows the job's log to its end. `credentials` is the path of a file on the nodes, like
+    ~/.aws/credentials; by default they use their own role or that very file. No secret leaves this process.
     Raises UserError (address, prompts, another run under way) and RunError (the job failed or was stopped).
     """
     client = _connect(address)
@@ -67,7 +67,11 @@ def submit(
         is_here = urlsplit(address).hostname in ("localhost", "127.0.0.1", "::1")
         if not is_here and Storage(staged.root).is_local:
             say(f"root is the local folder {staged.root}: every node must see it under that name, or use s3://")
-        job_id, is_new = _submit_once(client, staged, staging, command)
+        if _uses_bucket(staged) and credentials is None and "AWS_SECRET_ACCESS_KEY" in os.environ:
+            say(
+                "AWS_SECRET_ACCESS_KEY stays here: the nodes use their own role or ~/.aws/credentials, or --credentials"
+            )
+        job_id, is_new = _submit_once(client, staged, staging, command, _environment(staged, credentials))
     if is_new:
         say(f"submitted {job_id} to {address}")
     else:
@@ -147,12 +151,17 @@ def _with_interpreter(arguments: str) -> str:
     return f'PYTHON={own}; [ -x "$PYTHON" ] || PYTHON=python; exec "$PYTHON" {arguments}'
 
 
-def _environment(config: Config) -> dict[str, str]:
-    """Environment variables of the job; without a bucket it gets no credentials."""
+def _uses_bucket(config: Config) -> bool:
     addresses = (config.root, config.source.folder, config.source.csv, config.features.sync)
-    if not any(str(url).startswith("s3://") for url in addresses):
+    return any(str(url).startswith("s3://") for url in addresses)
+
+
+def _environment(config: Config, credentials: str | None) -> dict[str, str]:
+    """Environment variables of the job: where its bucket is, and which file on the nodes has the credentials."""
+    if not _uses_bucket(config):
         return {}
-    return {name: os.environ[name] for name in S3_VARIABLES if name in os.environ}
+    given = {name: os.environ[name] for name in S3_VARIABLES if name in os.environ}
+    return given if credentials is None else given | {CREDENTIALS_FILE: credentials}
 
 
 # --- the cluster ----------------------------------------------------------------------------------------------
@@ -226,7 +235,9 @@ def _no_other_address() -> Iterator[None]:
         os.environ.update({name: value for name, value in hidden.items() if value is not None})
 
 
-def _submit_once(client: Any, config: Config, staging: Path, command: str) -> tuple[str, bool]:
+def _submit_once(
+    client: Any, config: Config, staging: Path, command: str, environment: Mapping[str, str]
+) -> tuple[str, bool]:
     """Job id, and True if the job was submitted now rather than found under way."""
     base = f"soundcap-{digest([folder_digest(staging), command])[:12]}"
     jobs = _jobs(client)
@@ -237,7 +248,7 @@ def _submit_once(client: Any, config: Config, staging: Path, command: str) -> tu
         job_id = client.submit_job(
             entrypoint=_with_interpreter(command),
             submission_id=f"{base}-{attempt}",
-            runtime_env={"working_dir": str(staging), "env_vars": _environment(config)},
+            runtime_env={"working_dir": str(staging), "env_vars": dict(environment)},
             metadata={ROOT_METADATA: config.root},
         )
     except (OSError, RuntimeError) as error:

@@ -13,6 +13,9 @@ from typing import Any
 
 import yaml
 
+SPECIAL_TOKEN = re.compile(r"<\|[^|\s]*\|>")
+"""Form of the tokens that structure a chat, which no prompt may hold."""
+
 
 class PromptError(ValueError):
     """Unusable prompt file; the message is one line: file, line, what is wrong, what to do."""
@@ -205,6 +208,8 @@ class _Mapping:
         node = self.value(key)
         if not _is_text(node):
             raise self.error(f"`{key}` must be text, not empty (quote it if it looks like a number)", node)
+        if token := SPECIAL_TOKEN.search(node.value):
+            raise self.error(f"`{key}` holds {token.group()}, a special token of models: take it out", node)
         return "\n".join(" ".join(line.split()) for line in node.value.splitlines() if line.strip())
 
     def texts(self, key: str) -> list[str] | None:

@@ -17,9 +17,7 @@ import yaml
 from miniature.phrasings import PROMPTS
 from miniature.scorecard import held_out_scores
 from miniature.world.corpus import generate_corpus
-from pipelines.engine.plan import make_plan
-from pipelines.engine.runner import ensure_ray, run_stages
-from pipelines.engine.storage import Storage
+from pipelines.engine.runner import run_stages
 from pipelines.run_config import Config, load_config
 from pipelines.stages import STAGES
 
@@ -42,7 +40,6 @@ def run_rounds(work: Path, *, seed: int, say: Callable[[str], None]) -> list[dic
     file = folder / "warnings-for-one-label.yaml"
     file.write_text(yaml.safe_dump({"warnings": [one | {"labels": [WARNED_LABEL]} for one in kept]}))
     of_round = dict(zip(ROUNDS, (None, None, str(file), str(PROMPTS / "warnings.yaml"), None), strict=True))
-    ensure_ray()
     return [_round(name, _config(folder, prompt), say) for name, prompt in of_round.items()]
 
 
@@ -60,14 +57,17 @@ def _config(folder: Path, warnings: str | None) -> Config:
 
 
 def _round(name: str, config: Config, say: Callable[[str], None]) -> dict[str, Any]:
-    done = {plan.name for plan in make_plan(STAGES, config, Storage(config.root)) if plan.state == "done"}
     started = time.monotonic()
-    manifests = run_stages(STAGES, config, say=say)
+    runs = run_stages(STAGES, config, say=say)
     seconds = time.monotonic() - started
     table = [
-        {"stage": one.stage, "rows": one.rows_in, "computed": one.rows_computed, "seconds": one.seconds}
-        | ({"computed": 0, "seconds": 0.0} if one.stage in done else {})
-        for one in manifests
+        {
+            "stage": one.manifest.stage,
+            "rows": one.manifest.rows_in,
+            "computed": one.rows_computed,
+            "seconds": one.manifest.seconds if one.is_new else 0.0,
+        }
+        for one in runs
     ]
     say(f"{name}: {seconds:.0f} s")
     return {"round": name, "seconds": seconds, "stages": table, "scores": held_out_scores(config)}

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flowley.network.feature_spec import FeatureSpec
-from pipelines.errors import UserError
+from pipelines.errors import UserError, printable
 from pipelines.run_config import parse_assignment
 
 Visual = Annotated[str | None, typer.Option(metavar="MODEL", help="visual encoder: a folder, or a hub id[@revision]")]
@@ -39,7 +39,12 @@ def new_app(purpose: str) -> typer.Typer:
 
 def say(message: str) -> None:
     """Prints a line unbuffered, also if standard output is a file."""
-    print(message, flush=True)
+    print(printable(message), flush=True)
+
+
+def cells(*values: object) -> tuple[str, ...]:
+    """Cells of a table's row, as printable text."""
+    return tuple(printable(str(value)) for value in values)
 
 
 def show(table: Table, data: Any = None, *, as_json: bool = False) -> None:

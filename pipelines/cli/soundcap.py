@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,9 +10,13 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from pipelines.cli.options import AsJson, Overrides, new_app, say, show
+from pipelines.cli.options import AsJson, Overrides, cells, new_app, say, show
+from pipelines.engine.fsck import DAMAGED
+from pipelines.engine.fsck import fsck as check_store
+from pipelines.engine.fsck import repair as repair_store
+from pipelines.engine.lease import lease, read_holder
 from pipelines.engine.plan import make_plan, read_status
-from pipelines.engine.runner import ensure_ray, run_stages
+from pipelines.engine.runner import run_stages
 from pipelines.engine.stage import Stage
 from pipelines.engine.store import open_store
 from pipelines.errors import UserError, run_command
@@ -37,7 +42,14 @@ def plan(
     table = Table("stage", "state", "rows to run", "of", "why", "fingerprint")
     for one in plans:
         table.add_row(
-            one.name, one.state, _number(one.rows_to_run), _number(one.rows_total), one.reason, one.fingerprint or "-"
+            *cells(
+                one.name,
+                one.state,
+                _number(one.rows_to_run),
+                _number(one.rows_total),
+                one.reason,
+                one.fingerprint or "-",
+            )
         )
     show(table, {"stages": [asdict(plan) for plan in plans]}, as_json=as_json)
     if not as_json and all(one.state == "done" for one in plans):
@@ -58,23 +70,13 @@ def run(
 def execute(config: Config, *, until: str | None = None, retry_failed: bool = False) -> bool:
     """Runs the stages and prints a summary table. Returns False if every stage was already done."""
     wanted = _stages_until(until)
-    plans = make_plan(wanted, config, open_store(config.root), retry_failed)
-    nothing_to_do = all(one.state == "done" for one in plans)
-    if not nothing_to_do:
-        ensure_ray()
-    manifests = run_stages(wanted, config, retry_failed=retry_failed, say=say)
+    runs = run_stages(wanted, config, retry_failed=retry_failed, say=say)
+    nothing_to_do = not any(one.is_new for one in runs)
     table = Table("stage", "rows in", "computed now", "out", "quarantined", "fingerprint", "figures")
-    was_done = {one.name for one in plans if one.state == "done"}
-    for manifest in manifests:
-        table.add_row(
-            manifest.stage,
-            str(manifest.rows_in),
-            "0" if manifest.stage in was_done else str(manifest.rows_computed),
-            str(manifest.rows_out),
-            str(manifest.rows_quarantined),
-            manifest.fingerprint,
-            _figures(manifest.figures),
-        )
+    for one in runs:
+        manifest = one.manifest
+        counts = (manifest.rows_in, one.rows_computed, manifest.rows_out, manifest.rows_quarantined)
+        table.add_row(*cells(manifest.stage, *counts, manifest.fingerprint, _figures(manifest.figures)))
     show(table)
     if nothing_to_do:
         print("Nothing to do: every stage is done.")
@@ -83,21 +85,49 @@ def execute(config: Config, *, until: str | None = None, retry_failed: bool = Fa
 
 @app.command()
 def status(config: ConfigPath, overrides: Overrides = [], as_json: AsJson = False) -> None:  # noqa: B006
-    """Show what is there: the last output of each stage, rows under way, and what was quarantined and why."""
+    """Show what is there for this configuration: outputs, rows in the ledgers, what was quarantined and why."""
     loaded = load_config(config, overrides)
-    stages = read_status(STAGES, loaded, open_store(loaded.root))
+    storage = open_store(loaded.root)
+    stages, holder = read_status(STAGES, loaded, storage), read_holder(storage)
     table = Table("stage", "state", "rows out", "quarantined", "rows in ledger", "seconds", "fingerprint")
     for one in stages:
-        table.add_row(*(str(one[key]) for key in _STATUS_COLUMNS))
-    show(table, {"stages": stages}, as_json=as_json)
+        table.add_row(*cells(*(one[key] for key in _STATUS_COLUMNS)))
+    show(table, {"stages": stages, "held_by": holder and str(holder)}, as_json=as_json)
     if as_json:
         return
+    if holder is not None:
+        print(f"held by {holder}")
     for one in stages:
         for row in one["quarantine"]:
-            print(f"{one['name']}: quarantined {row['row_id']}: {row['error_class']}: {row['message']}")
+            say(f"{one['name']}: quarantined {row['row_id']}: {row['error_class']}: {row['message']}")
 
 
 _STATUS_COLUMNS = ("name", "state", "rows_out", "rows_quarantined", "rows_in_ledger", "seconds", "fingerprint")
+
+
+@app.command()
+def fsck(
+    config: ConfigPath,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="set damaged files aside; the next run makes what they cost")
+    ] = False,
+    overrides: Overrides = [],  # noqa: B006
+    as_json: AsJson = False,
+) -> None:
+    """Read the whole store and name what is damaged or gone; exit code 1 if anything is. Changes nothing by itself."""
+    storage = open_store(load_config(config, overrides).root)
+    with lease(storage, say) if repair else nullcontext():
+        findings = list(check_store(storage))
+        if repair:
+            repair_store(storage, findings)
+    table = Table("file", "problem", "cost")
+    for one in findings:
+        table.add_row(*cells(one.name, one.problem, one.cost))
+    show(table, {"findings": [asdict(one) for one in findings], "repaired": repair}, as_json=as_json)
+    if findings:
+        if repair and not as_json:
+            print(f"set aside in {storage.address(DAMAGED)}; `soundcap run` makes the rest again")
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -126,6 +156,9 @@ def submit(
     address: Annotated[str, typer.Option(metavar="URL", help="the cluster's dashboard, like http://127.0.0.1:8265")],
     until: Annotated[str | None, typer.Option(metavar="STAGE", help="stop after this stage")] = None,
     wait: Annotated[bool, typer.Option(help="follow the job's log to its end")] = True,
+    credentials: Annotated[
+        str | None, typer.Option(metavar="FILE", help="on the nodes, like ~/.aws/credentials, if they have no role")
+    ] = None,
     overrides: Overrides = [],  # noqa: B006
     retry_failed: RetryFailed = False,
 ) -> None:
@@ -134,7 +167,10 @@ def submit(
 
     loaded = load_config(config, overrides)
     _stages_until(until)
-    print(submit_job(loaded, address=address, wait=wait, say=say, until=until, retry_failed=retry_failed))
+    job_id = submit_job(
+        loaded, address=address, wait=wait, say=say, until=until, retry_failed=retry_failed, credentials=credentials
+    )
+    print(job_id)
 
 
 @app.command()

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 FINGERPRINT_LENGTH = 12
 
 
@@ -48,10 +50,19 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def stage_fingerprint(stage: str, code_version: int, meaning: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
-    """Fingerprint of a stage output, from its stage, code version, meaning and its inputs' digests."""
-    identity = {"stage": stage, "code_version": code_version, "meaning": meaning, "inputs": inputs}
-    return digest(identity)[:FINGERPRINT_LENGTH]
+def table_digest(table: pa.Table) -> str:
+    """SHA-256, in hex, of a table's names and values, the same however they are stored."""
+    whole = hashlib.sha256()
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        values = column.to_pylist()
+        plain = [value.hex() for value in values] if values and isinstance(values[0], bytes) else values
+        whole.update(json.dumps([name, plain], ensure_ascii=False).encode("utf-8", "surrogatepass"))
+    return whole.hexdigest()
+
+
+def stage_fingerprint(stage: str, meaning: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """Fingerprint of a stage output, from its stage, meaning and its inputs' digests."""
+    return digest({"stage": stage, "meaning": meaning, "inputs": inputs})[:FINGERPRINT_LENGTH]
 
 
 def file_sha256(path: Path) -> str:

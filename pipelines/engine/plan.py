@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipelines.engine.fingerprint import canonical, stage_fingerprint
-from pipelines.engine.ledger import Ledger
+from pipelines.engine.ledger import counted_rows
 from pipelines.engine.stage import Context, NotYetKnown, Stage
 from pipelines.engine.storage import Storage
-from pipelines.engine.store import RUNS, Manifest, Output, latest, latest_spec
+from pipelines.engine.store import RUNS, Manifest, Output, latest_spec
 from pipelines.run_config import Config
 
 State = Literal["done", "to_run", "partial", "unknown"]
@@ -44,26 +44,36 @@ class Resolved:
 
 
 def resolve(
-    stage: Stage, config: Config, storage: Storage, done: Mapping[str, Output], **options: Any
+    stage: Stage,
+    config: Config,
+    storage: Storage,
+    done: Mapping[str, Output],
+    *,
+    to_run: bool = False,
+    retry_failed: bool = False,
+    say: Callable[[str], None] = print,
 ) -> Resolved | str:
-    """Resolved stage, or the name of its first input stage that is not done yet."""
+    """Resolved stage, or the name of its first input stage that is not done yet.
+
+    Computes nothing, unless `to_run`: then work that must precede the recipe is done.
+    """
     inputs: dict[str, Output] = {}
     for name in stage.inputs(config):
         if name not in done:
             return name
         inputs[name] = done[name]
     digests = {name: output.committed().digest for name, output in inputs.items()}
-    recipe = stage.recipe(config, storage)
+    recipe = stage.recipe_to_run(config, storage, say) if to_run else stage.recipe(config, storage)
     meaning = canonical(recipe.meaning())  # as read back from a stored spec, for the next plan's comparison
-    output = Output(storage, stage.name, stage_fingerprint(stage.name, stage.code_version, meaning, digests))
+    output = Output(storage, stage.name, stage_fingerprint(stage.name, meaning, digests))
     spec = {
         "stage": stage.name,
-        "code_version": stage.code_version,
         "meaning": meaning,
         "inputs": digests,
         "origins": dict(recipe.origins),
     }
-    return Resolved(Context(config, storage, inputs, output, recipe, **options), spec, output.manifest())
+    context = Context(config, storage, inputs, output, recipe, say, retry_failed)
+    return Resolved(context, spec, output.manifest())
 
 
 def make_plan(stages: list[Stage], config: Config, storage: Storage, retry_failed: bool = False) -> list[StagePlan]:
@@ -72,11 +82,11 @@ def make_plan(stages: list[Stage], config: Config, storage: Storage, retry_faile
     plans = []
     for stage in stages:
         try:
-            resolved = resolve(stage, config, storage, done, say=lambda message: None, retry_failed=retry_failed)
+            resolved = resolve(stage, config, storage, done, retry_failed=retry_failed)
         except NotYetKnown as unknown:
-            total, to_run = unknown.counts.total, unknown.counts.to_run
-            state: State = "partial" if to_run < total else "to_run"
-            plans.append(StagePlan(stage.name, state, str(unknown), total, to_run, None))
+            counts = unknown.counts
+            state: State = "partial" if counts.has_begun else "to_run"
+            plans.append(StagePlan(stage.name, state, str(unknown), counts.total, counts.to_run, None))
             continue
         if isinstance(resolved, str):
             first = next(plan.name for plan in plans if plan.name == resolved or plan.state != "done")
@@ -94,7 +104,7 @@ def _plan_one(stage: Stage, resolved: Resolved) -> StagePlan:
     if manifest is not None and resolved.is_done:
         return StagePlan(stage.name, "done", "nothing to do", manifest.rows_in, 0, fingerprint)
     counts = stage.work(resolved.context).counts
-    state: State = "partial" if counts.to_run < counts.total - counts.refused or _begun(resolved) else "to_run"
+    state: State = "partial" if counts.has_begun or _begun(resolved) else "to_run"
     reason = explain(latest_spec(resolved.context.storage, stage.name), resolved.spec)
     if manifest is not None:
         reason = f"{manifest.rows_quarantined} quarantined rows to try again"
@@ -111,13 +121,13 @@ def _begun(resolved: Resolved) -> bool:
 
 
 def read_status(stages: list[Stage], config: Config, storage: Storage) -> list[dict[str, Any]]:
-    """Status record of each stage: planned state, figures of its last committed output, quarantined rows."""
+    """Status record of each stage under this configuration: planned state, figures of its output, quarantined rows."""
     plans = make_plan(stages, config, storage)
     return [_status_of(stage, plan, storage) for stage, plan in zip(stages, plans, strict=True)]
 
 
 def _status_of(stage: Stage, plan: StagePlan, storage: Storage) -> dict[str, Any]:
-    fingerprint = latest(storage, stage.name)
+    fingerprint = plan.fingerprint if plan.state == "done" else None
     output = Output(storage, stage.name, fingerprint) if fingerprint else None
     manifest = output.manifest() if output else None
     return {
@@ -128,10 +138,10 @@ def _status_of(stage: Stage, plan: StagePlan, storage: Storage) -> dict[str, Any
         "rows_in": manifest.rows_in if manifest else 0,
         "rows_out": manifest.rows_out if manifest else 0,
         "rows_quarantined": manifest.rows_quarantined if manifest else 0,
-        "rows_in_ledger": sum(len(Ledger(storage, name).read()) for name in stage.ledgers),
+        "rows_in_ledger": sum(sum(counted_rows(storage, name)) for name in stage.ledgers),
         "seconds": manifest.seconds if manifest else 0.0,
         "figures": manifest.figures if manifest else {},
-        "quarantine": output.quarantine() if output and manifest else [],
+        "quarantine": output.quarantine().to_pylist() if output and manifest else [],
     }
 
 
@@ -140,8 +150,6 @@ def explain(before: dict[str, Any] | None, now: dict[str, Any]) -> str:
     if before is None:
         return "never run"
     changes = [f"input {name} changed" for name in now["inputs"] if before["inputs"].get(name) != now["inputs"][name]]
-    if before["code_version"] != now["code_version"]:
-        changes.append(f"code version: {before['code_version']} -> {now['code_version']}")
     old, new = flatten(before["meaning"]), flatten(now["meaning"])
     named: list[str] = []
     for path in sorted(old.keys() | new.keys()):

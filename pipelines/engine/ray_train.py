@@ -8,10 +8,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pipelines.engine.cluster import ensure_ray, workers_that_fit
 from pipelines.engine.store import RUNS, Output
 from pipelines.errors import RunError, UserError, one_line
 from pipelines.run_config import TrainingExecution
@@ -50,6 +51,18 @@ class TrainingRun:
         )
 
 
+def fitted(run: TrainingRun, key: str, say: Say) -> TrainingRun:
+    """Run with as many processes as the cluster could ever hold, of those that are wanted.
+
+    Raises UserError, which names the configuration section `key`, if not even one fits.
+    """
+    ensure_ray()
+    number = workers_that_fit(run.num_workers, run.cpus_per_worker, float(run.use_gpu), key)
+    if number < run.num_workers:
+        say(f"  {key}: the cluster holds {number} of {run.num_workers} training processes; goes on with those")
+    return replace(run, num_workers=number)
+
+
 def train_under_ray(
     label: str, work: Callable[[Say], str | None], run: TrainingRun, output_dir: Path, say: Say
 ) -> None:
@@ -58,7 +71,7 @@ def train_under_ray(
     Args:
         work: picklable body of one process. Takes a function whose lines reach `say`. Returns a message that the
             user must act on, or None: an exception would only be retried.
-        run: location and resources. Ray must be initialised.
+        run: location and resources, as of `fitted`.
         output_dir: local folder.
         say: receives progress lines, in this process.
 

@@ -7,14 +7,20 @@ cannot disagree. A field is hashed into both fingerprint and keys unless it is d
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any
+from functools import cache, cached_property
+from typing import Any, ClassVar
+
+import pyarrow as pa
 
 from pipelines.engine.fingerprint import digest
 
+KEY = pa.binary(16)
+"""Arrow type of a row's ledger key."""
 _ROLE = "role"
+_LONG_CHARS = 64
 
 
 def per_row(**options: Any) -> Any:
@@ -31,6 +37,9 @@ def unhashed(**options: Any) -> Any:
 class Recipe:
     """Base class of recipes: frozen dataclasses of plain values, dataclasses and values with `meaning()`."""
 
+    code_version: ClassVar[int] = 1
+    """Raise it when the same fields and inputs give other rows than before."""
+
     @property
     def origins(self) -> Mapping[str, str]:
         """Source file to edit, by dotted path of the meaning; collected from fields that have `origins`."""
@@ -42,20 +51,35 @@ class Recipe:
 
     def meaning(self) -> dict[str, Any]:
         """Semantic content of the recipe, as plain data: all that determines the stage's output."""
-        return {name: meaning_of(value) for name, role, value in self._fields() if role != "unhashed"}
+        own = {name: meaning_of(value) for name, role, value in self._fields() if role != "unhashed"}
+        return {"code_version": self.code_version, **own}
 
     @cached_property
     def shared_digest(self) -> str:
-        """Digest of the fields that all row keys share."""
-        return digest({name: meaning_of(value) for name, role, value in self._fields() if role is None})
+        """Digest of what all row keys share: the code version and the fields without a role."""
+        shared = {name: meaning_of(value) for name, role, value in self._fields() if role is None}
+        return digest([self.code_version, shared])
 
-    def key(self, parts: Mapping[str, Any]) -> str:
-        """Ledger key of the row that `parts` and this recipe determine."""
-        return digest([self.shared_digest, parts])
+    def keys(self, *parts: Sequence[str]) -> list[bytes]:
+        """Ledger keys of rows, which the recipe and their `parts` (equally long columns of text) determine."""
+        columns = [[self.shared_digest] * len(parts[0]), *map(_unambiguous, parts)]
+        rows = map("".join, zip(*columns, strict=True))
+        return [hashlib.sha256(row.encode("utf-8", "surrogatepass")).digest()[: KEY.byte_width] for row in rows]
 
     def _fields(self) -> Iterator[tuple[str, str | None, Any]]:
         for one in dataclasses.fields(self):
             yield one.name, one.metadata.get(_ROLE), getattr(self, one.name)
+
+
+def _unambiguous(column: Sequence[str]) -> list[str]:
+    """Texts with their lengths in front, so that neighbours cannot run into each other; long ones by their digest."""
+
+    @cache
+    def shortened(text: str) -> str:
+        return "=" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+    short = [text if len(text) <= _LONG_CHARS else shortened(text) for text in column]
+    return [f"{len(text)}:{text}" for text in short]
 
 
 def meaning_of(value: Any) -> Any:

@@ -2,47 +2,89 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
+import pyarrow as pa
+
+from pipelines.engine.fsck import forget_rows, gone_files
+from pipelines.engine.lease import Lease, lease
 from pipelines.engine.plan import Resolved, resolve
-from pipelines.engine.stage import Stage
-from pipelines.engine.store import Manifest, Output, mark_latest, open_store
-from pipelines.errors import RunError, UserError
+from pipelines.engine.stage import Result, Stage
+from pipelines.engine.storage import Storage
+from pipelines.engine.store import QUARANTINE_SCHEMA, Manifest, Output, mark_latest, open_store
+from pipelines.errors import RunError
 from pipelines.progress import human_time
 from pipelines.run_config import Config
 
 
+class StageRun(NamedTuple):
+    """Manifest of a stage's output, and whether this run made it."""
+
+    manifest: Manifest
+    is_new: bool
+
+    @property
+    def rows_computed(self) -> int:
+        """Rows that this run computed."""
+        return self.manifest.rows_computed if self.is_new else 0
+
+
 def run_stages(
     stages: list[Stage], config: Config, *, retry_failed: bool = False, say: Callable[[str], None] = print
-) -> list[Manifest]:
-    """Runs the stages in order; returns their manifests, new or existing.
+) -> list[StageRun]:
+    """Runs the stages in order; those whose output is there already are not run again.
 
     The same call resumes after a crash.
 
     Raises:
         RunError: a stage cannot finish.
-        UserError: the root is not a store of this format, or a file that a stage needs is missing.
+        UserError: the root is not a store of this format, another driver works on it, or a file that a stage needs
+            is missing.
     """
     storage = open_store(config.root, write=True)
-    done: dict[str, Output] = {}
-    manifests: list[Manifest] = []
     for stage in stages:
-        stage.prepare(config, storage, say)
-        resolved = resolve(stage, config, storage, done, say=say, retry_failed=retry_failed)
+        stage.check(config, storage)
+    with lease(storage, say) as held:
+        return _run_all(stages, config, storage, held, retry_failed=retry_failed, say=say)
+
+
+def _run_all(
+    stages: list[Stage],
+    config: Config,
+    storage: Storage,
+    held: Lease,
+    *,
+    retry_failed: bool,
+    say: Callable[[str], None],
+) -> list[StageRun]:
+    done: dict[str, Output] = {}
+    runs: list[StageRun] = []
+    for stage in stages:
+        resolved = resolve(stage, config, storage, done, to_run=True, say=say, retry_failed=retry_failed)
         assert not isinstance(resolved, str), f"{stage.name} stands before its input {resolved}"
-        manifest = resolved.manifest if resolved.is_done else None
-        manifests.append(manifest or _run_one(stage, resolved, say))
+        manifest = resolved.manifest if resolved.is_done and _is_whole(resolved, say) else None
+        runs.append(StageRun(manifest or _run_one(stage, resolved, held, say), is_new=manifest is None))
         mark_latest(storage, stage.name, resolved.context.output.fingerprint)
         done[stage.name] = resolved.context.output
-    return manifests
+    return runs
 
 
-def _run_one(stage: Stage, resolved: Resolved, say: Callable[[str], None]) -> Manifest:
+def _is_whole(resolved: Resolved, say: Callable[[str], None]) -> bool:
+    """True if nothing of a committed output is gone. Rows whose files are gone are forgotten, to be made again."""
+    output = resolved.context.output
+    gone = gone_files(output)
+    if not gone:
+        return True
+    rows = forget_rows(output.storage, gone)
+    say(f"{output.stage}: {len(gone)} files are gone from the store, such as {gone[0]}; makes {rows} rows again")
+    return False
+
+
+def _run_one(stage: Stage, resolved: Resolved, held: Lease, say: Callable[[str], None]) -> Manifest:
     started = time.monotonic()
-    work, output = stage.work(resolved.context), resolved.context.output
+    work = stage.work(resolved.context)
     counts = work.counts
     say(f"{stage.name}: {counts.to_run} of {counts.total} rows to run")
     if counts.total == 0:
@@ -51,11 +93,22 @@ def _run_one(stage: Stage, resolved: Resolved, say: Callable[[str], None]) -> Ma
             "`soundcap status` shows what the stages before it dropped or quarantined, and why."
         )
     result = work.make()
-    quarantined = [{**vars(row), "stage": stage.name} for row in result.quarantined]
-    output.write_quarantine(quarantined)
+    held.check()
     seconds = time.monotonic() - started
+    manifest = commit(resolved, result, seconds)
+    out = f"{manifest.rows_out} rows out"
+    if manifest.rows_quarantined:
+        out += f", {manifest.rows_quarantined} quarantined"
+    say(f"{stage.name}: done, {out}, {human_time(seconds)}")
+    return manifest
+
+
+def commit(resolved: Resolved, result: Result, seconds: float) -> Manifest:
+    """Commits a stage's output, whose files are in its folder already."""
+    output = resolved.context.output
+    quarantined = [{**vars(row), "stage": output.stage} for row in result.quarantined]
     manifest = Manifest(
-        stage=stage.name,
+        stage=output.stage,
         fingerprint=output.fingerprint,
         digest=result.digest,
         rows_in=result.rows_in,
@@ -65,39 +118,4 @@ def _run_one(stage: Stage, resolved: Resolved, say: Callable[[str], None]) -> Ma
         seconds=round(seconds, 3),
         figures=dict(result.figures),
     )
-    out = f"{manifest.rows_out} rows out"
-    if quarantined:
-        out += f", {len(quarantined)} quarantined"
-    say(f"{stage.name}: done, {out}, {human_time(seconds)}")
-    return output.commit(manifest, resolved.spec)
-
-
-def ensure_ray() -> None:
-    """Connects to the cluster named by RAY_ADDRESS, else starts one on this machine; once per process."""
-    # Workers use this very environment; resolving it again on each of them saturates a cluster.
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    # Ray assigns the GPUs; workers that reserve none must still see devices they share.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # Ray would run workers at nice 15: beside one ordinary process they would hardly get a core.
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    # Every failure is handled here; Ray would also print those of batches that a failed run abandons.
-    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
-    import ray  # takes over a second, which `plan` saves
-
-    if not ray.is_initialized():
-        address = os.environ.get("RAY_ADDRESS", "local")
-        _check_answers(address)
-        ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-
-
-def _check_answers(address: str) -> None:
-    """Raises UserError within seconds if no cluster answers; Ray itself would wait for minutes."""
-    host, _, port = address.rpartition(":")
-    if not (host and port.isdigit()) or "/" in host:
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=5).close()
-    except (OSError, OverflowError) as error:
-        raise UserError(
-            f"RAY_ADDRESS: no answer from {address} ({error}); start the cluster, or unset it to run on this machine"
-        ) from error
+    return output.commit(manifest, pa.Table.from_pylist(quarantined, schema=QUARANTINE_SCHEMA), resolved.spec)

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from pipelines.engine.fingerprint import digest
-from pipelines.engine.ledger import Entry, Ledger, Worker, missing
-from pipelines.engine.recipe import Recipe
+from pipelines.engine.fingerprint import table_digest
+from pipelines.engine.ledger import Ledger, Worker
+from pipelines.engine.recipe import KEY, Recipe
 from pipelines.engine.storage import Storage
 from pipelines.engine.store import Output
-from pipelines.run_config import Config
+from pipelines.errors import RunError
+from pipelines.run_config import Config, Workers
+
+ALWAYS_ALLOWED_FAILURES = 10
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,11 @@ class Counts:
     total: int
     to_run: int
     refused: int = 0
+
+    @property
+    def has_begun(self) -> bool:
+        """True if some rows that are worked on are there already."""
+        return self.to_run < self.total - self.refused
 
 
 @dataclass(frozen=True)
@@ -41,7 +52,7 @@ class Context:
 
 
 class NotYetKnown(Exception):
-    """Recipe that is unknown before `prepare` has run; `counts` is the best estimate until then."""
+    """Recipe that is unknown until some work is done; `counts` is the best estimate until then."""
 
     def __init__(self, reason: str, counts: Counts) -> None:
         super().__init__(reason)
@@ -80,7 +91,6 @@ class Stage(ABC):
     """Base class of pipeline stages."""
 
     name: ClassVar[str]
-    code_version: ClassVar[int] = 1
     ledgers: ClassVar[tuple[str, ...]] = ()
     reads: ClassVar[tuple[str, ...]] = ()
 
@@ -88,17 +98,22 @@ class Stage(ABC):
         """Names of the stages whose outputs this one reads under a configuration."""
         return self.reads
 
-    def prepare(self, config: Config, storage: Storage, say: Callable[[str], None]) -> None:  # noqa: B027
-        """Hook for work that must precede the recipe; most stages have none."""
-
     @abstractmethod
     def recipe(self, config: Config, storage: Storage) -> Recipe:
         """Recipe of the stage's rows under this configuration.
 
         Raises:
-            NotYetKnown: before `prepare`.
+            NotYetKnown: work must be done before, which `recipe_to_run` does.
             UserError: a file or checkpoint is missing.
         """
+
+    def check(self, config: Config, storage: Storage) -> None:
+        """Raises UserError for what a run would miss later: called for all stages before the first one runs."""
+        self.recipe(config, storage)
+
+    def recipe_to_run(self, config: Config, storage: Storage, say: Callable[[str], None]) -> Recipe:
+        """Recipe as of `recipe`, after the work, if any, that must be done before it is known."""
+        return self.recipe(config, storage)
 
     @abstractmethod
     def work(self, context: Context) -> WholeWork | RowWork:
@@ -121,32 +136,29 @@ class WholeWork:
 
 
 @dataclass(frozen=True)
-class Row:
-    """Row to compute. `parts` and the recipe determine its value; `task` is sent to the worker."""
-
-    row_id: str
-    parts: Mapping[str, Any]
-    task: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
 class RowSet:
-    """Rows of one ledger, with their recipe and worker."""
+    """Rows of one ledger, with their recipe and worker.
+
+    Attributes:
+        ledger: its name.
+        recipe: with a row's parts it determines the row's value.
+        tasks: what the worker gets, a row each. The first column is the row's id.
+        parts: names of the text columns of `tasks` that are hashed into the row's key.
+        values: columns that the worker supplies.
+        worker: computes the values.
+    """
 
     ledger: str
     recipe: Recipe
-    rows: Sequence[Row]
+    tasks: pa.Table
+    parts: tuple[str, ...]
+    values: pa.Schema
     worker: Worker
 
     @cached_property
-    def keys(self) -> dict[str, str]:
-        """Ledger key by row id."""
-        return {row.row_id: self.recipe.key(row.parts) for row in self.rows}
-
-    def items(self, todo: Iterable[str]) -> list[tuple[str, str, dict[str, Any]]]:
-        """(row id, key, task) of the rows whose ids are in `todo`."""
-        wanted = set(todo)
-        return [(row.row_id, self.keys[row.row_id], dict(row.task)) for row in self.rows if row.row_id in wanted]
+    def keys(self) -> pa.Array:
+        """Ledger keys, in the order of `tasks`."""
+        return pa.array(self.recipe.keys(*(_texts(self.tasks[part]) for part in self.parts)), KEY)
 
 
 @dataclass(frozen=True)
@@ -154,13 +166,14 @@ class Rows:
     """All rows of a stage.
 
     Attributes:
-        carried: pass-through columns by row id, in output order. The workers' values of each set supply the other
-            columns. Row ids that occur only in a set are not part of the output.
-        sets: rows to compute, by ledger.
+        carried: pass-through columns, in output order; the first is the row's id. The sets supply the other columns
+            of the stage's schema.
+        sets: rows to compute, in the order of `carried`. More rows behind these are computed, and are no part of the
+            output.
         refused: rows quarantined before any work.
     """
 
-    carried: Mapping[str, Mapping[str, Any]]
+    carried: pa.Table
     sets: Sequence[RowSet]
     refused: Sequence[Refused] = ()
 
@@ -168,25 +181,23 @@ class Rows:
 class RowStage(Stage):
     """Base class of stages whose rows are computed one by one, each at most once, through ledgers.
 
-    The `execution` block of the stage's configuration section controls the fan-out.
+    The `execution` block of the stage's configuration section controls the fan-out. `meaning` names the columns that
+    later stages depend on; a ledger's name in it stands for the rows' keys there.
     """
 
     schema: ClassVar[pa.Schema]
+    meaning: ClassVar[tuple[str, ...]]
 
     @abstractmethod
     def rows(self, context: Context) -> Rows:
         """All rows of this stage."""
 
-    @abstractmethod
-    def meaning_of(self, row: Mapping[str, Any], keys: Sequence[str]) -> Any:
-        """Part of a finished row that later stages depend on, as plain data. `keys`: the row's key in each set."""
-
-    def figures(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    def figures(self, rows: pa.Table) -> dict[str, Any]:
         """Extra figures for the manifest."""
         return {}
 
-    def finish(self, context: Context, made: Mapping[str, Mapping[str, Entry]]) -> None:
-        """Hook before the commit. `made`: entries by ledger and row id, rows outside the output included."""
+    def finish(self, context: Context, made: Mapping[str, pa.Table]) -> None:
+        """Hook before the commit. `made`: error_class, message and values by ledger, in the order of its tasks."""
 
     def work(self, context: Context) -> RowWork:
         return RowWork(self, context)
@@ -198,62 +209,137 @@ class RowWork:
     def __init__(self, stage: RowStage, context: Context) -> None:
         self.stage, self.context = stage, context
         self.rows = stage.rows(context)
-        self.known = {one.ledger: Ledger(context.storage, one.ledger).read() for one in self.rows.sets}
-        self.todo = {
-            one.ledger: missing(one.keys, self.known[one.ledger], retry_failed=context.retry_failed)
-            for one in self.rows.sets
-        }
+        self.ledgers = [Ledger(context.storage, one.ledger, one.values) for one in self.rows.sets]
+        self.is_missing = [
+            is_missing(one.keys, ledger.read(), retry_failed=context.retry_failed)
+            for one, ledger in zip(self.rows.sets, self.ledgers, strict=True)
+        ]
 
     @property
     def counts(self) -> Counts:
         """Row counts of the output; a row that any set lacks is still to run."""
-        todo = {row_id for ids in self.todo.values() for row_id in ids if row_id in self.rows.carried}
-        refused = len(self.rows.refused)
-        return Counts(len(self.rows.carried) + refused, len(todo), refused)
+        rows, refused = self.rows.carried.num_rows, len(self.rows.refused)
+        to_run = np.zeros(rows, bool)
+        for mask in self.is_missing:
+            to_run |= mask[:rows]
+        return Counts(rows + refused, int(to_run.sum()), refused)
 
     def make(self) -> Result:
         """Computes missing rows and fills the output folder."""
         computed = self.counts.to_run
-        for one in self.rows.sets:
-            if self.todo[one.ledger]:
-                self._compute(one)
+        for one, ledger, mask in zip(self.rows.sets, self.ledgers, self.is_missing, strict=True):
+            if mask.any():
+                self._compute(one, ledger, mask)
+            ledger.settle()
         return self._assemble(computed)
 
-    def _compute(self, one: RowSet) -> None:
+    def _compute(self, one: RowSet, ledger: Ledger, mask: np.ndarray) -> None:
         from pipelines.engine.fanout import fan_out  # `plan` starts without Ray
 
-        ledger = Ledger(self.context.storage, one.ledger)
         fan_out(
-            one.items(self.todo[one.ledger]),
+            one.tasks.filter(pa.array(mask)),
+            one.keys.filter(pa.array(mask)),
             one.worker,
             ledger=ledger,
-            workers=getattr(self.context.config, self.stage.name).execution,
-            label=one.ledger,
+            workers=self._execution,
+            check_share=self._check_share,
             say=self.context.say,
         )
-        ledger.compact()
-        self.known[one.ledger] = ledger.read()
+
+    @property
+    def _execution(self) -> Workers:
+        execution: Workers = getattr(self.context.config, self.stage.name).execution
+        return execution
+
+    def _check_share(self, failed: int) -> None:
+        """Raises RunError if more rows failed in the work than the configuration allows."""
+        total, share = self.rows.carried.num_rows, self._execution.max_quarantined_share
+        if failed > max(ALWAYS_ALLOWED_FAILURES, share * total):
+            name = self.stage.name
+            raise RunError(
+                f"{name}: {failed} of {total} rows quarantined, more than {name}.execution.max_quarantined_share "
+                f"({share:g}) allows, mostly for {self._commonest_failure()}; no later stage starts. Mend it and run "
+                "again with --retry-failed, or raise that key"
+            )
+
+    def _commonest_failure(self) -> str:
+        failures: Counter[str] = Counter()
+        example: dict[str, str] = {}
+        for one, ledger in zip(self.rows.sets, self.ledgers, strict=True):
+            rows = ledger.read(("message",))
+            failed = pc.and_(pc.not_equal(rows["error_class"], ""), pc.is_in(rows["key"], value_set=one.keys))
+            for row in rows.filter(failed).select(["error_class", "message"]).to_pylist():
+                failures[row["error_class"]] += 1
+                example[row["error_class"]] = row["message"]
+        [(error_class, _)] = failures.most_common(1)
+        return f"{error_class} (such as: {example[error_class]})"
 
     def _assemble(self, computed: int) -> Result:
-        context, sets = self.context, self.rows.sets
-        made: list[dict[str, Any]] = []
-        meanings: list[Any] = []
-        quarantined = list(self.rows.refused)
-        for row_id in self.rows.carried:
-            keys = [one.keys[row_id] for one in sets]
-            entries = [self.known[one.ledger][key] for one, key in zip(sets, keys, strict=True)]
-            bad = next((entry for entry in entries if entry.status != "ok"), None)
-            if bad is not None:
-                quarantined.append(Refused(row_id, bad.error_class, bad.message))
-                continue
-            row = dict(self.rows.carried[row_id])
-            for entry in entries:
-                row |= entry.value
-            made.append(row)
-            meanings.append(self.stage.meaning_of(row, keys))
-        context.output.write_rows(made, self.stage.schema)
-        self.stage.finish(
-            context, {one.ledger: {r: self.known[one.ledger][k] for r, k in one.keys.items()} for one in sets}
+        carried, refused, stage = self.rows.carried, self.rows.refused, self.stage
+        made = {ledger.name: made_rows(one, ledger) for one, ledger in zip(self.rows.sets, self.ledgers, strict=True)}
+        rows, bad = carried, np.zeros(carried.num_rows, bool)
+        quarantined = list(refused)
+        for one in self.rows.sets:
+            table = made[one.ledger].slice(0, rows.num_rows)
+            for name in one.values.names:
+                rows = rows.append_column(name, table[name])
+            failed = pc.not_equal(table["error_class"], "").to_numpy() & ~bad
+            quarantined += _refused(carried.column(0), table, failed)
+            bad |= failed
+            rows = rows.append_column(one.ledger, one.keys.slice(0, rows.num_rows))
+        self._check_share(int(bad.sum()))
+        rows = rows.filter(pa.array(~bad))
+        self.context.output.write_rows(rows.select(stage.schema.names).cast(stage.schema))
+        stage.finish(self.context, made)
+        total = carried.num_rows + len(refused)
+        figures = stage.figures(rows)
+        return Result(total, computed, table_digest(rows.select(stage.meaning)), quarantined, figures)
+
+
+def is_missing(keys: pa.Array, known: pa.Table, *, retry_failed: bool) -> np.ndarray:
+    """Mask of the keys that a ledger's table `known` lacks, or has as quarantined ones to be tried again."""
+    if retry_failed:
+        known = known.filter(pc.equal(known["error_class"], ""))
+    mask: np.ndarray = ~pc.is_in(keys, value_set=known["key"].combine_chunks()).to_numpy(zero_copy_only=False)
+    return mask
+
+
+def _texts(column: pa.ChunkedArray) -> list[str]:
+    """Texts of a column; equal ones of a column of shared texts are one object."""
+    if not pa.types.is_dictionary(column.type):
+        texts: list[str] = column.to_pylist()
+        return texts
+    column = column.unify_dictionaries().combine_chunks()
+    values = column.dictionary.to_pylist()
+    return [values[index] for index in column.indices.to_pylist()]
+
+
+def made_rows(one: RowSet, ledger: Ledger) -> pa.Table:
+    """Ledger rows of a set, in the order of its tasks."""
+    known = ledger.read(("message", *one.values.names))
+    places = pc.index_in(one.keys, value_set=known["key"].combine_chunks())
+    if places.null_count:
+        raise RunError(
+            f"{one.ledger}: {places.null_count} rows changed under way (files that were replaced, or a damaged part of "
+            "the ledger); the same command plans them again"
         )
-        total = len(self.rows.carried) + len(self.rows.refused)
-        return Result(total, computed, digest(meanings), quarantined, self.stage.figures(made))
+    return known.take(places)
+
+
+def _refused(ids: pa.ChunkedArray, table: pa.Table, failed: np.ndarray) -> list[Refused]:
+    columns = (ids, table["error_class"], table["message"])
+    return [Refused(*row) for row in zip(*(c.filter(pa.array(failed)).to_pylist() for c in columns), strict=True)]
+
+
+def with_constants(table: pa.Table, **columns: str) -> pa.Table:
+    """Table with more columns, each of one text in all rows."""
+    for name, text in columns.items():
+        table = table.append_column(name, shared_texts([text] * table.num_rows))
+    return table
+
+
+def shared_texts(texts: Sequence[str]) -> pa.Array:
+    """Column of texts of which many are equal; each is stored once."""
+    places: dict[str, int] = {}
+    indices = [places.setdefault(text, len(places)) for text in texts]
+    return pa.DictionaryArray.from_arrays(pa.array(indices, pa.int32()), pa.array(list(places), pa.string()))

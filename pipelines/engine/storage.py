@@ -1,17 +1,20 @@
-"""File storage of a run, on a local disk or in a bucket (s3://): whole files, atomic writes."""
+"""File storage of a run, on a local disk or in a bucket (s3://): whole files, atomic and durable writes."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import fsspec
 import pyarrow as pa
@@ -19,9 +22,18 @@ import pyarrow.parquet as pq
 
 from pipelines.errors import UserError
 
+READERS = 32
+"""Files read at once from a bucket, where waiting takes longer than reading."""
 
-@dataclass(frozen=True)
-class FileInfo:
+
+PIECE_BYTES = 8 * 2**20
+
+
+LISTING = pa.schema([("name", pa.string()), ("size", pa.int64()), ("version", pa.string())])
+"""Columns of a listing, as of FileInfo."""
+
+
+class FileInfo(NamedTuple):
     """A file under a storage root. `version` changes when the content does (mtime or ETag)."""
 
     name: str
@@ -67,22 +79,34 @@ class Storage:
 
     def files(self, folder: str = "", *, recursive: bool = False) -> list[FileInfo]:
         """Files in `folder`, sorted by name (relative to the root). An absent folder has none."""
-        top = self.path(folder)
-        try:
-            found = self._fs.find(top, maxdepth=None if recursive else 1, detail=True)
-        except FileNotFoundError:
-            return []
+        return sorted(map(FileInfo, *self._list(folder, recursive=recursive)), key=itemgetter(0))
+
+    def names(self, folder: str) -> set[str]:
+        """Names of all files below `folder`, relative to the root. Faster than `files`, which looks at each."""
+        if not self.is_local:
+            return {info.name for info in self.files(folder, recursive=True)}
         start = len(self.path()) + 1
-        infos = [
-            FileInfo(
-                full[start:],
-                int(info.get("size") or 0),
-                str(info.get("ETag") or int(info.get("mtime", 0) * 1e6)),
-            )
-            for full, info in found.items()
-            if info["type"] == "file" and "/.tmp-" not in full
-        ]
-        return sorted(infos, key=lambda info: info.name)
+        return {f"{top}/{file}"[start:] for top, _, files in os.walk(self.path(folder)) for file in files}
+
+    def listing(self) -> pa.Table:
+        """Table of all files, with the columns LISTING, sorted by name."""
+        return pa.table(list(self._list("", recursive=True)), schema=LISTING).sort_by("name")
+
+    def _list(self, folder: str, *, recursive: bool) -> tuple[list[str], list[int], list[str]]:
+        """Names, sizes and versions of the files in `folder`, in any order."""
+        top, start = self.path(folder), len(self.path()) + 1
+        columns: tuple[list[str], list[int], list[str]] = ([], [], [])
+        if self.is_local:
+            _list_local(top or "/", start, recursive, columns)
+            return columns
+        with contextlib.suppress(FileNotFoundError):
+            found = self._fs.find(top, maxdepth=None if recursive else 1, detail=True)
+            for full, info in found.items():
+                if info["type"] == "file":
+                    columns[0].append(full[start:])
+                    columns[1].append(info.get("size") or 0)
+                    columns[2].append(info["ETag"])
+        return columns
 
     def is_empty(self) -> bool:
         """True if the root is absent or holds only hidden files."""
@@ -96,39 +120,74 @@ class Storage:
         data: bytes = self._fs.cat_file(self.path(name))
         return data
 
+    def sha256(self, name: str) -> str:
+        """SHA-256, in hex, of a file, which is read in pieces."""
+        with self._fs.open(self.path(name), "rb") as file:
+            digest = hashlib.sha256()
+            while piece := file.read(PIECE_BYTES):
+                digest.update(piece)
+        return digest.hexdigest()
+
+    def read_many(self, names: Sequence[str]) -> list[bytes | None]:
+        """Content of files, in order; None for one that does not exist."""
+
+        def read(name: str) -> bytes | None:
+            try:
+                return self.read_bytes(name)
+            except FileNotFoundError:
+                return None
+
+        if self.is_local or len(names) < 2:
+            return [read(name) for name in names]
+        with ThreadPoolExecutor(READERS) as pool:
+            return list(pool.map(read, names))
+
     def write_bytes(self, name: str, data: bytes) -> None:
         if self.is_local:
-            target = Path(self.path(name))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            partial = target.parent / f".tmp-{uuid.uuid4().hex}"
-            partial.write_bytes(data)
-            partial.replace(target)
+            with _durable(Path(self.path(name))) as partial:
+                partial.write_bytes(data)
         else:
             self._fs.pipe_file(self.path(name), data)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Writes a file unless it exists; True if it was written. Of several writers one succeeds, on NFS too."""
+        try:
+            if self.is_local:
+                with _durable(Path(self.path(name)), replace=False) as partial:
+                    partial.write_bytes(data)
+            else:
+                self._fs.pipe_file(self.path(name), data, mode="create")
+        except FileExistsError:
+            return False
+        return True
 
     def upload(self, local: Path, name: str) -> None:
         """Moves the local file `local` to `name`, atomically."""
         if self.is_local:
-            target = Path(self.path(name))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            partial = target.parent / f".tmp-{uuid.uuid4().hex}"
-            shutil.move(local, partial)
-            partial.replace(target)
+            with _durable(Path(self.path(name))) as partial:
+                shutil.move(local, partial)
         else:
             self._fs.put_file(str(local), self.path(name))
             local.unlink()
 
-    def upload_folder(self, local: Path, name: str) -> None:
-        """Moves every file below the local folder `local` to below `name`."""
-        for file in sorted(local.rglob("*")):
-            if file.is_file():
-                self.upload(file, f"{name}/{file.relative_to(local).as_posix()}")
+    def move(self, name: str, to: str) -> None:
+        """Renames a file, if it exists."""
+        with contextlib.suppress(FileNotFoundError):
+            if self.is_local:
+                Path(self.path(to)).parent.mkdir(parents=True, exist_ok=True)
+            self._fs.mv(self.path(name), self.path(to))
 
     @contextlib.contextmanager
     def local(self, name: str) -> Iterator[Path]:
-        """Local path for reading file or folder `name`; from a bucket it is downloaded until the block ends."""
+        """Local path for reading file or folder `name`; from a bucket it is downloaded until the block ends.
+
+        Raises FileNotFoundError.
+        """
         if self.is_local:
-            yield Path(self.path(name))
+            path = Path(self.path(name))
+            if not path.exists():
+                raise FileNotFoundError(f"{path} is gone; `soundcap run` makes it again")
+            yield path
             return
         with tempfile.TemporaryDirectory(prefix="soundcap-") as folder:
             target = Path(folder) / Path(name).name
@@ -156,20 +215,88 @@ class Storage:
         return json.loads(self.read_bytes(name))
 
     def find_json(self, name: str) -> Any:
-        """Content of a JSON file, or None if it is absent."""
+        """Content of a JSON file, or None if it is absent, empty or cut: then it is made again."""
         try:
             return self.read_json(name)
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError):
             return None
 
     def write_json(self, name: str, value: Any) -> None:
-        self.write_bytes(name, json.dumps(value, indent=2, ensure_ascii=False).encode())
+        self.write_bytes(name, json_bytes(value))
 
     def read_table(self, name: str) -> pa.Table:
-        # Not pq.read_table: it imports pyarrow.dataset and pandas, which costs every command a second.
-        return pq.ParquetFile(pa.BufferReader(self.read_bytes(name))).read()
+        return parquet_table(self.read_bytes(name))
 
     def write_table(self, name: str, table: pa.Table) -> None:
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd", write_page_index=True)
-        self.write_bytes(name, sink.getvalue().to_pybytes())
+        self.write_bytes(name, parquet_bytes(table))
+
+
+def json_bytes(value: Any) -> bytes:
+    return json.dumps(value, indent=2, ensure_ascii=False).encode()
+
+
+def parquet_table(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
+    """Table of a Parquet file's bytes, or those of the given columns that it has."""
+    # Not pq.read_table: it imports pyarrow.dataset and pandas, which costs every command a second.
+    return pq.ParquetFile(pa.BufferReader(data)).read(columns=None if columns is None else list(columns))
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """Parquet file of a table. Equal texts of a column are stored once."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", write_page_index=True)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+def _list_local(folder: str, start: int, recursive: bool, columns: tuple[list[str], list[int], list[str]]) -> None:
+    """Adds the files of a local folder; names begin at `start` of their paths. Half-written ones are left out."""
+    names, sizes, versions = columns
+    try:
+        entries = os.scandir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    with entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                if recursive:
+                    _list_local(entry.path, start, recursive, columns)
+            elif entry.is_file() and not entry.name.startswith(_PARTIAL):
+                try:
+                    stat = entry.stat()
+                except FileNotFoundError:
+                    continue  # gone since the listing
+                names.append(entry.path[start:])
+                sizes.append(stat.st_size)
+                versions.append(str(stat.st_mtime_ns))
+
+
+_PARTIAL = ".tmp-"
+
+
+@contextlib.contextmanager
+def _durable(target: Path, *, replace: bool = True) -> Iterator[Path]:
+    """Path to write to, which becomes `target` whole: synced to the disk, renamed, and its folder synced.
+
+    Without `replace` raises FileExistsError if the target exists.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.parent / f"{_PARTIAL}{uuid.uuid4().hex}"
+    try:
+        yield partial
+        _sync(partial)
+        if replace:
+            partial.replace(target)
+        else:
+            os.link(partial, target)
+        _sync(target.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from pipelines.engine.storage import Storage
-from pipelines.errors import UserError
+from pipelines.engine.fingerprint import file_sha256
+from pipelines.engine.storage import Storage, json_bytes, parquet_bytes, parquet_table
+from pipelines.errors import RunError, UserError
 
 FORMAT = 1
 """Version of the store's layout. A store of another version is refused, never read."""
@@ -25,6 +28,27 @@ RUNS = "runs"
 def text_columns(*names: str) -> list[pa.Field]:
     """String columns of an Arrow schema."""
     return [pa.field(name, pa.string()) for name in names]
+
+
+SHA256_SUFFIX, BYTES_SUFFIX = "_sha256", "_bytes"
+
+
+def file_columns(name: str) -> list[pa.Field]:
+    """Columns of an Arrow schema for a stored file: its storage name (or nothing), its size and its SHA-256."""
+    text = pa.dictionary(pa.int32(), pa.string())
+    return [pa.field(name, text), pa.field(name + BYTES_SUFFIX, pa.int64()), pa.field(name + SHA256_SUFFIX, text)]
+
+
+def keep_file(storage: Storage, local: Path, name: str, column: str) -> dict[str, Any]:
+    """Moves a local file into the storage. Returns its values for `file_columns(column)`."""
+    kept = {column: name, column + BYTES_SUFFIX: local.stat().st_size, column + SHA256_SUFFIX: file_sha256(local)}
+    storage.upload(local, name)
+    return kept
+
+
+def shared_text_column(name: str) -> pa.Field:
+    """String column of an Arrow schema of which many values are equal; each is stored once."""
+    return pa.field(name, pa.dictionary(pa.int32(), pa.string()))
 
 
 QUARANTINE_SCHEMA = pa.schema(text_columns("row_id", "stage", "error_class", "message"))
@@ -53,11 +77,13 @@ class Manifest:
 
 
 class Output:
-    """Folder of one stage output, committed or in progress."""
+    """Folder of one stage output, committed or in progress. Files are written through it, which notes their digests."""
 
     def __init__(self, storage: Storage, stage: str, fingerprint: str) -> None:
         self.storage, self.stage, self.fingerprint = storage, stage, fingerprint
         self.folder = f"{stage}/{fingerprint}"
+        self._written: dict[str, str] = {}
+        self._manifest: Manifest | None = None
 
     def name(self, file: str) -> str:
         """Name of this output's `file`, relative to the storage root."""
@@ -65,8 +91,10 @@ class Output:
 
     def manifest(self) -> Manifest | None:
         """Manifest, or None while the output is not committed."""
-        found = self.storage.find_json(self.name(MANIFEST))
-        return None if found is None else Manifest(**found)
+        if self._manifest is None:
+            found = self.storage.find_json(self.name(MANIFEST))
+            self._manifest = None if found is None else Manifest(**found)
+        return self._manifest
 
     def committed(self) -> Manifest:
         """Manifest of an output that is known to be committed."""
@@ -74,31 +102,64 @@ class Output:
         assert manifest is not None, f"{self.folder} is taken for finished and has no manifest"
         return manifest
 
-    def rows(self) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = self.storage.read_table(self.name(ROWS)).to_pylist()
-        return rows
+    def rows(self, *columns: str) -> pa.Table:
+        """Rows of the output, all columns or the given ones."""
+        return parquet_table(self.read_bytes(ROWS), columns or None)
 
-    def quarantine(self) -> list[dict[str, Any]]:
-        """Quarantined rows: row_id, stage, error_class, message."""
-        rows: list[dict[str, Any]] = self.storage.read_table(self.name(QUARANTINE)).to_pylist()
-        return rows
+    def quarantine(self) -> pa.Table:
+        """Quarantined rows, as in QUARANTINE_SCHEMA."""
+        return parquet_table(self.read_bytes(QUARANTINE))
 
-    def write_rows(self, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
-        self.storage.write_table(self.name(ROWS), pa.Table.from_pylist(rows, schema=schema))
+    def spec(self) -> dict[str, Any]:
+        """Spec of the output: stage, meaning, inputs and origins, which explain later changes."""
+        spec: dict[str, Any] = json.loads(self.read_bytes(SPEC))
+        return spec
 
-    def write_quarantine(self, rows: list[dict[str, Any]]) -> None:
-        self.storage.write_table(self.name(QUARANTINE), pa.Table.from_pylist(rows, schema=QUARANTINE_SCHEMA))
+    def read_bytes(self, file: str) -> bytes:
+        """Content of a file of the committed output.
 
-    def commit(self, manifest: Manifest, spec: Mapping[str, Any]) -> Manifest:
-        """Commits the output: writes the manifest, with the SHA-256 of each file directly in the folder."""
-        self.storage.write_json(self.name(SPEC), spec)
-        files = {
-            info.name[len(self.folder) + 1 :]: hashlib.sha256(self.storage.read_bytes(info.name)).hexdigest()
-            for info in self.storage.files(self.folder)
-        }
-        manifest = Manifest(**{**asdict(manifest), "files": files})
-        self.storage.write_json(self.name(MANIFEST), asdict(manifest))
-        return manifest
+        Raises RunError if it is gone, or not what was written.
+        """
+        try:
+            data = self.storage.read_bytes(self.name(file))
+        except FileNotFoundError:
+            data = None
+        if data is None or hashlib.sha256(data).hexdigest() != self.committed().files.get(file):
+            what = "is gone" if data is None else "holds other bytes than were written"
+            raise RunError(
+                f"{self.storage.address(self.name(file))} {what}; remove the folder {self.folder}, then the same "
+                "command makes it again from the ledger"
+            )
+        return data
+
+    def write_bytes(self, file: str, data: bytes) -> None:
+        self.storage.write_bytes(self.name(file), data)
+        self._written[file] = hashlib.sha256(data).hexdigest()
+
+    def write_json(self, file: str, value: Any) -> None:
+        self.write_bytes(file, json_bytes(value))
+
+    def write_rows(self, rows: pa.Table) -> None:
+        self.write_bytes(ROWS, parquet_bytes(rows))
+
+    def upload(self, local: Path, file: str) -> None:
+        """Moves a local file into the output."""
+        self._written[file] = file_sha256(local)
+        self.storage.upload(local, self.name(file))
+
+    def upload_folder(self, local: Path, name: str) -> None:
+        """Moves every file below a local folder to below `name`."""
+        for file in sorted(local.rglob("*")):
+            if file.is_file():
+                self.upload(file, f"{name}/{file.relative_to(local).as_posix()}")
+
+    def commit(self, manifest: Manifest, quarantine: pa.Table, spec: Mapping[str, Any]) -> Manifest:
+        """Commits the output: writes the manifest, with the SHA-256 of each file, after everything else."""
+        self.write_bytes(QUARANTINE, parquet_bytes(quarantine))
+        self.write_json(SPEC, spec)
+        self._manifest = replace(manifest, files=dict(sorted(self._written.items())))
+        self.storage.write_json(self.name(MANIFEST), asdict(self._manifest))
+        return self._manifest
 
 
 def open_store(root: str, *, write: bool = False) -> Storage:

@@ -43,5 +43,9 @@ class NotNormalised(MediaError):
     """File not written by `normalise`, passed to a reader that relies on frame index being time."""
 
 
+class KilledProcess(MachineFault):
+    """ffmpeg or ffprobe that somebody else ended: an out-of-memory killer, a node that is taken back."""
+
+
 class FfmpegMissing(MachineFault):
     """ffmpeg or ffprobe is not installed."""

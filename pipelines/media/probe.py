@@ -23,6 +23,8 @@ GLOBAL_ARGS = (
 """Arguments of every ffmpeg command on a source. One filter thread, as the pipeline runs one process per core. The
 container's own clock, as the zero that ffmpeg would choose depends on which streams a command uses."""
 
+MAX_PIXELS = 2**27
+"""Largest picture that is decoded (16384 x 8192): one of 16000 x 16000 takes gigabytes, and no film has it."""
 NOT_MEDIA_FORMATS = frozenset({"tty", "concat", "hls", "dash", "webvtt", "srt", "ass"})
 """ffmpeg's formats for plain text and for playlists, which would send it to other files."""
 
@@ -103,8 +105,8 @@ def require_picture(path: Path, streams: Streams) -> VideoStream:
 
 
 def open_input(source: Path) -> ffmpeg.nodes.FilterableStream:
-    """ffmpeg-python input of a source, never parsed as a URL or an option, decoded in one thread."""
-    return ffmpeg.input(f"file:{source}", threads=1, protocol_whitelist="file")
+    """ffmpeg-python input of a source, never parsed as a URL or an option, decoded in one thread, of MAX_PIXELS."""
+    return ffmpeg.input(f"file:{source}", threads=1, protocol_whitelist="file", max_pixels=MAX_PIXELS)
 
 
 def probe(source: Path, deadline: Deadline) -> Streams:
@@ -114,9 +116,9 @@ def probe(source: Path, deadline: Deadline) -> Streams:
     """
     _require_regular_file(source)
     argv = ["ffprobe", "-hide_banner", "-loglevel", "level+warning", "-protocol_whitelist", "file"]
-    argv += ["-show_format", "-show_streams", "-of", "json", f"file:{source}"]
+    argv += ["-max_pixels", str(MAX_PIXELS), "-show_format", "-show_streams", "-of", "json", f"file:{source}"]
     done = run(argv, subject=source.name, deadline=deadline)
-    found = json.loads(done.stdout or b"{}")
+    found = json.loads(done.stdout or b"{}") if done.returncode == 0 else {}
     container = str(found.get("format", {}).get("format_name", ""))
     if done.returncode != 0 or not container or container in NOT_MEDIA_FORMATS:
         saw = log_tail(done.stderr, source) or f"its format looks like {container or 'none'}"
@@ -125,6 +127,10 @@ def probe(source: Path, deadline: Deadline) -> Streams:
         )
     video = _choose(found["streams"], "video")
     audio = _choose(found["streams"], "audio")
+    if video is not None and not video.get("width"):
+        raise UnreadableSource(
+            f"{source.name}: its picture has no size or more than {MAX_PIXELS} pixels; wanted a film: make it smaller"
+        )
     return Streams(None if video is None else _video_stream(video), None if audio is None else _audio_stream(audio))
 
 

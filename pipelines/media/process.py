@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipelines.media.faults import DeadlineExceeded, FfmpegMissing, UnreadableSource
+from pipelines.media.faults import DeadlineExceeded, FfmpegMissing, KilledProcess, UnreadableSource
 
 REAP_S = 5.0
 LOG_TAIL_CHARS = 240
+KILLS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,8 @@ def run(argv: Sequence[str], *, subject: str, deadline: Deadline, stdin: bytes |
     """Runs `argv` in a session of its own; at the deadline kills the whole process group.
 
     subject: name of the source, for messages. stdin: bytes to feed, or None for /dev/null.
-    Raises DeadlineExceeded, and FfmpegMissing when the program is not on PATH.
+    Raises DeadlineExceeded, KilledProcess when something else ended it, and FfmpegMissing when the program is not
+    on PATH. A crash of the program itself is no such end: its input may be the cause.
     """
     program = shutil.which(argv[0])
     if program is None:
@@ -65,6 +67,11 @@ def run(argv: Sequence[str], *, subject: str, deadline: Deadline, stdin: bytes |
     finally:
         if process.returncode is None:
             _kill_group(process)
+    if -process.returncode in KILLS:
+        raise KilledProcess(
+            f"{subject}: {argv[0]} was ended by signal {-process.returncode}, as when memory runs out; use fewer "
+            "workers on a node, or nodes with more memory"
+        )
     return Finished(process.returncode, stdout, stderr.decode("utf-8", errors="replace"))
 
 

@@ -11,6 +11,9 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from pipelines.engine.plan import read_status
 from pipelines.engine.storage import Storage
 from pipelines.engine.store import Output, open_store
@@ -62,7 +65,7 @@ def build_report(config: Config) -> str:
         stages=statuses,
         reads={stage.name: stage.inputs(config) for stage in STAGES},
         clips=_clips(storage, outputs),
-        clips_total=len(outputs["clips"].rows()) if "clips" in outputs else 0,
+        clips_total=outputs["clips"].committed().rows_out if "clips" in outputs else 0,
         has=set(outputs),
         left_out=_left_out(outputs),
         max_listed=MAX_LISTED,
@@ -80,7 +83,8 @@ def build_report(config: Config) -> str:
 def _clips(storage: Storage, outputs: Outputs) -> list[dict[str, Any]]:
     """Page data of up to MAX_CLIPS clips of both splits: player, captions and curation verdict."""
     chosen = choose(outputs["clips"].rows(), MAX_CLIPS) if "clips" in outputs else []
-    told = {stage: _by_clip(outputs, stage) for stage in ("captions", "silent_captions", "curation")}
+    ids = [clip["clip_id"] for clip in chosen]
+    told = {stage: _by_clip(outputs, stage, ids) for stage in ("captions", "silent_captions", "curation")}
     players = _side_by_side(lambda clip: _player(storage, clip["video"], clip["audio"]), chosen)
     return [
         {**clip, "player": shown, **{stage: rows.get(clip["clip_id"]) for stage, rows in told.items()}}
@@ -88,16 +92,23 @@ def _clips(storage: Storage, outputs: Outputs) -> list[dict[str, Any]]:
     ]
 
 
-def choose(clips: Sequence[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
+def choose(clips: pa.Table, limit: int) -> list[dict[str, Any]]:
     """Deterministic choice of up to `limit` clips, test and train in turn, sorted by split and id."""
-    ordered = sorted(clips, key=lambda clip: str(clip["clip_id"]))
-    test, train = ([clip for clip in ordered if clip["split"] == split] for split in ("test", "train"))
+    test, train = (
+        clips.filter(pc.equal(clips["split"], split)).sort_by("clip_id").slice(0, limit).to_pylist()
+        for split in ("test", "train")
+    )
     turns = [clip for clip in chain.from_iterable(zip_longest(test, train)) if clip is not None]
     return sorted(turns[:limit], key=lambda clip: (clip["split"], clip["clip_id"]))
 
 
-def _by_clip(outputs: Outputs, stage: str) -> dict[str, dict[str, Any]]:
-    return {row["clip_id"]: row for row in outputs[stage].rows()} if stage in outputs else {}
+def _by_clip(outputs: Outputs, stage: str, clip_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Rows of the given clips in a stage's output, by clip id."""
+    if stage not in outputs:
+        return {}
+    rows = outputs[stage].rows()
+    chosen = rows.filter(pc.is_in(rows["clip_id"], value_set=pa.array(clip_ids, pa.string())))
+    return {row["clip_id"]: row for row in chosen.to_pylist()}
 
 
 def _player(storage: Storage, video: str, audio: str) -> Media:
@@ -119,9 +130,11 @@ def _side_by_side(work: Callable[[Any], Any], jobs: Sequence[Any]) -> list[Any]:
 
 def _samples(storage: Storage, outputs: Outputs) -> list[dict[str, Any]]:
     """Page data of up to MAX_CLIPS rows of stage `samples`: generated against original sound."""
-    clips = _by_clip(outputs, "clips")
-    rows = sorted(_by_clip(outputs, "samples").items())
-    pairs = [(clips[clip_id], row) for clip_id, row in rows if clip_id in clips][:MAX_CLIPS]
+    if not {"clips", "samples"} <= outputs.keys():
+        return []
+    ids = outputs["samples"].rows("clip_id")["clip_id"].sort().to_pylist()[:MAX_CLIPS]
+    clips, samples = _by_clip(outputs, "clips", ids), _by_clip(outputs, "samples", ids)
+    pairs = [(clips[clip_id], samples[clip_id]) for clip_id in ids]
     return _side_by_side(lambda pair: _sample(storage, *pair), pairs)
 
 
@@ -184,19 +197,27 @@ def _left_out(outputs: Outputs) -> list[dict[str, Any]]:
     """Dropped or quarantined rows by stage, as (row, reason, detail), with the count of each reason."""
     groups = []
     for stage, output in outputs.items():
-        rows = [(row["row_id"], row["error_class"], row["message"]) for row in output.quarantine()]
-        groups.append((stage, "quarantined", rows))
+        groups.append((stage, "quarantined", output.quarantine().select(["row_id", "error_class", "message"])))
         if stage == "curation":
-            dropped = [row for row in output.rows() if not row["kept"]]
-            rows = [(row["clip_id"], row["rule"], f"{row['detail']}: {row['caption']}") for row in dropped]
-            groups.append((stage, "dropped", rows))
-    return [_group(*group) for group in groups if group[2]]
+            rows = output.rows("clip_id", "rule", "detail", "caption", "kept")
+            rows = rows.filter(pc.invert(rows["kept"]))
+            detail = pc.binary_join_element_wise(rows["detail"], rows["caption"], ": ")
+            groups.append((stage, "dropped", rows.select(["clip_id", "rule"]).append_column("detail", detail)))
+    return [_group(*group) for group in groups if group[2].num_rows]
 
 
-def _group(stage: str, what: str, rows: list[tuple[str, str, str]]) -> dict[str, Any]:
-    rows = sorted(rows, key=lambda row: (row[1], row[0]))
-    counts = Counter(reason for _, reason, _ in rows).most_common()
-    return {"stage": stage, "what": what, "counts": counts, "rows": rows}
+def _group(stage: str, what: str, rows: pa.Table) -> dict[str, Any]:
+    """Page data of a table of (row, reason, detail): counts of all reasons, and the first MAX_LISTED rows."""
+    row, reason, _ = rows.column_names
+    counts = Counter(rows[reason].to_pylist()).most_common()
+    listed = rows.sort_by([(reason, "ascending"), (row, "ascending")]).slice(0, MAX_LISTED).to_pylist()
+    return {
+        "stage": stage,
+        "what": what,
+        "total": rows.num_rows,
+        "counts": counts,
+        "rows": [tuple(one.values()) for one in listed],
+    }
 
 
 def _curves(storage: Storage, outputs: Outputs) -> list[tuple[str, str]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import unicodedata
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
 from pipelines.engine.fingerprint import digest
 from pipelines.engine.plan import make_plan
-from pipelines.engine.store import SPEC, Output, open_store, text_columns
-from pipelines.errors import UserError
+from pipelines.engine.store import Output, open_store, text_columns
+from pipelines.errors import CONTROL, UserError
 from pipelines.report.templates import render
 from pipelines.run_config import Config
 from pipelines.stages import STAGES
@@ -45,15 +45,15 @@ class Published:
 
     output: Output
     spec: dict[str, Any]
-    rows: list[dict[str, Any]]
+    rows: pa.Table
     prompts: dict[str, str]
 
     @cached_property
-    def splits(self) -> dict[str, list[dict[str, Any]]]:
+    def splits(self) -> dict[str, pa.Table]:
         """Rows by non-empty split, sorted by clip id."""
-        rows = sorted(self.rows, key=lambda row: str(row["clip_id"]))
-        found = {split: [row for row in rows if row["split"] == split] for split in ("train", "test")}
-        return {split: rows for split, rows in found.items() if rows}
+        rows = self.rows.sort_by("clip_id")
+        found = {split: rows.filter(pc.equal(rows["split"], split)) for split in ("train", "test")}
+        return {split: rows for split, rows in found.items() if rows.num_rows}
 
 
 def publish(config: Config, target: Path) -> Path:
@@ -73,12 +73,12 @@ def publish(config: Config, target: Path) -> Path:
                 f"nothing to publish: stage {stage} is {states[stage]}, wanted done; "
                 "`soundcap run CONFIG --until curation` makes it"
             )
-    kept = {row["clip_id"] for row in done["curation"].rows() if row["kept"]}
-    clips = {clip["clip_id"]: clip for clip in done["clips"].rows()}
-    published = [_published(done["captions"], clips, kept)]
+    curated = done["curation"].rows("clip_id", "kept")
+    clips = done["clips"].rows("clip_id", "video_id", "start_s")
+    published = [_published(done["captions"], clips, curated.filter(curated["kept"])["clip_id"])]
     if "silent_captions" in done:
-        published.append(_published(done["silent_captions"], clips, set(clips)))
-    if not any(part.rows for part in published):
+        published.append(_published(done["silent_captions"], clips, clips["clip_id"]))
+    if not any(part.rows.num_rows for part in published):
         raise UserError("nothing to publish: curation kept no caption; `soundcap report CONFIG` shows why")
     target.parent.mkdir(parents=True, exist_ok=True)
     with _whole_or_not(target) as folder:
@@ -88,8 +88,7 @@ def publish(config: Config, target: Path) -> Path:
 
 def clean_text(text: str) -> str:
     """Single-line text with single spaces, without control characters and lone surrogates."""
-    kept = (" " if unicodedata.category(char) in ("Cc", "Cs") else char for char in text)
-    return " ".join("".join(kept).split())
+    return " ".join(CONTROL.sub(" ", text).split())
 
 
 def _done_outputs(config: Config) -> tuple[dict[str, Output], dict[str, str]]:
@@ -101,31 +100,30 @@ def _done_outputs(config: Config) -> tuple[dict[str, Output], dict[str, str]]:
     return done, {p.name: f"{p.state.replace('_', ' ')} ({p.reason})" for p in plans}
 
 
-def _published(output: Output, clips: Mapping[str, Mapping[str, Any]], kept: set[str]) -> Published:
-    spec: dict[str, Any] = output.storage.read_json(output.name(SPEC))
+def _published(output: Output, clips: pa.Table, kept: pa.ChunkedArray) -> Published:
+    """Published data of an output's rows whose clip ids are in `kept`. clips: clip_id, video_id, start_s."""
+    spec = output.spec()
     model = spec["meaning"]["model"]
     if adapter := spec["inputs"].get("captioner"):
         model = f"{model}+adapter:{adapter}"
-    rows, prompts = [], {}
-    for row in output.rows():
-        if row["clip_id"] not in kept:
-            continue
-        clip = clips[row["clip_id"]]
-        fingerprint = digest(row["prompt"])[:12]
-        prompts[fingerprint] = row["prompt"]
-        rows.append(
-            {
-                "video_id": clip["video_id"],
-                "start_s": clip["start_s"],
-                "split": row["split"],
-                "label": clean_text(row["label"]),
-                "caption": clean_text(row["caption"]),
-                "clip_id": row["clip_id"],
-                "prompt_fingerprint": fingerprint,
-                "model": model,
-            }
-        )
-    return Published(output, spec, rows, prompts)
+    rows = output.rows()
+    rows = rows.filter(pc.is_in(rows["clip_id"], value_set=kept.combine_chunks()))
+    clips = clips.take(pc.index_in(rows["clip_id"], value_set=clips["clip_id"].combine_chunks()))
+    prompt = rows["prompt"].unify_dictionaries().combine_chunks()
+    texts = prompt.dictionary.to_pylist()
+    fingerprints = [digest(text)[:12] for text in texts]
+    published = {
+        "video_id": clips["video_id"],
+        "start_s": clips["start_s"],
+        "split": rows["split"],
+        "label": [clean_text(label) for label in rows["label"].to_pylist()],
+        "caption": [clean_text(caption) for caption in rows["caption"].to_pylist()],
+        "clip_id": rows["clip_id"],
+        "prompt_fingerprint": pa.array(fingerprints, pa.string()).take(prompt.indices),
+        "model": pa.array([model] * rows.num_rows, pa.string()),
+    }
+    used = {fingerprints[index]: texts[index] for index in prompt.indices.unique().to_pylist()}
+    return Published(output, spec, pa.table(published, schema=PUBLISHED_SCHEMA), used)
 
 
 def _write(folder: Path, published: Sequence[Published], done: Mapping[str, Output]) -> None:
@@ -133,7 +131,7 @@ def _write(folder: Path, published: Sequence[Published], done: Mapping[str, Outp
         for split, rows in part.splits.items():
             file = folder / "data" / part.output.stage / f"{split}.parquet"
             file.parent.mkdir(parents=True, exist_ok=True)
-            pq.write_table(pa.Table.from_pylist(rows, schema=PUBLISHED_SCHEMA), file, compression="zstd")
+            pq.write_table(rows, file, compression="zstd")
     prompts = {fingerprint: text for part in published for fingerprint, text in part.prompts.items()}
     (folder / "prompts.json").write_text(json.dumps(prompts, indent=2, ensure_ascii=False, sort_keys=True))
     (folder / "README.md").write_text(_card(published, done), encoding="utf-8")
@@ -146,7 +144,7 @@ def _write(folder: Path, published: Sequence[Published], done: Mapping[str, Outp
 
 def _card(published: Sequence[Published], done: Mapping[str, Output]) -> str:
     """Dataset card: YAML front matter for loaders, and text for readers."""
-    largest = max(len(part.rows) for part in published)
+    largest = max(part.rows.num_rows for part in published)
     configs = [
         {
             "config_name": part.output.stage,
@@ -171,10 +169,11 @@ def _card(published: Sequence[Published], done: Mapping[str, Output]) -> str:
 
 def _left_out(done: Mapping[str, Output]) -> list[tuple[str, str, str, int]]:
     """Counts of dropped or quarantined rows, as (stage, what happened, reason, rows)."""
-    dropped = Counter(row["rule"] for row in done["curation"].rows() if not row["kept"])
+    curated = done["curation"].rows("rule", "kept")
+    dropped = Counter(curated.filter(pc.invert(curated["kept"]))["rule"].to_pylist())
     rows = [("curation", "dropped", rule, count) for rule, count in sorted(dropped.items())]
     for stage, output in done.items():
-        reasons = Counter(row["error_class"] for row in output.quarantine())
+        reasons = Counter(output.quarantine()["error_class"].to_pylist())
         rows += [(stage, "quarantined", reason, count) for reason, count in sorted(reasons.items())]
     return rows
 

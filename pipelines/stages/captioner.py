@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 from pipelines.engine.fingerprint import digest, file_sha256
-from pipelines.engine.ray_train import TrainingRun, train_under_ray
+from pipelines.engine.ray_train import TrainingRun, fitted, train_under_ray
 from pipelines.engine.recipe import Recipe
 from pipelines.engine.stage import Context, Refused, Result, Stage, WholeWork
 from pipelines.engine.storage import Storage
@@ -75,9 +76,10 @@ class CaptionerStage(Stage):
 
 def training_rows(context: Context) -> list[dict[str, Any]]:
     """Training rows: kept captions of the train split with the clip's video, sorted by clip id."""
-    videos = {clip["clip_id"]: clip["video"] for clip in context.inputs["clips"].rows()}
-    kept = [row for row in context.inputs["curation"].rows() if row["kept"] and row["split"] == "train"]
-    return [{**row, "video": videos[row["clip_id"]]} for row in sorted(kept, key=lambda row: str(row["clip_id"]))]
+    clips, rows = context.inputs["clips"].rows("clip_id", "video"), context.inputs["curation"].rows()
+    videos = dict(zip(clips["clip_id"].to_pylist(), clips["video"].to_pylist(), strict=True))
+    kept = rows.filter(pc.and_(rows["kept"], pc.equal(rows["split"], "train"))).sort_by("clip_id")
+    return [{**row, "video": videos[row["clip_id"]]} for row in kept.to_pylist()]
 
 
 def _train_adapter(context: Context, rows: list[dict[str, Any]]) -> Result:
@@ -97,9 +99,9 @@ def _train_adapter(context: Context, rows: list[dict[str, Any]]) -> Result:
             say=context.say,
         )
         meaning = _adapter_digest(folder)
-        storage.upload_folder(folder, output.name(ADAPTER_FOLDER))
+        output.upload_folder(folder, ADAPTER_FOLDER)
     curve = [asdict(point) for point in result.loss_curve]
-    storage.write_json(output.name("loss.json"), curve)
+    output.write_json("loss.json", curve)
     dropped = [Refused(one.clip_id, "CannotTrainOn", one.reason) for one in result.examples_dropped]
     figures = {"steps": curve[-1]["step"], "first_loss": curve[0]["loss"], "last_loss": curve[-1]["loss"]}
     return Result(len(rows), len(rows), meaning, dropped, figures)
@@ -132,7 +134,7 @@ def train_captioner(
     output_dir: Path,
     say: Callable[[str], None],
 ) -> FinetuneResult:
-    """Starts or resumes training and puts the adapter into `output_dir`. Ray must be initialised.
+    """Starts or resumes training and puts the adapter into `output_dir`.
 
     Args:
         model: base model.
@@ -146,6 +148,7 @@ def train_captioner(
         UserError: settings or examples that cannot be trained on.
         RunError: training failed more often than `run.max_failures`.
     """
+    run = fitted(run, "captioner.execution", say)
     import ray
 
     # A ZeRO checkpoint fits only the ZeRO stage and number of processes that wrote it: others start afresh.

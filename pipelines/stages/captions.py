@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.engine.ledger import Failed
 from pipelines.engine.recipe import Recipe, per_row
-from pipelines.engine.stage import Context, Refused, Row, Rows, RowSet, RowStage
+from pipelines.engine.stage import Context, Refused, Rows, RowSet, RowStage, shared_texts
 from pipelines.engine.storage import Storage
-from pipelines.engine.store import text_columns
+from pipelines.engine.store import shared_text_column, text_columns
 from pipelines.errors import one_line, user_input
 from pipelines.media.faults import MediaError
 from pipelines.media.read import read_audio, read_frames
@@ -26,10 +27,8 @@ from soundcap.engines import CaptionEngine, EngineError, load_engine
 from soundcap.prompts import PromptSet, load_prompts
 from soundcap.request import CaptionRequest, FrameSettings, Sampling
 
-CAPTIONER_VERSION = 1
-"""Version in every caption's key. Raise it when the same inputs would be shown to the model another way."""
-
 AUDIO_HZ = 16_000
+CAPTION = pa.schema(text_columns("caption"))
 
 
 @dataclass(frozen=True)
@@ -41,23 +40,20 @@ class CaptionRecipe(Recipe):
     sampling: Sampling
     with_sound: bool
     prompts: PromptSet = per_row()
-    captioner_version: int = CAPTIONER_VERSION
 
 
 class CaptionStage(RowStage):
     """Base class of the captioning stages: one row for each clip."""
 
-    schema = pa.schema(text_columns("clip_id", "label", "split", "caption", "prompt"))
+    schema = pa.schema([*text_columns("clip_id", "label", "split", "caption"), shared_text_column("prompt")])
+    meaning = ("clip_id", "label", "split", "caption")
 
-    def meaning_of(self, row: Mapping[str, Any], keys: Sequence[str]) -> Any:
-        return [row["clip_id"], row["label"], row["split"], row["caption"]]
-
-    def figures(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        words = sorted(len(row["caption"].split()) for row in rows)
+    def figures(self, rows: pa.Table) -> dict[str, Any]:
+        words = sorted(len(caption.split()) for caption in rows["caption"].to_pylist())
         return {
-            "prompts": len({row["prompt"] for row in rows}),
+            "prompts": len(rows["prompt"].unique()),
             "words_median": words[len(words) // 2] if words else 0,
-            "different_captions": len({row["caption"] for row in rows}),
+            "different_captions": len(rows["caption"].unique()),
         }
 
 
@@ -80,19 +76,19 @@ class CaptionsStage(CaptionStage):
 
     def rows(self, context: Context) -> Rows:
         recipe: CaptionRecipe = context.recipe
-        carried, rows, refused = {}, [], []
-        for clip in context.inputs["clips"].rows():
-            clip_id = clip["clip_id"]
-            if not clip["has_audio"]:
-                message = f"{clip['source_name']}: no sound to describe; an audio-visual caption needs some"
-                refused.append(Refused(clip_id, "NoAudioStream", message))
-                continue
-            prompt = recipe.prompts.render(clip["label"])
-            task = {"video": clip["video"], "audio": clip["audio"], "prompt": prompt}
-            rows.append(Row(clip_id, {"clip_id": clip_id, "prompt": prompt}, task))
-            carried[clip_id] = {k: clip[k] for k in ("clip_id", "label", "split")}
+        clips = context.inputs["clips"].rows()
+        silent = clips.filter(pc.invert(clips["has_audio"]))
+        refused = [
+            Refused(clip_id, "NoAudioStream", f"{name}: no sound to describe; an audio-visual caption needs some")
+            for clip_id, name in zip(silent["clip_id"].to_pylist(), silent["source_name"].to_pylist(), strict=True)
+        ]
+        clips = clips.filter(clips["has_audio"])
+        prompts = [recipe.prompts.render(label) for label in clips["label"].to_pylist()]
+        clips = clips.append_column("prompt", shared_texts(prompts))
         worker = CaptionWorker(recipe, context.config.captions.execution, context.storage)
-        return Rows(carried, [RowSet(self.name, recipe, rows, worker)], refused)
+        tasks = clips.select(["clip_id", "prompt", "video", "audio"])
+        rows = RowSet(self.name, recipe, tasks, ("clip_id", "prompt"), CAPTION, worker)
+        return Rows(clips.select(["clip_id", "label", "split", "prompt"]), [rows], refused)
 
 
 def read_prompts(instruction: str, warnings: str | None) -> PromptSet:
@@ -126,10 +122,7 @@ class CaptionWorker:
     def process(self, tasks: list[dict[str, Any]]) -> list[dict[str, Any] | Failed]:
         read = [self._read(task) for task in tasks]
         answers = iter(self._ask([request for request in read if not isinstance(request, Failed)]))
-        return [
-            request if isinstance(request, Failed) else _row(task, next(answers))
-            for task, request in zip(tasks, read, strict=True)
-        ]
+        return [request if isinstance(request, Failed) else _row(next(answers)) for request in read]
 
     def _ask(self, requests: list[CaptionRequest]) -> list[str | Exception]:
         try:
@@ -150,11 +143,11 @@ class CaptionWorker:
                 with self.storage.local(task["audio"]) as file:
                     audio = read_audio(file, AUDIO_HZ)
             return CaptionRequest(task["prompt"], frames, fps, audio, AUDIO_HZ)
-        except (MediaError, OSError, ValueError) as error:
+        except (MediaError, ValueError) as error:
             return Failed(type(error).__name__, one_line(error))
 
 
-def _row(task: Mapping[str, Any], answer: str | Exception) -> dict[str, Any] | Failed:
+def _row(answer: str | Exception) -> dict[str, Any] | Failed:
     if isinstance(answer, Exception):
         return Failed(type(answer).__name__, one_line(answer))
-    return {"caption": answer, "prompt": task["prompt"]}
+    return {"caption": answer}

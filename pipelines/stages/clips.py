@@ -2,82 +2,98 @@
 
 from __future__ import annotations
 
-import errno
+import os
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from pipelines.engine.fingerprint import digest
+from pipelines.engine.fingerprint import digest, file_sha256, table_digest
 from pipelines.engine.ledger import Failed
 from pipelines.engine.recipe import Recipe, per_row, unhashed
-from pipelines.engine.stage import Context, Counts, NotYetKnown, Refused, Row, Rows, RowSet, RowStage
+from pipelines.engine.stage import Context, Counts, NotYetKnown, Refused, Rows, RowSet, RowStage
 from pipelines.engine.storage import Storage
-from pipelines.engine.store import text_columns
-from pipelines.errors import MachineFault, one_line
+from pipelines.engine.store import file_columns, keep_file, text_columns
+from pipelines.errors import one_line
 from pipelines.media.clip import NORMALISER_VERSION, NormaliserSettings
 from pipelines.media.faults import MediaError
 from pipelines.media.normalise import normalise
 from pipelines.media.probe import open_source
 from pipelines.media.process import Deadline
 from pipelines.run_config import Config
-from pipelines.stages.source import SourceFolder, SourceHashes, list_source, split_of
+from pipelines.stages.source import SourceHashes, list_source, split_of
+
+CLIP = pa.schema(
+    [
+        *file_columns("video"),
+        *file_columns("audio"),
+        ("duration_s", pa.float64()),
+        ("fps", pa.float64()),
+        *((name, pa.int32()) for name in ("n_frames", "width_px", "height_px")),
+        ("has_audio", pa.bool_()),
+        *((name, pa.int32()) for name in ("audio_hz", "audio_channels")),
+    ]
+)
+SETTINGS = fields(NormaliserSettings)
+CLIP_ID_CHARS = 16
 
 
 @dataclass(frozen=True)
 class HashedSource:
-    """Raw files with the SHA-256 of their bytes."""
+    """Raw files with the SHA-256 of their bytes (columns FILES and `sha256`).
 
-    source: SourceFolder
-    sha256: Mapping[str, str]
+    `refused`: files that are missing, doubled or unreadable.
+    """
+
+    files: pa.Table
     refused: Sequence[Refused]
-    """Files that are missing, doubled or unreadable."""
 
     def meaning(self) -> str:
         """Digest of every file's name, bytes, split and label, and of what is missing."""
-        sha256 = self.sha256
-        present = [
-            [c.name, sha256[c.name], c.split, c.label, c.video_id, c.start_s]
-            for c in self.source.clips
-            if c.name in sha256
-        ]
+        present = self.files.select(["name", "sha256", "split", "label", "video_id", "start_s"]).sort_by("name")
         absent = [[one.row_id, one.error_class] for one in self.refused]
-        return digest([sorted(present, key=lambda item: str(item[0])), sorted(absent)])
+        return digest([table_digest(present), sorted(absent)])
 
 
 @dataclass(frozen=True)
-class Normaliser:
-    """Normaliser version and settings, which identify a clip together with its source's SHA-256.
+class ClipIdentity(Recipe):
+    """Recipe of a clip's id: all that determines its bytes, with its source's SHA-256.
 
     Encoders are not bit-exact between versions, so encoded bytes are not hashed.
     """
 
     settings: NormaliserSettings
+    normaliser_version: int = NORMALISER_VERSION
 
-    def meaning(self) -> dict[str, Any]:
-        settings = {one.name: getattr(self.settings, one.name) for one in fields(NormaliserSettings)}
-        return {"version": NORMALISER_VERSION, **settings}
-
-    def clip_id(self, source_sha256: str) -> str:
-        """Id of the clip that this normaliser makes of a source."""
-        return digest({"source_sha256": source_sha256, "normaliser": self.meaning()})[:16]
+    def clip_ids(self, sha256: Sequence[str]) -> list[str]:
+        """Ids of the clips that this normaliser makes of sources."""
+        return [key.hex()[:CLIP_ID_CHARS] for key in self.keys(sha256)]
 
 
 @dataclass(frozen=True)
 class ClipRecipe(Recipe):
     """Recipe of the clips: all that determines one except its source's bytes, and the list of sources."""
 
-    normaliser: Normaliser
+    normaliser: NormaliserSettings
     source: HashedSource = per_row()
     test_fraction: float = per_row()
     folder: str = unhashed()
+    normaliser_version: int = NORMALISER_VERSION
 
     @property
     def origins(self) -> Mapping[str, str]:
         return {"source": f"the source folder {self.folder}"}
+
+    @property
+    def identity(self) -> ClipIdentity:
+        """Recipe of the clips' ids. Whether silent sources are accepted does not change a clip."""
+        return ClipIdentity(replace(self.normaliser, require_audio=True))
 
 
 class ClipsStage(RowStage):
@@ -89,70 +105,74 @@ class ClipsStage(RowStage):
         [
             *text_columns("clip_id", "source_name", "source_sha256", "video_id"),
             ("start_s", pa.float64()),
-            *text_columns("label", "split", "video", "audio"),
-            ("duration_s", pa.float64()),
-            ("fps", pa.float64()),
-            *((name, pa.int32()) for name in ("n_frames", "width_px", "height_px")),
-            ("has_audio", pa.bool_()),
-            *((name, pa.int32()) for name in ("audio_hz", "audio_channels")),
+            *text_columns("label", "split"),
+            *CLIP,
         ]
     )
-
-    def prepare(self, config: Config, storage: Storage, say: Callable[[str], None]) -> None:
-        SourceHashes(list_source(config), storage).complete(config.clips.execution.workers, say)
+    meaning = ("clip_id", "label", "split")
 
     def recipe(self, config: Config, storage: Storage) -> ClipRecipe:
         hashes = SourceHashes(list_source(config), storage)
-        source = hashes.source
-        if hashes.todo and not hashes.is_quick:
-            counts = Counts(len(source.clips) + len(source.refused), len(hashes.todo))
-            raise NotYetKnown(f"{len(hashes.todo)} source files not hashed yet", counts)
-        hashes.known |= hashes.hash_here()
-        sha256, unreadable = hashes.read()
-        return ClipRecipe(
-            normaliser=Normaliser(config.clips),
-            source=HashedSource(source, sha256, source.refused + unreadable),
-            test_fraction=config.source.test_fraction,
-            folder=config.source.folder,
-        )
+        if missing := hashes.count_missing():
+            refused = len(hashes.source.refused)
+            counts = Counts(hashes.source.files.num_rows + refused, missing, refused)
+            raise NotYetKnown(f"{missing} source files are new or changed, and not hashed yet", counts)
+        return _recipe(config, hashes)
+
+    def check(self, config: Config, storage: Storage) -> None:
+        """Nothing to check: this stage runs first."""
+
+    def recipe_to_run(self, config: Config, storage: Storage, say: Callable[[str], None]) -> ClipRecipe:
+        hashes = SourceHashes(list_source(config), storage)
+        hashes.complete(config.clips.execution.workers, say)
+        return _recipe(config, hashes)
 
     def rows(self, context: Context) -> Rows:
         recipe: ClipRecipe = context.recipe
-        refused = list(recipe.source.refused)
-        first_of: dict[str, str] = {}
-        carried, rows = {}, []
-        for clip in recipe.source.source.clips:
-            sha256 = recipe.source.sha256.get(clip.name)
-            if sha256 is None:
-                continue
-            same = first_of.setdefault(sha256, clip.name)
-            if same != clip.name:
-                refused.append(Refused(clip.name, "DuplicateSource", f"{clip.name}: the same bytes as {same}"))
-                continue
-            clip_id = recipe.normaliser.clip_id(sha256)
-            carried[clip.name] = {
-                "clip_id": clip_id,
-                "source_name": clip.name,
-                "source_sha256": sha256,
-                "video_id": clip.video_id,
-                "start_s": clip.start_s,
-                "label": clip.label,
-                "split": split_of(clip, sha256, recipe.test_fraction),
+        files, doubles = _without_doubles(recipe.source.files)
+        sha256 = files["sha256"].to_pylist()
+        splits = map(split_of, files["split"].to_pylist(), sha256, repeat(recipe.test_fraction))
+        carried = pa.table(
+            {
+                "source_name": files["name"],
+                "clip_id": pa.array(recipe.identity.clip_ids(sha256), pa.string()),
+                "source_sha256": files["sha256"],
+                **{name: files[name] for name in ("video_id", "start_s", "label")},
+                "split": pa.array(splits, pa.string()),
             }
-            rows.append(Row(clip.name, {"source_sha256": sha256}, {"name": clip.name, "clip_id": clip_id}))
+        ).sort_by("source_name")
         execution = context.config.clips.execution
-        worker = ClipWorker(recipe.normaliser.settings, Storage(recipe.folder), context.storage, execution.deadline_s)
-        return Rows(dict(sorted(carried.items())), [RowSet("clips", recipe, rows, worker)], refused)
+        worker = ClipWorker(recipe.normaliser, Storage(recipe.folder), context.storage, execution.deadline_s)
+        tasks = carried.select(["source_name", "clip_id", "source_sha256"])
+        rows = RowSet("clips", recipe, tasks, ("source_sha256",), CLIP, worker)
+        return Rows(carried, [rows], [*recipe.source.refused, *doubles])
 
-    def meaning_of(self, row: Mapping[str, Any], keys: Sequence[str]) -> Any:
-        return [row["clip_id"], row["label"], row["split"]]
+    def figures(self, rows: pa.Table) -> dict[str, Any]:
+        of_split = Counter(rows["split"].to_pylist())
+        hours = (pc.sum(rows["duration_s"]).as_py() or 0.0) / 3600
+        return {"train": of_split["train"], "test": of_split["test"], "hours": round(hours, 4)}
 
-    def figures(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        return {
-            "train": sum(row["split"] == "train" for row in rows),
-            "test": sum(row["split"] == "test" for row in rows),
-            "hours": round(sum(row["duration_s"] for row in rows) / 3600, 4),
-        }
+
+def _recipe(config: Config, hashes: SourceHashes) -> ClipRecipe:
+    files, unreadable = hashes.read()
+    return ClipRecipe(
+        normaliser=NormaliserSettings(**{one.name: getattr(config.clips, one.name) for one in SETTINGS}),
+        source=HashedSource(files, hashes.source.refused + unreadable),
+        test_fraction=config.source.test_fraction,
+        folder=config.source.folder,
+    )
+
+
+def _without_doubles(files: pa.Table) -> tuple[pa.Table, list[Refused]]:
+    """Files of different bytes, and the others, refused."""
+    first_of: dict[str, str] = {}
+    is_first, refused = [], []
+    for name, sha256 in zip(files["name"].to_pylist(), files["sha256"].to_pylist(), strict=True):
+        same = first_of.setdefault(sha256, name)
+        is_first.append(same == name)
+        if same != name:
+            refused.append(Refused(name, "DuplicateSource", f"{name}: the same bytes as {same}"))
+    return files.filter(pa.array(is_first, pa.bool_())), refused
 
 
 @dataclass
@@ -167,24 +187,30 @@ class ClipWorker:
     def setup(self) -> None:
         """Nothing to load."""
 
-    def process(self, tasks: list[dict[str, Any]]) -> list[dict[str, Any] | Failed]:
-        return [self._normalise(task["name"], task["clip_id"]) for task in tasks]
+    def process(self, tasks: list[dict[str, Any]]) -> list[dict[str, Any] | Failed | None]:
+        return [self._normalise(task["source_name"], task["clip_id"], task["source_sha256"]) for task in tasks]
 
-    def _normalise(self, name: str, clip_id: str) -> dict[str, Any] | Failed:
+    def _normalise(self, name: str, clip_id: str, sha256: str) -> dict[str, Any] | Failed | None:
+        """Row of a clip; None if the source's bytes are no longer those that were hashed."""
         with tempfile.TemporaryDirectory(prefix="soundcap-clip-") as folder:
             video, audio = Path(folder) / "clip.mp4", Path(folder) / "clip.flac"
             try:
                 with self.source.local(name) as path:
+                    before = path.stat()
+                    if file_sha256(path) != sha256:
+                        return None
                     deadline = Deadline(self.deadline_s)
                     clip = normalise(open_source(path, deadline), video, audio, self.settings, deadline=deadline)
+                    if _mark(path.stat()) != _mark(before):
+                        return None
             except MediaError as error:
                 return Failed(type(error).__name__, one_line(error))
-            except OSError as error:
-                if error.errno == errno.ENOSPC:
-                    raise MachineFault(one_line(error)) from error
-                return Failed("UnreadableSource", f"{name}: {one_line(error)}")
             stem = f"media/{clip_id[:2]}/{clip_id}"
-            self.storage.upload(video, f"{stem}.mp4")
-            if clip.has_audio:
-                self.storage.upload(audio, f"{stem}.flac")
-        return {"video": f"{stem}.mp4", "audio": f"{stem}.flac" if clip.has_audio else "", **asdict(clip)}
+            kept = keep_file(self.storage, video, f"{stem}.mp4", "video")
+            kept |= keep_file(self.storage, audio, f"{stem}.flac", "audio") if clip.has_audio else {"audio": ""}
+        return {**kept, **asdict(clip)}
+
+
+def _mark(status: os.stat_result) -> tuple[int, int, int]:
+    """What changes when a file is written to or replaced."""
+    return status.st_ino, status.st_size, status.st_mtime_ns

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from pipelines.engine.fingerprint import digest
+from pipelines.engine.fingerprint import table_digest
 from pipelines.engine.recipe import Recipe
 from pipelines.engine.stage import Context, Result, Stage, WholeWork
 from pipelines.engine.storage import Storage
@@ -52,25 +53,19 @@ class CurationStage(Stage):
         return WholeWork(context.inputs["captions"].committed().rows_out, lambda: self._curate(context))
 
     def _curate(self, context: Context) -> Result:
-        rows = judge(context.inputs["captions"].rows(), context.recipe)
-        context.output.write_rows(rows, self.schema)
-        kept = [row for row in rows if row["kept"]]
-        dropped = Counter(row["rule"] for row in rows if not row["kept"])
-        meaning = digest([[r["clip_id"], r["split"], r["caption"]] for r in kept])
-        figures = {"kept": len(kept), "dropped": dict(sorted(dropped.items()))}
-        return Result(len(rows), len(rows), meaning, figures=figures)
+        rows = judge(context.inputs["captions"].rows("clip_id", "label", "split", "caption"), context.recipe)
+        context.output.write_rows(rows.cast(self.schema))
+        kept = rows.filter(rows["kept"])
+        dropped = Counter(rows.filter(pc.invert(rows["kept"]))["rule"].to_pylist())
+        figures = {"kept": kept.num_rows, "dropped": dict(sorted(dropped.items()))}
+        meaning = table_digest(kept.select(["clip_id", "split", "caption"]))
+        return Result(rows.num_rows, rows.num_rows, meaning, figures=figures)
 
 
-def judge(captions: list[dict[str, Any]], recipe: CurationRecipe) -> list[dict[str, Any]]:
-    """Caption rows with their verdicts."""
-    rows = [CaptionRow(r["clip_id"], r["label"], r["caption"]) for r in captions]
-    verdicts = curate(rows, recipe.rules, recipe.warnings)
-    return [
-        {
-            **{k: row[k] for k in ("clip_id", "label", "split", "caption")},
-            "kept": verdict.kept,
-            "rule": verdict.rule,
-            "detail": verdict.detail,
-        }
-        for row, verdict in zip(captions, verdicts, strict=True)
-    ]
+def judge(captions: pa.Table, recipe: CurationRecipe) -> pa.Table:
+    """Caption rows (clip_id, label, caption ...) with their verdicts: kept, rule, detail."""
+    columns = (captions[name].to_pylist() for name in ("clip_id", "label", "caption"))
+    verdicts = curate([CaptionRow(*row) for row in zip(*columns, strict=True)], recipe.rules, recipe.warnings)
+    for name in ("kept", "rule", "detail"):
+        captions = captions.append_column(name, pa.array([getattr(verdict, name) for verdict in verdicts]))
+    return captions

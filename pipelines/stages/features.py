@@ -15,16 +15,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from flowley.features.files import EMPTY_CAPTION_ID, AVFeatures, write_av_features, write_text_features
 from flowley.network.config import NetworkConfig
 from flowley.network.feature_spec import FeatureSpec
 from flowley.network.presets import preset
-from pipelines.engine.ledger import Entry, Failed
+from pipelines.engine.ledger import Failed
 from pipelines.engine.recipe import Recipe, unhashed
-from pipelines.engine.stage import Context, Refused, Row, Rows, RowSet, RowStage
+from pipelines.engine.stage import Context, Refused, Rows, RowSet, RowStage
 from pipelines.engine.storage import Storage
-from pipelines.engine.store import text_columns
+from pipelines.engine.store import file_columns, keep_file, text_columns
 from pipelines.errors import RunError, UserError, one_line
 from pipelines.media.faults import MediaError
 from pipelines.media.read import read_audio, read_frames
@@ -35,13 +36,14 @@ if TYPE_CHECKING:
     from flowley.features.dataset import FeatureDataset
     from flowley.features.encode import Encoders
 
-FEATURES_VERSION = 2
-"""Version in every feature row's key. Raise it when the same inputs would give other features."""
-
 AV, TEXT = "features-av", "features-text"
 PARTS_FOLDER = "features/parts"
 NULL_TEXT = "null_text.json"
 """File that locates the encoded empty caption, Flowley's null condition: `{"file", "row"}`."""
+
+AV_PLACE = pa.schema([*file_columns("av_file"), ("av_row", pa.int32())])
+TEXT_PLACE = pa.schema([*file_columns("text_file"), ("text_row", pa.int32()), ("tokens_cut", pa.int32())])
+FEATURE_COLUMNS = ("av_file", "av_row", "text_file", "text_row")
 
 FeatureRow = Mapping[str, Any]
 """Row of this stage's output: clip_id, av_file, av_row, text_file, text_row."""
@@ -51,21 +53,21 @@ FeatureRow = Mapping[str, Any]
 class AVRecipe(Recipe):
     """Recipe of visual features and audio latents: all that determines them except the clip."""
 
+    code_version = 2
     visual: Model
     visual_fps: float
     codec: Codec
-    version: int = FEATURES_VERSION
 
 
 @dataclass(frozen=True)
 class TextRecipe(Recipe):
     """Recipe of text features: all that determines them except the caption."""
 
+    code_version = 2
     text: Model
     max_tokens: int
     normalisation: str
     keep_padding: bool
-    version: int = FEATURES_VERSION
 
 
 @dataclass(frozen=True)
@@ -106,13 +108,12 @@ class FeaturesStage(RowStage):
     ledgers = (AV, TEXT)
     schema = pa.schema(
         [
-            *text_columns("clip_id", "label", "split", "caption", "video", "audio", "av_file"),
-            ("av_row", pa.int32()),
-            *text_columns("text_file"),
-            ("text_row", pa.int32()),
-            ("tokens_cut", pa.int32()),
+            *text_columns("clip_id", "label", "split", "caption", "video", "audio"),
+            *AV_PLACE,
+            *TEXT_PLACE,
         ]
     )
+    meaning = ("clip_id", "split", AV, TEXT)
 
     def inputs(self, config: Config) -> tuple[str, ...]:
         source = config.features.captions
@@ -151,79 +152,89 @@ class FeaturesStage(RowStage):
     def rows(self, context: Context) -> Rows:
         recipe: FeaturesRecipe = context.recipe
         captions, sync = _captions(context), _sync_files(recipe)
-        carried: dict[str, dict[str, Any]] = {}
-        refused, av, text = [], [], [_text_row(EMPTY_CAPTION_ID, "")]
-        for clip in context.inputs["clips"].rows():
-            clip_id, sync_name = clip["clip_id"], f"{PurePosixPath(clip['source_name']).stem}.npy"
-            if why := _why_refused(clip, captions, recipe, sync_name in sync):
+        clips = context.inputs["clips"].rows("clip_id", "label", "split", "video", "audio", "source_name", "has_audio")
+        refused, is_fit = [], []
+        columns = (clips[name].to_pylist() for name in ("clip_id", "source_name", "has_audio"))
+        for clip_id, name, has_audio in zip(*columns, strict=True):
+            why = _why_refused(name, has_audio, clip_id in captions, recipe, sync)
+            is_fit.append(why is None)
+            if why is not None:
                 refused.append(Refused(clip_id, *why))
-                continue
-            task = {"clip_id": clip_id, "video": clip["video"], "audio": clip["audio"]}
-            parts = {"clip_id": clip_id}
-            if recipe.sync is not None:
-                task["sync"], parts["sync"] = sync_name, sync[sync_name]
-            av.append(Row(clip_id, parts, task))
-            text.append(_text_row(clip_id, captions[clip_id]))
-            carried[clip_id] = {k: clip[k] for k in ("clip_id", "label", "split", "video", "audio")}
-            carried[clip_id]["caption"] = captions[clip_id]
+        clips = clips.filter(pa.array(is_fit, pa.bool_()))
+        texts = [captions[clip_id] for clip_id in clips["clip_id"].to_pylist()]
+        carried = clips.select(["clip_id", "label", "split", "video", "audio"])
+        carried = carried.append_column("caption", pa.array(texts, pa.string()))
         execution = context.config.features.execution
-        sets = [
-            RowSet(AV, recipe.av, av, AVWorker(recipe, execution, context.storage)),
-            RowSet(TEXT, recipe.text, text, TextWorker(recipe, execution, context.storage)),
-        ]
-        return Rows(carried, sets, refused)
+        av = AVWorker(recipe, execution, context.storage)
+        text = TextWorker(recipe, execution, context.storage)
+        # The clip is part of a text's key, because feature files record it.
+        empty = pa.table({"clip_id": [EMPTY_CAPTION_ID], "caption": [""]})
+        captioned = pa.concat_tables([carried.select(["clip_id", "caption"]), empty])
+        return Rows(
+            carried,
+            [
+                RowSet(AV, recipe.av, *_av_tasks(clips, recipe, sync), AV_PLACE, av),
+                RowSet(TEXT, recipe.text, captioned, ("clip_id", "caption"), TEXT_PLACE, text),
+            ],
+            refused,
+        )
 
-    def meaning_of(self, row: Mapping[str, Any], keys: Sequence[str]) -> Any:
-        return [row["clip_id"], row["split"], *keys]
+    def figures(self, rows: pa.Table) -> dict[str, Any]:
+        return {"captions_cut": pc.sum(pc.greater(rows["tokens_cut"], 0)).as_py() or 0}
 
-    def figures(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        return {"captions_cut": sum(row["tokens_cut"] > 0 for row in rows)}
-
-    def finish(self, context: Context, made: Mapping[str, Mapping[str, Entry]]) -> None:
-        entry = made[TEXT][EMPTY_CAPTION_ID]
-        if entry.status == "quarantined":
+    def finish(self, context: Context, made: Mapping[str, pa.Table]) -> None:
+        [empty] = made[TEXT].slice(made[TEXT].num_rows - 1).to_pylist()
+        if empty["error_class"]:
             raise RunError(
-                f"features: the empty caption, which training needs, could not be encoded: {entry.error_class}: "
-                f"{entry.message}; mend features.text, then run again with --retry-failed"
+                f"features: the empty caption, which training needs, could not be encoded: {empty['error_class']}: "
+                f"{empty['message']}; mend features.text, then run again with --retry-failed"
             )
-        value = entry.value
-        place = {"file": value["text_file"], "row": value["text_row"]}
-        context.storage.write_json(context.output.name(NULL_TEXT), place)
+        context.output.write_json(NULL_TEXT, {"file": empty["text_file"], "row": empty["text_row"]})
 
 
-def _text_row(clip_id: str, caption: str) -> Row:
-    """Row of one caption. The clip is part of the key, because feature files record it."""
-    parts = {"clip_id": clip_id, "caption": caption}
-    return Row(clip_id, parts, parts)
+def _av_tasks(clips: pa.Table, recipe: FeaturesRecipe, sync: Mapping[str, str]) -> tuple[pa.Table, tuple[str, ...]]:
+    """Tasks of the clips, and which of their columns are parts of the keys."""
+    tasks = clips.select(["clip_id", "video", "audio"])
+    if recipe.sync is None:
+        return tasks, ("clip_id",)
+    names = [_sync_name(name) for name in clips["source_name"].to_pylist()]
+    tasks = tasks.append_column("sync", pa.array(names, pa.string()))
+    tasks = tasks.append_column("sync_version", pa.array([sync[name] for name in names], pa.string()))
+    return tasks, ("clip_id", "sync_version")
+
+
+def _sync_name(source_name: str) -> str:
+    return f"{PurePosixPath(source_name).stem}.npy"
 
 
 def _why_refused(
-    clip: Mapping[str, Any], captions: Mapping[str, str], recipe: FeaturesRecipe, has_sync: bool
+    name: str, has_audio: bool, has_caption: bool, recipe: FeaturesRecipe, sync: Mapping[str, str]
 ) -> tuple[str, str] | None:
-    """Reason (error class, message) to refuse a clip that lacks something, else None."""
-    name = clip["source_name"]
-    if not clip["has_audio"]:
+    """Reason (error class, message) to refuse a clip that lacks something, else None. `name`: of its source."""
+    if not has_audio:
         return "NoAudioStream", f"{name}: no sound to learn from"
-    if clip["clip_id"] not in captions:
+    if not has_caption:
         return "NoCaption", f"{name}: stage {recipe.captions} has no caption of it"
-    if recipe.sync is not None and not has_sync:
-        return "NoSyncFeatures", f"{name}: no {PurePosixPath(name).stem}.npy in features.sync ({recipe.sync})"
+    if recipe.sync is not None and _sync_name(name) not in sync:
+        return "NoSyncFeatures", f"{name}: no {_sync_name(name)} in features.sync ({recipe.sync})"
     return None
 
 
 def _captions(context: Context) -> dict[str, str]:
     source = context.recipe.captions
     if source in ("captions", "silent_captions"):
-        return {row["clip_id"]: row["caption"] for row in context.inputs[source].rows()}
-    clips = context.inputs["clips"].rows()
-    return {clip["clip_id"]: clip["label"] if source == "label" else "" for clip in clips}
+        rows = context.inputs[source].rows("clip_id", "caption")
+        return dict(zip(rows["clip_id"].to_pylist(), rows["caption"].to_pylist(), strict=True))
+    rows = context.inputs["clips"].rows("clip_id", "label")
+    texts = rows["label"].to_pylist() if source == "label" else [""] * rows.num_rows
+    return dict(zip(rows["clip_id"].to_pylist(), texts, strict=True))
 
 
-def _sync_files(recipe: FeaturesRecipe) -> dict[str, list[Any]]:
+def _sync_files(recipe: FeaturesRecipe) -> dict[str, str]:
     """Size and version of each synchronisation file by name; empty if the network takes none."""
     if recipe.sync is None:
         return {}
-    found = {i.name: [i.size, i.version] for i in Storage(recipe.sync).files() if i.name.endswith(".npy")}
+    found = {i.name: f"{i.size} {i.version}" for i in Storage(recipe.sync).files() if i.name.endswith(".npy")}
     if not found:
         raise UserError(f"features.sync: no .npy file in {recipe.sync!r}; give a folder of (L, C) arrays")
     return found
@@ -260,9 +271,9 @@ class AVWorker(_FeatureWorker):
     def process(self, tasks: list[dict[str, Any]]) -> list[dict[str, Any] | Failed]:
         made = [self._encode(task) for task in tasks]
         good = [one for one in made if not isinstance(one, Failed)]
-        file = _write(self.storage, "av", lambda path: write_av_features(path, good)) if good else ""
+        file = _write(self.storage, "av", lambda path: write_av_features(path, good)) if good else {}
         places = iter(range(len(good)))
-        return [one if isinstance(one, Failed) else {"av_file": file, "av_row": next(places)} for one in made]
+        return [one if isinstance(one, Failed) else {**file, "av_row": next(places)} for one in made]
 
     def _encode(self, task: Mapping[str, Any]) -> AVFeatures | Failed:
         from flowley.features.encode import checked_sync, encode_clip
@@ -278,7 +289,7 @@ class AVWorker(_FeatureWorker):
                 array = np.load(io.BytesIO(data), allow_pickle=False)
                 sync = checked_sync(array, recipe.network, recipe.duration_s, name=task["sync"])
             return encode_clip(self.encoders, task["clip_id"], frames, wave, sync=sync)
-        except (MediaError, OSError, ValueError) as error:
+        except (MediaError, ValueError) as error:
             return Failed(type(error).__name__, one_line(error))
 
 
@@ -292,17 +303,16 @@ class TextWorker(_FeatureWorker):
 
         made = encode_captions(self.encoders, {task["clip_id"]: task["caption"] for task in tasks})
         file = _write(self.storage, "text", lambda path: write_text_features(path, made))
-        return [{"text_file": file, "text_row": row, "tokens_cut": one.tokens_cut} for row, one in enumerate(made)]
+        return [{**file, "text_row": row, "tokens_cut": one.tokens_cut} for row, one in enumerate(made)]
 
 
-def _write(storage: Storage, kind: str, write: Callable[[Path], int]) -> str:
-    """Writes one feature file and moves it into the storage. Returns its name there."""
+def _write(storage: Storage, kind: str, write: Callable[[Path], int]) -> dict[str, Any]:
+    """Writes one feature file and moves it into the storage. Returns the values of its file columns."""
     name = f"{PARTS_FOLDER}/{kind}-{uuid.uuid4().hex}.arrow"
     with tempfile.TemporaryDirectory(prefix="soundcap-features-") as folder:
         path = Path(folder) / "part.arrow"
         write(path)
-        storage.upload(path, name)
-    return name
+        return keep_file(storage, path, name, f"{kind}_file")
 
 
 # --- for the stages that read features ------------------------------------------------------------------------

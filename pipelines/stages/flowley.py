@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -15,14 +16,21 @@ from flowley.network.feature_spec import FeatureSpec
 from flowley.network.presets import preset
 from flowley.training.settings import Callback, StepReport, TrainExecution, TrainSettings, ValidationSound
 from pipelines.engine.fingerprint import digest, file_sha256
-from pipelines.engine.ray_train import TrainingRun, train_under_ray
+from pipelines.engine.ray_train import TrainingRun, fitted, train_under_ray
 from pipelines.engine.recipe import Recipe, unhashed
 from pipelines.engine.stage import Context, Result, Stage, WholeWork
 from pipelines.engine.storage import Storage
 from pipelines.engine.store import RUNS
 from pipelines.progress import human_time
 from pipelines.run_config import Config
-from pipelines.stages.features import NULL_TEXT, FeatureRow, FeaturesStage, feature_files, open_features
+from pipelines.stages.features import (
+    FEATURE_COLUMNS,
+    NULL_TEXT,
+    FeatureRow,
+    FeaturesStage,
+    feature_files,
+    open_features,
+)
 from pipelines.stages.model_refs import Weights, take_over, weights_of
 
 if TYPE_CHECKING:
@@ -41,6 +49,7 @@ SOUND_CLIPS = "clips.json"
 class FlowleyRecipe(Recipe):
     """Recipe of trained weights: all that determines them except the features. `features`: their spec."""
 
+    code_version = 2
     network: NetworkConfig
     training: TrainSettings
     features: FeatureSpec = unhashed()
@@ -57,7 +66,6 @@ class FlowleyStage(Stage):
     """Training stage. The test split is never trained on; its loss on fixed noise is the validation loss."""
 
     name = "flowley"
-    code_version = 2
 
     def inputs(self, config: Config) -> tuple[str, ...]:
         return ("features",) if config.flowley.checkpoint is None else ()
@@ -76,7 +84,7 @@ class FlowleyStage(Stage):
         if isinstance(context.recipe, CheckpointRecipe):
             checkpoint = context.recipe.checkpoint
             return WholeWork(1, lambda: take_over(context, checkpoint, MODEL_FOLDER, digest(checkpoint.files)))
-        rows = context.inputs["features"].rows()
+        rows = context.inputs["features"].rows("clip_id", "split", *FEATURE_COLUMNS).to_pylist()
         total = sum(row["split"] == "train" for row in rows)
         return WholeWork(total, lambda: _train_network(context, rows))
 
@@ -88,7 +96,7 @@ def _train_network(context: Context, rows: list[dict[str, Any]]) -> Result:
         storage,
         train=[row for row in rows if row["split"] == "train"],
         validation=[row for row in rows if row["split"] == "test"],
-        null_text=storage.read_json(context.inputs["features"].name(NULL_TEXT)),
+        null_text=json.loads(context.inputs["features"].read_bytes(NULL_TEXT)),
     )
     run = TrainingRun.of(output, execution)
     with tempfile.TemporaryDirectory(prefix="soundcap-flowley-") as name:
@@ -98,9 +106,9 @@ def _train_network(context: Context, rows: list[dict[str, Any]]) -> Result:
         )
         weights = file_sha256(folder / "model.safetensors")
         for file in MODEL_FILES:
-            storage.upload(folder / file, output.name(f"{MODEL_FOLDER}/{file}"))
+            output.upload(folder / file, f"{MODEL_FOLDER}/{file}")
     curve = [asdict(report) for report in history]
-    storage.write_json(output.name("loss.json"), curve)
+    output.write_json("loss.json", curve)
     figures = {
         "steps": curve[-1]["step"],
         "first_loss": round(curve[0]["loss"], 4),
@@ -143,7 +151,7 @@ def train_flowley(
     output_dir: Path,
     say: Callable[[str], None],
 ) -> list[StepReport]:
-    """Starts or resumes training and puts the last checkpoint into `output_dir`. Ray must be initialised.
+    """Starts or resumes training and puts the last checkpoint into `output_dir`.
 
     A run resumes with any number of processes. Returns every report of the loss. During training every file is written
     once to `storage_folder` of the features' storage, so that a crash costs nothing: EMA snapshots to SNAPSHOTS_FOLDER
@@ -155,6 +163,7 @@ def train_flowley(
     """
     from flowley.training.checkpoint import read_history
 
+    run = fitted(run, "flowley.execution", say)
     board = f"{RUNS}/tensorboard/{run.name}"
     work = partial(_work, recipe, execution, features, storage_folder, board)
     train_under_ray("flowley", work, run, output_dir, say)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from flowley.sampling.solvers import SampleSettings, SolverName
 from pipelines.engine.ledger import Failed
 from pipelines.engine.recipe import Recipe
-from pipelines.engine.stage import Context, Row, Rows, RowSet, RowStage
+from pipelines.engine.stage import Context, Rows, RowSet, RowStage, with_constants
 from pipelines.engine.storage import Storage
-from pipelines.engine.store import text_columns
+from pipelines.engine.store import file_columns, keep_file, text_columns
 from pipelines.errors import one_line
 from pipelines.media.faults import MediaError
 from pipelines.media.mux import mux
@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from flowley.codecs import AudioCodec
     from flowley.network.base import VelocityNetwork
 
-SAMPLER_VERSION = 1
+
+SAMPLE_ID_CHARS = 24
+SOUND = pa.schema([*file_columns("video"), *file_columns("audio")])
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,6 @@ class SampleRecipe(Recipe):
     seed: int
     codec: Codec
     duration_s: float
-    version: int = SAMPLER_VERSION
 
 
 class SamplesStage(RowStage):
@@ -52,7 +53,8 @@ class SamplesStage(RowStage):
     name = "samples"
     reads = ("features", "flowley")
     ledgers = ("samples",)
-    schema = pa.schema(text_columns("clip_id", "label", "caption", "video", "audio", "original_audio"))
+    schema = pa.schema([*text_columns("clip_id", "label", "caption", "original_audio"), *SOUND])
+    meaning = ("clip_id", "video")
 
     def recipe(self, config: Config, storage: Storage) -> SampleRecipe:
         section = config.samples
@@ -68,22 +70,16 @@ class SamplesStage(RowStage):
     def rows(self, context: Context) -> Rows:
         recipe: SampleRecipe = context.recipe
         flowley, features = context.inputs["flowley"], context.inputs["features"]
-        shared = {"flowley": flowley.committed().digest, "features": features.committed().digest}
-        carried, rows = {}, []
-        for clip in features.rows():
-            if clip["split"] != "test":
-                continue
-            clip_id = clip["clip_id"]
-            parts = {**shared, "clip_id": clip_id}
-            task = {**clip, "sample_id": recipe.key(parts)[:24]}
-            rows.append(Row(clip_id, parts, task))
-            carried[clip_id] = {name: clip[name] for name in ("clip_id", "label", "caption")}
-            carried[clip_id]["original_audio"] = clip["audio"]
+        clips = features.rows()
+        clips = clips.filter(pc.equal(clips["split"], "test"))
         worker = SampleWorker(recipe, context.config.samples.execution, context.storage, flowley.name(MODEL_FOLDER))
-        return Rows(carried, [RowSet(self.name, recipe, rows, worker)])
-
-    def meaning_of(self, row: Mapping[str, Any], keys: Sequence[str]) -> Any:
-        return [row["clip_id"], row["video"]]
+        tasks = with_constants(clips, flowley=flowley.committed().digest, features=features.committed().digest)
+        parts = ("clip_id", "flowley", "features")
+        keys = RowSet(self.name, recipe, tasks, parts, SOUND, worker).keys
+        ids = pa.array([key.hex()[:SAMPLE_ID_CHARS] for key in keys.to_pylist()], pa.string())
+        rows = RowSet(self.name, recipe, tasks.append_column("sample_id", ids), parts, SOUND, worker)
+        carried = clips.select(["clip_id", "label", "caption", "audio"])
+        return Rows(carried.rename_columns(["clip_id", "label", "caption", "original_audio"]), [rows])
 
 
 @dataclass
@@ -136,8 +132,9 @@ class SampleWorker:
                 soundfile.write(sound, wave, self.codec.audio_hz)
                 with self.storage.local(task["video"]) as silent:
                     mux(silent, wave, self.codec.audio_hz, video)
-                self.storage.upload(video, f"{stem}.mp4")
-                self.storage.upload(sound, f"{stem}.flac")
-        except (MediaError, OSError, ValueError) as error:
+                return {
+                    **keep_file(self.storage, video, f"{stem}.mp4", "video"),
+                    **keep_file(self.storage, sound, f"{stem}.flac", "audio"),
+                }
+        except (MediaError, ValueError) as error:
             return Failed(type(error).__name__, one_line(error))
-        return {"video": f"{stem}.mp4", "audio": f"{stem}.flac"}

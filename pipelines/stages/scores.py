@@ -42,7 +42,7 @@ def _score(context: Context) -> Result:
     from flowley.metrics import score  # imports scipy, which `plan` does not need
 
     hz = context.recipe.audio_hz
-    samples = context.inputs["samples"].rows()
+    samples = context.inputs["samples"].rows("clip_id", "audio", "original_audio").to_pylist()
 
     def waves(column: str) -> Iterator[np.ndarray]:
         for row in samples:
@@ -53,7 +53,7 @@ def _score(context: Context) -> Result:
     of_clips = scores.clip_metrics
     rows = [{"clip_id": r["clip_id"], **{m: v[i] for m, v in of_clips.items()}} for i, r in enumerate(samples)]
     schema = pa.schema([("clip_id", pa.string()), *((name, pa.float64()) for name in of_clips)])
-    context.output.write_rows(rows, schema)
-    context.storage.write_json(context.output.name(SCORES), scores.to_dict())
+    context.output.write_rows(pa.Table.from_pylist(rows, schema=schema))
+    context.output.write_json(SCORES, scores.to_dict())
     figures = {name: round(value, 4) for name, value in scores.set_metrics.items() if value is not None}
     return Result(len(samples), len(samples), digest(scores.to_dict()), figures=figures)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pipelines.engine.stage import Context, Row, Rows, RowSet
+from pipelines.engine.stage import Context, Rows, RowSet, with_constants
 from pipelines.engine.storage import Storage
 from pipelines.run_config import Config
 from pipelines.stages.captioner import ADAPTER_FOLDER
-from pipelines.stages.captions import CaptionRecipe, CaptionStage, CaptionWorker, read_prompts
+from pipelines.stages.captions import CAPTION, CaptionRecipe, CaptionStage, CaptionWorker, read_prompts
 from pipelines.stages.model_refs import model_of
 
 
@@ -29,12 +29,10 @@ class SilentCaptionsStage(CaptionStage):
     def rows(self, context: Context) -> Rows:
         recipe: CaptionRecipe = context.recipe
         adapter, prompt = context.inputs["captioner"], recipe.prompts.render("")
-        shared = {"prompt": prompt, "adapter": adapter.committed().digest}
-        carried, rows = {}, []
-        for clip in context.inputs["clips"].rows():
-            clip_id = clip["clip_id"]
-            rows.append(Row(clip_id, {"clip_id": clip_id, **shared}, {"video": clip["video"], "prompt": prompt}))
-            carried[clip_id] = {k: clip[k] for k in ("clip_id", "label", "split")}
+        clips = context.inputs["clips"].rows("clip_id", "label", "split", "video")
+        clips = with_constants(clips, prompt=prompt, adapter=adapter.committed().digest)
         execution = context.config.silent_captions.execution
         worker = CaptionWorker(recipe, execution, context.storage, adapter.name(ADAPTER_FOLDER))
-        return Rows(carried, [RowSet(self.name, recipe, rows, worker)])
+        parts = ("clip_id", "prompt", "adapter")
+        rows = RowSet(self.name, recipe, clips.select([*parts, "video"]), parts, CAPTION, worker)
+        return Rows(clips.select(["clip_id", "label", "split", "prompt"]), [rows])

@@ -7,104 +7,108 @@ Hashing 200,000 files takes hours of reading, so digests are kept in a ledger ke
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, cast, get_args
+from dataclasses import dataclass, replace
+from typing import Any, get_args
 
-from pipelines.engine.ledger import Entry, Failed, Ledger, missing
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.engine.ledger import Failed, Ledger
 from pipelines.engine.recipe import Recipe
-from pipelines.engine.runner import ensure_ray
-from pipelines.engine.stage import Refused, Row, RowSet
-from pipelines.engine.storage import FileInfo, Storage
+from pipelines.engine.stage import Refused, RowSet, is_missing, made_rows
+from pipelines.engine.storage import LISTING, Storage
+from pipelines.engine.store import text_columns
 from pipelines.errors import UserError, one_line
 from pipelines.run_config import Config, Split, Workers
 
-MEDIA_SUFFIXES = frozenset(
-    ".mp4 .mkv .webm .mov .avi .m4v .mpg .mpeg .ts .flv .wmv .3gp .ogv .mp3 .wav .flac .ogg .m4a .aac".split()
-)
+MEDIA = r"\.(?:mp4|mkv|webm|mov|avi|m4v|mpg|mpeg|ts|flv|wmv|3gp|ogv|mp3|wav|flac|ogg|m4a|aac)$"
+HIDDEN = r"(?:^|/)\."
 HASHES = "sources"
-HASH_WHILE_PLANNING_BYTES = 256 * 2**20
+HASH_HERE_BYTES = 256 * 2**20
 
 
-@dataclass(frozen=True)
-class SourceClip:
-    """One raw file. `name` is relative to the source folder; `video_id` and `start_s` are VGGSound's."""
-
-    name: str
-    size: int
-    version: str
-    label: str
-    split: Split | None
-    video_id: str
-    start_s: float
+FILES = pa.schema(
+    [
+        *LISTING,
+        *text_columns("label", "split", "video_id"),
+        ("start_s", pa.float64()),
+    ]
+)
+"""Columns of raw files. `name` is relative to the source folder; `split` is null where the source does not say it;
+`video_id` and `start_s` are VGGSound's."""
+SPLITS = frozenset(get_args(Split))
+SHA256 = pa.schema(text_columns("sha256"))
 
 
 @dataclass(frozen=True)
 class SourceFolder:
-    """Listing of the source: raw files, and refused ones (missing, doubled or no media)."""
+    """Listing of the source: raw files with the columns FILES, and refused ones (missing, doubled or no media)."""
 
     folder: Storage
-    clips: list[SourceClip]
+    files: pa.Table
     refused: list[Refused]
 
 
 def list_source(config: Config) -> SourceFolder:
     """Lists the source folder, through VGGSound's CSV if configured. Raises UserError for no files or a bad CSV."""
-    folder = Storage(config.source.folder)
-    files = {i.name: i for i in folder.files(recursive=True) if not _is_hidden(i.name)}
-    if not files:
-        raise UserError(f"source.folder: no files in {config.source.folder!r}; give a folder of video clips")
-    if config.source.csv is None:
-        media = [info for info in files.values() if _suffix(info.name) in MEDIA_SUFFIXES]
-        other = [
-            Refused(name, "NotMedia", f"{name}: not a media file by its name; move it out of the source folder")
-            for name in files
-            if _suffix(name) not in MEDIA_SUFFIXES
-        ]
-        return SourceFolder(folder, [_from_folder(info, config.source.split) for info in media], other)
-    return _from_csv(folder, files, config.source.csv, config.source.split)
+    source = config.source
+    folder = Storage(source.folder)
+    files = folder.listing()
+    files = files.filter(pc.invert(pc.match_substring_regex(files["name"], HIDDEN)))
+    if not files.num_rows:
+        raise UserError(f"source.folder: no files in {source.folder!r}; give a folder of video clips")
+    stems = pc.replace_substring_regex(files["name"], r"^(?:.*/)?(.*)\.[^./]*$|^(?:.*/)?([^./]*)$", r"\1\2")
+    if source.csv is None:
+        found = _from_folder(folder, files, stems)
+    else:
+        found = _from_csv(folder, files, stems, source.csv)
+    if source.split is None:
+        return found
+    split = pa.array([source.split] * found.files.num_rows, pa.string())
+    return replace(found, files=found.files.set_column(FILES.get_field_index("split"), "split", split))
 
 
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") for part in name.split("/"))
+def _from_folder(folder: Storage, files: pa.Table, stems: pa.ChunkedArray) -> SourceFolder:
+    """Files of a plain folder. A subfolder's name is the label, as in `datasets`' video folders."""
+    is_media = pc.match_substring_regex(files["name"], MEDIA, ignore_case=True)
+    refused = [
+        Refused(name, "NotMedia", f"{name}: not a media file by its name; move it out of the source folder")
+        for name in files.filter(pc.invert(is_media))["name"].to_pylist()
+    ]
+    media = files.filter(is_media)
+    nothing = pa.nulls(media.num_rows, pa.string())
+    starts_s = pa.array(np.zeros(media.num_rows))
+    label = pc.replace_substring_regex(media["name"], r"^([^/]*)/.*$|^[^/]*$", r"\1")
+    columns = [*media.columns, label, nothing, stems.filter(is_media), starts_s]
+    return SourceFolder(folder, pa.table(columns, schema=FILES), refused)
 
 
-def _suffix(name: str) -> str:
-    return "." + name.rpartition(".")[2].lower()
-
-
-def _from_folder(info: FileInfo, split: Split | None) -> SourceClip:
-    """Clip of a plain folder. A subfolder's name is the label, as in `datasets`' video folders."""
-    label = info.name.split("/")[0] if "/" in info.name else ""
-    stem = info.name.rpartition("/")[2].rpartition(".")[0]
-    return SourceClip(info.name, info.size, info.version, label, split, stem, 0.0)
-
-
-def _from_csv(folder: Storage, files: dict[str, FileInfo], csv_path: str, split: Split | None) -> SourceFolder:
-    by_stem = {name.rpartition("/")[2].rpartition(".")[0]: info for name, info in files.items()}
-    clips, refused, used = [], [], set()
-    for number, fields in enumerate(_read_csv(csv_path), start=1):
-        video_id, start_s, label, listed_split = _parse_line(fields, f"{csv_path} line {number}")
-        stem = f"{video_id}_{int(start_s):06d}"
+def _from_csv(folder: Storage, files: pa.Table, stems: pa.ChunkedArray, path: str) -> SourceFolder:
+    """Files that the CSV lists, in its order."""
+    video_ids, starts_s, labels, splits = _read_csv(path)
+    wanted = [f"{video_id}_{int(start_s):06d}" for video_id, start_s in zip(video_ids, starts_s, strict=True)]
+    places = pc.index_in(pa.array(wanted, pa.string()), value_set=stems.combine_chunks())
+    used: set[str] = set()
+    refused, is_listed = [], []
+    for number, (stem, place) in enumerate(zip(wanted, places.to_pylist(), strict=True), start=1):
+        is_listed.append(stem not in used and place is not None)
         if stem in used:
-            refused.append(Refused(f"{stem}#{number}", "ListedTwice", f"{csv_path} line {number} repeats {stem}"))
-            continue
-        used.add(stem)
-        info = by_stem.get(stem)
-        if info is None:
-            message = f"{csv_path} line {number} lists {stem}, but no file {stem}.* is in the source folder"
+            refused.append(Refused(f"{stem}#{number}", "ListedTwice", f"{path} line {number} repeats {stem}"))
+        elif place is None:
+            message = f"{path} line {number} lists {stem}, but no file {stem}.* is in the source folder"
             refused.append(Refused(stem, "MissingFile", message))
-            continue
-        clips.append(
-            SourceClip(info.name, info.size, info.version, label, split or listed_split, video_id, float(start_s))
-        )
-    return SourceFolder(folder, clips, refused)
+        used.add(stem)
+    columns = [*files.take(places).columns, labels, splits, video_ids, starts_s]
+    table = pa.table(columns, schema=FILES)
+    return SourceFolder(folder, table.filter(pa.array(is_listed, pa.bool_())), refused)
 
 
-def _read_csv(path: str) -> list[list[str]]:
+def _read_csv(path: str) -> tuple[list[str], list[float], list[str], list[str]]:
+    """Columns of VGGSound's CSV: video ids, starts (s), labels, splits. Raises UserError that names the bad line."""
     folder, _, name = path.rpartition("/")
     try:
         text = Storage(folder or ".").read_bytes(name).decode("utf-8-sig")
@@ -112,29 +116,36 @@ def _read_csv(path: str) -> list[list[str]]:
         raise UserError(f"source.csv: {path!r} does not exist; give VGGSound's CSV or leave the key out") from error
     except UnicodeDecodeError as error:
         raise UserError(f"source.csv: {path!r} is not UTF-8 text") from error
-    return [row for row in csv.reader(io.StringIO(text), skipinitialspace=True) if row]
-
-
-def _parse_line(fields: list[str], where: str) -> tuple[str, float, str, Split]:
     wanted = "wanted youtube_id,start_s,label,split with a split of train or test"
-    if len(fields) != 4:
-        raise UserError(f"source.csv: {where}: got {len(fields)} fields, {wanted}")
-    video_id, start_text, label, split = (field.strip() for field in fields)
-    try:
-        start_s = float(start_text)
-    except ValueError:
-        start_s = math.nan
-    if not 0 <= start_s < math.inf:
-        raise UserError(f"source.csv: {where}: got the start {start_text!r}, {wanted}")
-    if split not in get_args(Split):
-        raise UserError(f"source.csv: {where}: got the split {split!r}, {wanted}")
-    return video_id, start_s, label, cast(Split, split)
+    video_ids, starts_s, labels, splits = [], [], [], []
+    number = 0
+    for row in csv.reader(io.StringIO(text), skipinitialspace=True):
+        if not row:
+            continue
+        number += 1
+        where = f"source.csv: {path} line {number}"
+        if len(row) != 4:
+            raise UserError(f"{where}: got {len(row)} fields, {wanted}")
+        video_id, start_text, label, split = map(str.strip, row)
+        try:
+            start_s = float(start_text)
+        except ValueError:
+            start_s = math.nan
+        if not 0 <= start_s < math.inf:
+            raise UserError(f"{where}: got the start {start_text!r}, {wanted}")
+        if split not in SPLITS:
+            raise UserError(f"{where}: got the split {split!r}, {wanted}")
+        video_ids.append(video_id)
+        starts_s.append(start_s)
+        labels.append(label)
+        splits.append(split)
+    return video_ids, starts_s, labels, splits
 
 
-def split_of(clip: SourceClip, sha256: str, test_fraction: float) -> Split:
+def split_of(listed: Split | None, sha256: str, test_fraction: float) -> Split:
     """Split of a clip. Without one in the source, the content hash decides, so that it never changes."""
-    if clip.split is not None:
-        return clip.split
+    if listed is not None:
+        return listed
     return "test" if int(sha256[:8], 16) / 16**8 < test_fraction else "train"
 
 
@@ -162,7 +173,7 @@ class HashWorker:
 
     def _hash(self, name: str) -> dict[str, Any] | Failed:
         try:
-            return {"sha256": hashlib.sha256(self.folder.read_bytes(name)).hexdigest()}
+            return {"sha256": self.folder.sha256(name)}
         except OSError as error:
             return Failed("UnreadableSource", f"{name}: cannot be read: {one_line(error)}")
 
@@ -171,52 +182,42 @@ class SourceHashes:
     """SHA-256 of every file of a source, from the ledger `sources`."""
 
     def __init__(self, source: SourceFolder, storage: Storage) -> None:
-        self.source, self.ledger = source, Ledger(storage, HASHES)
-        rows = [
-            Row(clip.name, {"name": clip.name, "size": clip.size, "version": clip.version}, {"name": clip.name})
-            for clip in source.clips
-        ]
-        self.rows = RowSet(HASHES, HashRecipe(source.folder.url), rows, HashWorker(source.folder))
-        self.known = self.ledger.read()
-        self.todo = set(missing(self.rows.keys, self.known, retry_failed=False))
+        self.source, self.ledger = source, Ledger(storage, HASHES, SHA256)
+        files = source.files
+        sizes = files["size"].cast(pa.string())
+        tasks = files.select(["name", "version"]).append_column("size", sizes)
+        worker = HashWorker(source.folder)
+        self.rows = RowSet(HASHES, HashRecipe(source.folder.url), tasks, ("name", "size", "version"), SHA256, worker)
 
-    @property
-    def is_quick(self) -> bool:
-        """True if the missing digests can be computed while planning."""
-        return sum(clip.size for clip in self.source.clips if clip.name in self.todo) <= HASH_WHILE_PLANNING_BYTES
+    def count_missing(self) -> int:
+        """Number of files that were never hashed; files that could not be read are not among them."""
+        return int(is_missing(self.rows.keys, self.ledger.read(), retry_failed=False).sum())
 
     def complete(self, workers: int, say: Callable[[str], None]) -> None:
-        """Computes and stores the missing digests: in this process if that is quick, else over Ray."""
-        if not self.todo:
+        """Computes and stores the missing digests: in this process if that is quick, else over Ray.
+
+        A file that could not be read is tried again each time.
+        """
+        mask = pa.array(is_missing(self.rows.keys, self.ledger.read(), retry_failed=True))
+        tasks, keys = self.rows.tasks.filter(mask), self.rows.keys.filter(mask)
+        if not len(keys):
             return
-        if self.is_quick:
-            entries = self.hash_here()
-            self.ledger.commit(entries.values())
-            self.known |= entries
+        if (pc.sum(self.source.files["size"].filter(mask)).as_py() or 0) <= HASH_HERE_BYTES:
+            results = self.rows.worker.process(tasks.to_pylist())
+            self.ledger.write(keys.to_pylist(), tasks["name"].to_pylist(), results)
         else:
             from pipelines.engine.fanout import fan_out  # `plan` starts without Ray
 
-            ensure_ray()
             execution = Workers(workers=workers, batch_rows=64)
-            items, worker = self.rows.items(self.todo), self.rows.worker
-            fan_out(items, worker, ledger=self.ledger, workers=execution, label="hashing", say=say)
-            self.known = self.ledger.read()
-        self.todo = set()
+            fan_out(tasks, keys, self.rows.worker, ledger=self.ledger, workers=execution, say=say)
+        self.ledger.settle()
 
-    def hash_here(self) -> dict[str, Entry]:
-        """Entries by key of the files without digest, hashed in this process. Writes nothing."""
-        items = self.rows.items(self.todo)
-        results = self.rows.worker.process([task for _, _, task in items])
-        return {key: Entry.of(row_id, key, result) for (row_id, key, _), result in zip(items, results, strict=True)}
-
-    def read(self) -> tuple[dict[str, str], list[Refused]]:
-        """SHA-256 by file name, and the files that could not be read. All files must have been hashed."""
-        good: dict[str, str] = {}
-        refused: list[Refused] = []
-        for name, key in self.rows.keys.items():
-            entry = self.known[key]
-            if entry.status == "ok":
-                good[name] = entry.value["sha256"]
-            else:
-                refused.append(Refused(name, entry.error_class, entry.message))
-        return good, refused
+    def read(self) -> tuple[pa.Table, list[Refused]]:
+        """Files with a column `sha256`, and those that could not be read. All files must have been hashed."""
+        made = made_rows(self.rows, self.ledger)
+        files = self.source.files.append_column("sha256", made["sha256"])
+        is_good = pc.equal(made["error_class"], "")
+        bad = made.filter(pc.invert(is_good)).select(["error_class", "message"])
+        names = files.filter(pc.invert(is_good))["name"].to_pylist()
+        refused = [Refused(name, *row.values()) for name, row in zip(names, bad.to_pylist(), strict=True)]
+        return files.filter(is_good), refused

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.cli.options import cells
 from pipelines.cli.soundcap import main
+from pipelines.errors import one_line
 
 ROOT = Path(__file__).parents[2]
 
@@ -75,3 +77,8 @@ def test_a_start_that_is_no_time_is_one_line(
         main()
     said = capsys.readouterr().err
     assert ended.value.code == 2 and f"got the start '{start}'" in said and len(said.strip().splitlines()) == 1, said
+
+
+def test_control_characters_of_names_and_messages_are_shown_not_sent() -> None:
+    assert cells("a\x1b[31mred", 3, "\udcff") == ("a\\x1b[31mred", "3", "\\udcff")
+    assert one_line(ValueError("bell \x07 and\ntitle \x1b]0;x\x07")) == "bell \\x07 and title \\x1b]0;x\\x07"

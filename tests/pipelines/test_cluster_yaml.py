@@ -11,6 +11,8 @@ import ray.autoscaler
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from pipelines.run_config import load_config
+
 PROJECT = Path(__file__).resolve().parents[2]
 
 
@@ -61,3 +63,28 @@ def test_no_account_is_named(cluster: dict[str, Any]) -> None:
     text = (PROJECT / "ray_cluster.yaml").read_text()
     invented = re.findall(r"\b(?:ami|subnet|sg|vpc)-[0-9a-f]{8,}\b|\b\d{12}\b|arn:aws\S+", text)
     assert not invented, "ids of somebody's account; the operator fills these in"
+
+
+CPUS = {"m7i.2xlarge": 8, "c7i.4xlarge": 16, "g6e.4xlarge": 16}
+GPUS = {"g6e.4xlarge": 1}
+
+
+def test_the_cluster_can_hold_what_the_configuration_for_vggsound_asks_for(cluster: dict[str, Any]) -> None:
+    """All workers of each stage find a place at once, each on one node."""
+    kinds = [
+        (kind.get("max_workers", 1), CPUS[instance], GPUS.get(instance, 0))
+        for kind in cluster["available_node_types"].values()
+        for instance in [kind["node_config"]["InstanceType"]]
+    ]
+    config = load_config(str(PROJECT / "configs/vggsound.yaml"))
+    for stage in ("clips", "captions", "captioner", "silent_captions", "features", "flowley", "samples"):
+        execution = getattr(config, stage).execution
+        cpus, gpus = execution.cpus_per_worker, getattr(execution, "gpus_per_worker", float(stage in TRAINING))
+        places = sum(
+            count * min(int(node_cpus // cpus), int(node_gpus // gpus) if gpus else 10**6)
+            for count, node_cpus, node_gpus in kinds
+        )
+        assert execution.workers <= places, f"{stage}: {execution.workers} workers, {places} places"
+
+
+TRAINING = ("captioner", "flowley")

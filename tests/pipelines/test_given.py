@@ -28,11 +28,11 @@ def test_given_flowley_is_taken_over_and_its_digest_follows_the_weights(tmp_path
     storage = Storage(config.root)
     [plan] = make_plan([FlowleyStage()], config, storage)
     assert (plan.state, plan.rows_to_run) == ("to_run", 1), "given weights need no features"
-    [first] = run_stages([FlowleyStage()], config, say=lambda _: None)
+    [(first, _)] = run_stages([FlowleyStage()], config, say=lambda _: None)
     assert storage.read_bytes(f"flowley/{first.fingerprint}/model/model.safetensors") == b"weights"
     assert make_plan([FlowleyStage()], config, storage)[0].state == "done"
     (given / "model.safetensors").write_bytes(b"others")
-    [second] = run_stages([FlowleyStage()], config, say=lambda _: None)
+    [(second, _)] = run_stages([FlowleyStage()], config, say=lambda _: None)
     assert second.fingerprint != first.fingerprint and second.digest != first.digest
 
 

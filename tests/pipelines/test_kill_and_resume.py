@@ -11,7 +11,7 @@ import pytest
 
 from miniature.world.corpus import generate_corpus
 from miniature.world.film import World
-from pipelines.engine.ledger import Ledger
+from pipelines.engine.ledger import counted_rows
 from pipelines.engine.storage import Storage
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +40,7 @@ def test_killed_on_s3_and_resumed(s3_url: str, tmp_path: Path) -> None:
             time.sleep(0.2)
         os.kill(driver.pid, signal.SIGKILL)
         driver.wait()
-    survived = len(Ledger(storage, "clips").read())
+    survived = sum(counted_rows(storage, "clips"))
     assert survived >= 1 and not storage.exists("clips/latest.json"), "killed before the stage was committed"
 
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

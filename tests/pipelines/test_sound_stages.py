@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import soundfile
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -14,7 +15,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from flowley.network.flowley import Flowley
 from flowley.training.ema import synthesise
 from miniature.world.corpus import generate_corpus
-from pipelines.engine.ledger import Entry, Failed
 from pipelines.engine.plan import make_plan
 from pipelines.engine.runner import run_stages
 from pipelines.engine.stage import Stage
@@ -24,7 +24,7 @@ from pipelines.media.probe import probe
 from pipelines.media.process import Deadline
 from pipelines.run_config import Config, load_config
 from pipelines.stages.clips import ClipsStage
-from pipelines.stages.features import EMPTY_CAPTION_ID, TEXT, FeaturesStage
+from pipelines.stages.features import TEXT, FeaturesStage
 from pipelines.stages.flowley import FlowleyStage
 from pipelines.stages.samples import SamplesStage
 from pipelines.stages.scores import ScoresStage
@@ -71,7 +71,7 @@ def load(tmp_path_factory: pytest.TempPathFactory, tiny_encoder_builders: dict) 
 
 
 def run(config: Config) -> dict[str, Any]:
-    return {m.stage: m for m in run_stages(STAGES, config, say=lambda message: None)}
+    return {one.manifest.stage: one.manifest for one in run_stages(STAGES, config, say=lambda message: None)}
 
 
 def test_from_films_to_scores_and_nothing_twice(load: Load, local_ray: None) -> None:
@@ -164,6 +164,6 @@ def test_codecs_that_cannot_be(load: Load, codec: str, words: str) -> None:
 
 
 def test_an_empty_caption_that_cannot_be_encoded_ends_the_stage_in_one_line() -> None:
-    entry = Entry.of(EMPTY_CAPTION_ID, "key", Failed("ValueError", "no such token"))
+    made = pa.table({"error_class": ["", "ValueError"], "message": ["", "no such token"]})
     with pytest.raises(RunError, match=r"empty caption.* ValueError: no such token; mend features.text"):
-        FeaturesStage().finish(None, {TEXT: {EMPTY_CAPTION_ID: entry}})  # type: ignore[arg-type]
+        FeaturesStage().finish(None, {TEXT: made})  # type: ignore[arg-type]

@@ -300,26 +300,43 @@ def test_failed_job_is_an_error_and_its_log_is_shown(ray_head: str, workplace: P
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("has_token")
-def test_credentials_go_along_by_name_and_only_with_a_bucket(
+def test_no_secret_leaves_and_a_bucket_is_named(
     ray_head: str, corpus: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in S3_VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "for-the-bucket")
+    planted = "planted-secret-0451"
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        monkeypatch.setenv(name, planted)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_PROFILE", "of-this-machine")
     client = _client(ray_head)
     given = {}
     for name, root in {"local": str(workplace / "store"), "bucket": "s3://bucket/run"}.items():
-        job = submit(_clips_only(corpus, root), address=ray_head, wait=False, say=print, until="clips")
+        config = _clips_only(corpus, root)
+        job = submit(config, address=ray_head, wait=False, say=print, until="clips", credentials="/etc/soundcap/aws")
         given[name] = client.get_job_info(job).runtime_env.get("env_vars", {})
         client.stop_job(job)
     assert not {key for key in given["local"] if key.startswith("AWS_")}, "no bucket, no credentials"
     sent = {key: value for key, value in given["bucket"].items() if key.startswith("AWS_")}
-    assert sent == {"AWS_ACCESS_KEY_ID": "for-the-bucket", "AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
+    assert sent == {"AWS_SHARED_CREDENTIALS_FILE": "/etc/soundcap/aws", "AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
+    logs = Path(tempfile.gettempdir()) / "ray" / "session_latest"
+    found = subprocess.run(["grep", "-rl", planted, str(logs)], capture_output=True, text=True, check=False)
+    assert not found.stdout, "the planted secret was written down"
 
 
-def test_synchronisation_features_in_a_bucket_need_its_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "for-the-bucket")
-    assert "AWS_ACCESS_KEY_ID" not in _environment(_demo_config())
-    assert _environment(_demo_config("features.sync=s3://bucket/sync"))["AWS_ACCESS_KEY_ID"] == "for-the-bucket"
+def test_synchronisation_features_in_a_bucket_need_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    assert not _environment(_demo_config(), "credentials")
+    given = _environment(_demo_config("features.sync=s3://bucket/sync"), "credentials")
+    assert given == {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_SHARED_CREDENTIALS_FILE": "credentials"}
+
+
+def test_no_secret_is_in_what_a_job_gets(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planted = "planted-secret-0451"
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        monkeypatch.setenv(name, planted)
+    config = _demo_config("root=s3://bucket/run")
+    assert planted not in json.dumps(_environment(config, None))
+    stage_job(config, workplace / "job")
+    assert not [file for file in (workplace / "job").rglob("*") if file.is_file() and planted in file.read_text()]

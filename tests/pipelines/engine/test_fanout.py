@@ -6,12 +6,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from pipelines.engine.fanout import fan_out
 from pipelines.engine.ledger import Failed, Ledger
+from pipelines.engine.recipe import KEY
 from pipelines.engine.storage import Storage
-from pipelines.errors import MachineFault, RunError
+from pipelines.errors import MachineFault, RunError, UserError
 from pipelines.run_config import Workers
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -45,24 +47,31 @@ class FaultyWorker:
         return {"square": n * n}
 
 
+SQUARE = pa.schema([("square", pa.int64())])
+
+
+def _key(n: int) -> bytes:
+    return n.to_bytes(KEY.byte_width)
+
+
 def _run(tmp_path: Path, harm_at: dict[int, str], rows: int = 20, **workers: Any) -> Ledger:
-    ledger = Ledger(Storage(str(tmp_path)), "squares")
-    items = [(f"row{n}", f"key{n}", {"n": n}) for n in range(rows)]
+    ledger = Ledger(Storage(str(tmp_path)), "squares", SQUARE)
+    tasks = pa.table({"id": [f"row{n}" for n in range(rows)], "n": range(rows)})
     settings = Workers(**{"workers": 2, "batch_rows": 4, **workers})
-    fan_out(items, FaultyWorker(harm_at), ledger=ledger, workers=settings, label="test", say=lambda _: None)
+    keys = pa.array([_key(n) for n in range(rows)], KEY)
+    fan_out(tasks, keys, FaultyWorker(harm_at), ledger=ledger, workers=settings, say=lambda _: None)
     return ledger
 
 
 def _check(ledger: Ledger, bad: dict[int, str], rows: int = 20) -> None:
-    entries = ledger.read()
-    assert entries.keys() == {f"key{n}" for n in range(rows)}, "every row is in the ledger, made or quarantined"
+    entries = {row.pop("key"): row for row in ledger.read(("row_id", "message", "square")).to_pylist()}
+    assert entries.keys() == {_key(n) for n in range(rows)}, "every row is in the ledger, made or quarantined"
     for n in range(rows):
-        entry = entries[f"key{n}"]
-        if n in bad:
-            assert (entry.status, entry.error_class) == ("quarantined", bad[n]), entry
-            assert entry.message
-        else:
-            assert entry.status == "ok" and entry.value == {"square": n * n}, entry
+        entry = entries[_key(n)]
+        assert entry["row_id"] == f"row{n}"
+        assert entry["error_class"] == bad.get(n, ""), entry
+        assert bool(entry["message"]) == (n in bad), entry
+        assert entry["square"] == (None if n in bad else n * n), entry
 
 
 def test_every_kind_of_bad_row_costs_itself(tmp_path: Path) -> None:
@@ -76,12 +85,51 @@ def test_a_row_that_hangs_is_found_and_quarantined(tmp_path: Path) -> None:
 
 
 def test_a_worker_that_cannot_start_ends_the_run_with_its_reason(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="the worker could not start: ValueError: no such checkpoint"):
+    with pytest.raises(RunError, match="no worker could start: ValueError: no such checkpoint"):
         _run(tmp_path, {-1: "cannot start"})
 
 
 def test_a_fault_of_the_machine_ends_the_run_and_quarantines_nothing(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="test: ffmpeg is not installed"):
-        _run(tmp_path, {1: "machine"}, rows=4)
-    entries = Ledger(Storage(str(tmp_path)), "squares").read()
-    assert all(entry.status == "ok" for entry in entries.values())
+    with pytest.raises(RunError, match="squares: ffmpeg is not installed; nothing is quarantined"):
+        _run(tmp_path, dict.fromkeys(range(4), "machine"), rows=4)
+    assert Ledger(Storage(str(tmp_path)), "squares", SQUARE).read().num_rows == 0
+
+
+def test_rows_that_all_fail_alike_are_the_machines_fault(tmp_path: Path) -> None:
+    """Without one row that passes nothing tells a bad row from a machine on which nothing works."""
+    with pytest.raises(RunError, match="4 rows failed alone and none passed.*RuntimeError: 3 blew up"):
+        _run(tmp_path, dict.fromkeys(range(4), "raise"), rows=4, workers=1)
+    assert Ledger(Storage(str(tmp_path)), "squares", SQUARE).read().num_rows == 0
+
+
+def test_more_workers_than_fit_use_those_that_fit(tmp_path: Path) -> None:
+    """Four logical CPUs hold two of these workers; six that could never have a place keep nobody waiting."""
+    _check(_run(tmp_path, {}, workers=8, cpus_per_worker=2), {})
+
+
+def test_a_worker_too_large_for_any_node_is_an_error_in_seconds(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="squares: execution: one worker wants 64 CPUs, and no node.*at most 4 CPUs"):
+        _run(tmp_path, {}, cpus_per_worker=64)
+
+
+def test_a_start_that_fails_is_tried_again(tmp_path: Path) -> None:
+    """The first start dies (as beside an OOM killer), the second works."""
+    worker = DiesOnce(str(tmp_path / "died"))
+    ledger = Ledger(Storage(str(tmp_path / "store")), "squares", SQUARE)
+    tasks = pa.table({"id": ["row0"], "n": [3]})
+    keys = pa.array([_key(0)], KEY)
+    fan_out(tasks, keys, worker, ledger=ledger, workers=Workers(workers=1), say=lambda _: None)
+    assert ledger.read(("square",))["square"].to_pylist() == [9]
+
+
+class DiesOnce(FaultyWorker):
+    """Kills its process at its first start."""
+
+    def __init__(self, mark: str) -> None:
+        super().__init__({})
+        self.mark = Path(mark)
+
+    def setup(self) -> None:
+        if not self.mark.exists():
+            self.mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)

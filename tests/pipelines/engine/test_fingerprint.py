@@ -22,7 +22,7 @@ def test_golden_values() -> None:
     assert digest({"b": [1, 2.5, None], "a": "é"}) == (
         "d764fee2563da33e3d57334755404e635da33c995824b0adfabc4b6e1af4f608"
     )
-    assert stage_fingerprint("captions", 1, {"prompt": "p"}, {"clips": "d"}) == "2b0d459f4084"
+    assert stage_fingerprint("captions", {"prompt": "p"}, {"clips": "d"}) == "1f54bd16190a"
 
 
 @given(PLAIN)

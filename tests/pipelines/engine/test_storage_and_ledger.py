@@ -2,25 +2,17 @@
 
 import pickle
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
-from pipelines.engine.ledger import COMPACT_ABOVE_PARTS, Entry, Ledger, missing
+from pipelines.engine.ledger import MERGED_PARTS, Failed, Ledger, counted_rows
+from pipelines.engine.recipe import KEY
+from pipelines.engine.stage import is_missing
 from pipelines.engine.storage import Storage
-from pipelines.engine.store import Manifest, Output, latest_spec, mark_latest
-from pipelines.errors import UserError
-
-
-@pytest.fixture(params=["disk", "bucket"])
-def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]:
-    if request.param == "disk":
-        yield Storage(str(tmp_path / "root"))
-    else:
-        url = request.getfixturevalue("s3_url")
-        yield Storage(f"{url}/{tmp_path.name}")
+from pipelines.engine.store import QUARANTINE_SCHEMA, Manifest, Output, latest_spec, mark_latest
+from pipelines.errors import RunError, UserError
 
 
 def test_files_round_trip_and_list(storage: Storage) -> None:
@@ -50,10 +42,10 @@ def test_folders_go_up_and_come_back(storage: Storage, tmp_path: Path) -> None:
     (local / "deep").mkdir(parents=True)
     (local / "w.bin").write_bytes(b"w")
     (local / "deep" / "c.json").write_bytes(b"{}")
-    storage.upload_folder(local, "stage/adapter")
-    with storage.local("stage/adapter") as folder:
+    Output(storage, "stage", "f").upload_folder(local, "adapter")
+    with storage.local("stage/f/adapter") as folder:
         assert {f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file()} == {"w.bin", "deep/c.json"}
-    with storage.local("stage/adapter/w.bin") as file:
+    with storage.local("stage/f/adapter/w.bin") as file:
         assert file.read_bytes() == b"w"
 
 
@@ -68,45 +60,119 @@ def test_unknown_scheme_is_a_user_error() -> None:
         Storage("nosuch://x").files()
 
 
-def _entry(key: str, status: str = "ok", at: float = 0.0, **value: object) -> Entry:
-    return Entry(key, f"row-{key}", status, value, written_at_s=at)  # type: ignore[arg-type]
+CAPTION = pa.schema([("caption", pa.string())])
 
 
-def test_ledger_keeps_the_first_good_row(storage: Storage) -> None:
-    ledger = Ledger(storage, "captions")
-    ledger.commit([_entry("k1", "quarantined", 1.0), _entry("k2", at=2.0, caption="first")])
-    ledger.commit([_entry("k1", at=3.0, caption="good at last"), _entry("k2", at=4.0, caption="second")])
-    rows = ledger.read()
-    assert rows["k1"].status == "ok" and rows["k1"].value == {"caption": "good at last"}
-    assert rows["k2"].value == {"caption": "first"}, "a stored caption is the record; it must not be replaced"
+def _key(name: str) -> bytes:
+    return name.encode().ljust(KEY.byte_width)
+
+
+def _write(ledger: Ledger, **rows: str | Failed) -> None:
+    """One part: captions, or failures, by key."""
+    values = [row if isinstance(row, Failed) else {"caption": row} for row in rows.values()]
+    ledger.write([_key(name) for name in rows], [f"row-{name}" for name in rows], values)
+
+
+def _read(ledger: Ledger) -> dict[str, tuple[str, str | None]]:
+    """Error class and caption by key."""
+    rows = ledger.read(("caption",)).to_pylist()
+    return {row["key"].decode().strip(): (row["error_class"], row["caption"]) for row in rows}
+
+
+def test_ledger_keeps_the_first_good_row_and_else_the_last_failure(storage: Storage) -> None:
+    ledger = Ledger(storage, "captions", CAPTION)
+    _write(ledger, k1=Failed("Bad", "1"), k2="first", k3=Failed("Bad", "1"))
+    ledger.settle()
+    _write(ledger, k1="good at last", k2="second", k3=Failed("Worse", "2"))
+    ledger.settle()
+    assert _read(ledger) == {"k1": ("", "good at last"), "k2": ("", "first"), "k3": ("Worse", None)}
+
+
+def test_order_is_that_of_the_manifest_not_of_names_or_clocks(storage: Storage) -> None:
+    """A value that a stage has used stays, whatever the name or the time of a part that comes later."""
+    for round_ in range(8):
+        ledger = Ledger(storage, f"s{round_}", CAPTION)
+        _write(ledger, k="used")
+        ledger.settle()
+        _write(ledger, k="late")
+        assert _read(ledger) == {"k": ("", "used")}
 
 
 def test_missing_rows(storage: Storage) -> None:
-    ledger = Ledger(storage, "s")
-    ledger.commit([_entry("k1"), _entry("k2", "quarantined")])
-    keys = {"a": "k1", "b": "k2", "c": "k3"}
-    assert missing(keys, ledger.read(), retry_failed=False) == ["c"]
-    assert missing(keys, ledger.read(), retry_failed=True) == ["b", "c"]
+    ledger = Ledger(storage, "s", CAPTION)
+    _write(ledger, k1="a", k2=Failed("Bad", "row"))
+    keys = pa.array([_key(name) for name in ("k1", "k2", "k3")], KEY)
+    assert is_missing(keys, ledger.read(), retry_failed=False).tolist() == [False, False, True]
+    assert is_missing(keys, ledger.read(), retry_failed=True).tolist() == [False, True, True]
 
 
-def test_compaction_loses_and_doubles_nothing(storage: Storage) -> None:
-    ledger = Ledger(storage, "s")
-    for i in range(COMPACT_ABOVE_PARTS + 1):
-        ledger.commit([_entry(f"k{i}", n=i), _entry("shared", at=float(i), n=i)])
-    before = ledger.read()
-    ledger.compact()
-    assert ledger.read() == before
-    assert len(storage.files("ledger/s")) == 1
+def test_rows_are_counted_without_reading_parts(storage: Storage) -> None:
+    ledger = Ledger(storage, "s", CAPTION)
+    _write(ledger, k1="a", k2=Failed("Bad", "row"), k3="c")
+    _write(ledger, k4="d")
+    assert counted_rows(storage, "s") == (3, 1)
+
+
+def test_merging_loses_and_doubles_nothing(storage: Storage) -> None:
+    ledger = Ledger(storage, "s", CAPTION)
+    for number in range(MERGED_PARTS + 3):
+        _write(ledger, **{f"k{number}": str(number)}, shared=str(number))
+        if number == 0:
+            ledger.settle()
+    before = _read(ledger)
+    assert len(before) == MERGED_PARTS + 4 and before["shared"] == ("", "0")
+    ledger.settle()
+    assert _read(ledger) == before
+    assert len(ledger.parts()) == 4, "one merged part and three small ones"
+
+
+def test_a_reader_with_the_old_manifest_misses_nothing(storage: Storage) -> None:
+    """Merged parts stay for a while; once they are gone a reader starts again with the new manifest."""
+    ledger = Ledger(storage, "s", CAPTION)
+    for number in range(MERGED_PARTS):
+        _write(ledger, **{f"k{number}": str(number)})
+    reader = Ledger(storage, "s", CAPTION)
+    old = reader.parts()
+    ledger.settle()
+    assert len(ledger.parts()) == 1
+    for part in old:
+        storage.remove(f"ledger/s/{part}")
+    listings = iter([old, ledger.parts()])
+    reader.parts = lambda live=None: next(listings)  # type: ignore[method-assign]
+    assert len(_read(reader)) == MERGED_PARTS
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "a bit"])
+def test_a_damaged_part_costs_its_rows_and_is_set_aside(storage: Storage, damage: str) -> None:
+    ledger = Ledger(storage, "s", CAPTION)
+    _write(ledger, k1="a")
+    [first] = ledger.parts()
+    _write(ledger, k2="b")
+    ledger.settle()
+    name = f"ledger/s/{first}"
+    data = storage.read_bytes(name)
+    middle = len(data) // 2
+    broken = {
+        "cut": data[:middle],
+        "empty": b"",
+        "a bit": data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :],
+    }
+    storage.write_bytes(name, broken[damage])
+    assert _read(ledger) == {"k2": ("", "b")}
+    assert [part for part, _ in ledger.damaged] == [first]
+    ledger.settle()
+    assert storage.exists(f"ledger/s/damaged/{first}") and not storage.exists(name)
+    assert _read(ledger) == {"k2": ("", "b")} and not ledger.damaged
 
 
 def test_parts_written_at_once_do_not_meet(tmp_path: Path) -> None:
-    ledger = Ledger(Storage(str(tmp_path)), "s")
-    threads = [threading.Thread(target=lambda i=i: ledger.commit([_entry(f"k{i}")])) for i in range(16)]
+    ledger = Ledger(Storage(str(tmp_path)), "s", CAPTION)
+    threads = [threading.Thread(target=lambda i=i: _write(ledger, **{f"k{i}": "x"})) for i in range(16)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(ledger.read()) == 16
+    assert len(_read(ledger)) == 16
 
 
 def _manifest(rows_in: int, rows_out: int, quarantined: int) -> Manifest:
@@ -115,15 +181,23 @@ def _manifest(rows_in: int, rows_out: int, quarantined: int) -> Manifest:
 
 def test_output_exists_from_its_manifest_on(storage: Storage) -> None:
     output = Output(storage, "s", "f")
-    output.write_rows([{"a": 1}], pa.schema([("a", pa.int64())]))
-    output.write_quarantine([])
+    output.write_rows(pa.table({"a": [1]}))
     assert output.manifest() is None, "rows without a manifest are an interrupted run"
-    output.commit(_manifest(1, 1, 0), {"meaning": {}})
-    manifest = output.manifest()
+    output.commit(_manifest(1, 1, 0), QUARANTINE_SCHEMA.empty_table(), {"meaning": {}})
+    manifest = Output(storage, "s", "f").manifest()
     assert manifest is not None and set(manifest.files) == {"rows.parquet", "quarantine.parquet", "spec.json"}
     assert latest_spec(storage, "s") is None
     mark_latest(storage, "s", "f")
     assert latest_spec(storage, "s") == {"meaning": {}}
+
+
+def test_changed_bytes_of_an_output_are_not_read_in_silence(storage: Storage) -> None:
+    output = Output(storage, "s", "f")
+    output.write_rows(pa.table({"a": [1]}))
+    output.commit(_manifest(1, 1, 0), QUARANTINE_SCHEMA.empty_table(), {})
+    storage.write_table("s/f/rows.parquet", pa.table({"a": [2]}))
+    with pytest.raises(RunError, match="rows.parquet holds other bytes than were written"):
+        output.rows()
 
 
 def test_a_lost_row_cannot_be_committed() -> None:

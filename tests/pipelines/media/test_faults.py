@@ -3,13 +3,16 @@
 import os
 import pickle
 import signal
+import struct
 import time
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pipelines.errors import machine_fault
 from pipelines.media.clip import NormaliserSettings
 from pipelines.media.faults import (
     ChangingSource,
@@ -17,6 +20,7 @@ from pipelines.media.faults import (
     DeadlineExceeded,
     EmptyFile,
     FfmpegMissing,
+    KilledProcess,
     MediaError,
     NoAudioStream,
     NoVideoStream,
@@ -215,3 +219,38 @@ def test_a_missing_ffmpeg_is_no_fault_of_the_source(settings, base, tmp_path, mo
         normalise(
             open_source(base, Deadline(60)), tmp_path / "a.mp4", tmp_path / "a.flac", settings, deadline=Deadline(60)
         )
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_an_ffmpeg_that_somebody_ended_is_no_fault_of_the_source(settings, base, tmp_path, monkeypatch, number):
+    """As beside an out-of-memory killer: the row is tried again, not quarantined."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    fake_tool(tools, "ffmpeg", f"kill -{int(number)} $$")
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    with pytest.raises(KilledProcess, match=f"ffmpeg was ended by signal {int(number)}") as caught:
+        made(base, tmp_path / "a.mp4", tmp_path / "a.flac", settings)
+    assert machine_fault(caught.value) is caught.value
+
+
+def test_a_crash_of_ffmpeg_is_evidence_against_the_source(settings, base, tmp_path, monkeypatch):
+    tools, source = tmp_path / "bin", tmp_path / "in" / "a.mp4"
+    tools.mkdir()
+    source.parent.mkdir()
+    source.write_bytes(base.read_bytes())
+    fake_tool(tools, "ffmpeg", f"kill -{int(signal.SIGSEGV)} $$")
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    assert isinstance(refuse(source, settings), DamagedSource)
+
+
+def test_a_picture_that_would_fill_the_memory_is_not_decoded(settings, tmp_path):
+    source = tmp_path / "huge.png"
+    header = struct.pack(">IIBBBBB", 16_000, 16_000, 8, 0, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(16_001) * 64)), (b"IEND", b"")]
+    source.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(*chunk) for chunk in chunks))
+    error = refuse(source, settings)
+    assert type(error) is UnreadableSource and "more than 134217728 pixels" in str(error)
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

@@ -11,13 +11,13 @@ import pytest
 
 from miniature.world.corpus import generate_corpus
 from miniature.world.film import World
-from pipelines.engine.ledger import Entry, Failed, Ledger
+from pipelines.engine.ledger import Failed, Ledger
 from pipelines.engine.plan import resolve
 from pipelines.engine.recipe import Recipe
 from pipelines.engine.runner import run_stages
 from pipelines.engine.stage import Context, Result, RowSet, RowStage, Stage, WholeWork
 from pipelines.engine.storage import Storage
-from pipelines.engine.store import Manifest, Output, open_store
+from pipelines.engine.store import QUARANTINE_SCHEMA, Manifest, Output, open_store
 from pipelines.media.mux import mux
 from pipelines.report.build import build_report
 from pipelines.run_config import Config, load_config
@@ -48,14 +48,14 @@ class SamplesStage(Stage):
 
     def _make(self, context: Context) -> Result:
         rows = []
-        for clip in context.inputs["clips"].rows():
+        for clip in context.inputs["clips"].rows().to_pylist():
             if clip["split"] == "test":
                 name = context.output.name(f"{clip['clip_id']}.mp4")
                 noise = np.random.default_rng(0).normal(0, 0.1, 2 * 16_000).astype(np.float32)
                 Path(context.storage.path(context.output.folder)).mkdir(parents=True, exist_ok=True)
                 mux(Path(context.storage.path(clip["video"])), noise, 16_000, Path(context.storage.path(name)))
                 rows.append({"clip_id": clip["clip_id"], "video": name})
-        context.output.write_rows(rows, pa.schema([("clip_id", pa.string()), ("video", pa.string())]))
+        context.output.write_rows(pa.Table.from_pylist(rows))
         return Result(len(rows), len(rows), "d")
 
 
@@ -104,16 +104,15 @@ def finished(configure: Callable[[Path], Config], tmp_path_factory: pytest.TempP
     storage, done = open_store(config.root, write=True), {}
     for make in (*STAGES, SamplesStage):
         stage = make()
-        resolved = resolve(stage, config, storage, done)
+        resolved = resolve(stage, config, storage, done, to_run=True, say=lambda _: None)
         assert not isinstance(resolved, str)
         context = resolved.context
         if isinstance(stage, RowStage):
             for one in stage.rows(context).sets:
-                values = zip(one.rows, _values(one), strict=True)
-                entries = [Entry.of(row.row_id, one.keys[row.row_id], value) for row, value in values]
-                Ledger(storage, one.ledger).commit(entries)
+                ids = one.tasks.column(0).to_pylist()
+                Ledger(storage, one.ledger, one.values).write(one.keys.to_pylist(), ids, _values(one))
         if stage.name == "captioner":
-            context.output.commit(_training(context), resolved.spec)
+            context.output.commit(_training(context), QUARANTINE_SCHEMA.empty_table(), resolved.spec)
         done[stage.name] = context.output
         run_stages([kind() for kind in (*STAGES, SamplesStage)][: len(done)], config, say=lambda _: None)
     return config
@@ -121,17 +120,16 @@ def finished(configure: Callable[[Path], Config], tmp_path_factory: pytest.TempP
 
 def _values(rows: RowSet) -> list[dict[str, Any] | Failed]:
     """Clips are really normalised; captions are written here: the first hostile, the last too short to keep."""
-    tasks = [dict(row.task) for row in rows.rows]
+    tasks = rows.tasks.to_pylist()
     if rows.ledger == "clips":
         return rows.worker.process(tasks)
     texts = [HOSTILE, *(f"{rows.ledger} hears sound number {i}" for i in range(1, len(tasks) - 1)), "Thud."]
-    return [{"caption": text, "prompt": task["prompt"]} for text, task in zip(texts, tasks, strict=True)]
+    return [{"caption": text} for text in texts]
 
 
 def _training(context: Context) -> Manifest:
     output: Output = context.output
-    context.storage.write_json(output.name("loss.json"), LOSSES)
-    output.write_quarantine([])
+    output.write_json("loss.json", LOSSES)
     count = len(training_rows(context))
     return Manifest("captioner", output.fingerprint, "adapter-digest", count, count, 0, count, 1.5)
 
