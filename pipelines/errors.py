@@ -28,7 +28,8 @@ def machine_fault(error: BaseException) -> MachineFault | None:
     if isinstance(error, MachineFault):
         return error
     if isinstance(error, OSError) or type(error).__module__.split(".")[0] in ("botocore", "aiobotocore", "aiohttp"):
-        return MachineFault(f"{type(error).__name__}: {one_line(error)}")
+        remedy = "; docs/operators.md says how a bucket is reached" if "Credential" in type(error).__name__ else ""
+        return MachineFault(f"{type(error).__name__}: {one_line(error)}{remedy}")
     return None
 
 
@@ -68,9 +69,12 @@ def run_command(name: str, app: Callable[[], None], *, interrupted: str) -> None
     except (UserError, RunError) as error:
         print(f"{name}: {one_line(error, LIMIT_CHARS)}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)
-    except OSError as error:  # the disk, the bucket or the cluster: nothing that a traceback would explain
-        print(f"{name}: {type(error).__name__}: {one_line(error, LIMIT_CHARS)}", file=sys.stderr)
-        sys.exit(1)
     except KeyboardInterrupt:
         print(f"{name}: interrupted; {interrupted}", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        fault = machine_fault(error)  # the disk, the bucket or the cluster: nothing that a traceback would explain
+        if fault is None:
+            raise
+        print(f"{name}: {one_line(fault, LIMIT_CHARS)}", file=sys.stderr)
+        sys.exit(1)

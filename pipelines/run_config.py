@@ -287,6 +287,19 @@ class Config(Section):
         return self
 
 
+class _OnceLoader(yaml.SafeLoader):
+    """YAML loader that refuses a key that is given twice, of which the last would win in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            name = str(key.value)
+            if name in seen and name != "<<":
+                raise yaml.constructor.ConstructorError(None, None, f"the key {name} is given twice", key.start_mark)
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Reads and validates a configuration; `overrides` are `dotted.key=value` with YAML values.
 
@@ -296,7 +309,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if not file.is_file():
         raise UserError(f"{path}: no such configuration file. Give the path of a YAML file, like configs/demo.yaml")
     try:
-        data = yaml.safe_load(file.read_text())
+        data = yaml.load(file.read_text(), _OnceLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):

@@ -13,12 +13,14 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
 
-FORMAT = 2
-ROWS_PER_BATCH = 256
+FORMAT = 3
+ROWS_PER_BATCH = 16
+"""Rows that are read at once when a few of a file are fetched from afar."""
 EMPTY_CAPTION_ID = ""
 """Clip id of the encoded empty caption, the null condition of most networks, in a file of captions."""
 _META = b"flowley.features.files"
@@ -82,6 +84,20 @@ def write_text_features(path: str | Path, captions: Iterable[TextFeatures]) -> i
     columns = {"text": text, "n_tokens": pa.array([c.n_tokens for c in captions], pa.int32())}
     _write(path, [c.clip_id for c in captions], columns, {"text": C_txt})
     return len(captions)
+
+
+def copy_rows(source: IO[bytes], rows: Iterable[int], target: str | Path) -> dict[int, int]:
+    """Copies the record batches that hold some rows of a feature file, reading no others; returns the rows' new places.
+
+    source: the opened file. target: path of the new file.
+    """
+    reader = pa.ipc.open_file(source)
+    rows = list(rows)
+    place_of = {number: place for place, number in enumerate(sorted({row // ROWS_PER_BATCH for row in rows}))}
+    with pa.ipc.new_file(str(target), reader.schema) as writer:
+        for number in place_of:
+            writer.write_batch(reader.get_batch(number))
+    return {row: place_of[row // ROWS_PER_BATCH] * ROWS_PER_BATCH + row % ROWS_PER_BATCH for row in rows}
 
 
 class FeatureFile:

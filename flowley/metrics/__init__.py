@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from typing import Any, Final
 
 import numpy as np
@@ -52,27 +53,28 @@ class Scores:
         return asdict(self)
 
 
-def score(generated: Sequence[NDArray[np.floating]], original: Sequence[NDArray[np.floating]], hz: int) -> Scores:
-    """Scores of generated clips against their originals: mono waveforms (N_i,) at hz, pair by pair.
+def score(generated: Iterable[NDArray[np.floating]], original: Iterable[NDArray[np.floating]], hz: int) -> Scores:
+    """Scores of generated clips against their originals: mono waveforms (N_i,) at hz, pair by pair, one in memory.
 
     The set metrics are `frechet_distance` and `kernel_distance` of the clips' log-mel statistics (None for fewer
     than 2 clips) and the mean of every clip metric.
 
     Raises:
-        ValueError: no clips, lists of unequal length, or a clip that `score_pair` refuses (the message has its index).
+        ValueError: no clips, not as many of both, or a clip that `score_pair` refuses (the message has its index).
     """
-    if len(generated) != len(original):
-        raise ValueError(f"{len(generated)} generated clips, {len(original)} originals: wanted one for each")
-    if len(generated) == 0:
-        raise ValueError("no clips to score: wanted at least one pair")
     rows, embedded_g, embedded_o = [], [], []
-    for i, (g, o) in enumerate(zip(generated, original, strict=True)):
+    for i, (g, o) in enumerate(zip_longest(generated, original)):
+        if g is None or o is None:
+            what = "generated clips" if o is None else "originals"
+            raise ValueError(f"more than {i} {what}, {i} of the others: wanted one for each")
         try:
             rows.append(score_pair(g, o, hz))
         except ValueError as error:
             raise ValueError(f"clip {i}: {error}") from error
         embedded_g.append(log_mel_statistics(g, hz))
         embedded_o.append(log_mel_statistics(o, hz))
+    if not rows:
+        raise ValueError("no clips to score: wanted at least one pair")
     clip_metrics = {name: [row[name] for row in rows] for name in rows[0]}
     set_metrics: dict[str, float | None] = {"frechet_distance": None, "kernel_distance": None}
     missing: dict[str, str] = {}

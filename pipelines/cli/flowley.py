@@ -140,6 +140,8 @@ def average(
     from flowley.training.ema import synthesise
 
     quiet_libraries()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"-o {out}: holds something else; give a new folder")
     with user_input():
         synthesise(checkpoint, sigma_rel).save_pretrained(out)
     say(f"{out}: the average of width {sigma_rel:g}")
@@ -189,7 +191,7 @@ def presets(as_json: AsJson = False) -> None:
 def demo(
     checkpoint: CheckpointPath,
     host: Annotated[str, typer.Option(help="0.0.0.0 lets others on the network in")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="of the page")] = 7860,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="of the page")] = 7860,
     visual: Visual = None,
     text: Text = None,
     codec: Codec = None,

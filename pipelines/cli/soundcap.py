@@ -79,7 +79,7 @@ def execute(config: Config, *, until: str | None = None, retry_failed: bool = Fa
         table.add_row(*cells(manifest.stage, *counts, manifest.fingerprint, _figures(manifest.figures)))
     show(table)
     if nothing_to_do:
-        print("Nothing to do: every stage is done.")
+        print("Nothing to do: every stage that was asked for is done.")
     return not nothing_to_do
 
 
@@ -91,7 +91,7 @@ def status(config: ConfigPath, overrides: Overrides = [], as_json: AsJson = Fals
     stages, holder = read_status(STAGES, loaded, storage), read_holder(storage)
     table = Table("stage", "state", "rows out", "quarantined", "rows in ledger", "seconds", "fingerprint")
     for one in stages:
-        table.add_row(*cells(*(one[key] for key in _STATUS_COLUMNS)))
+        table.add_row(*cells(*("-" if one[key] is None else one[key] for key in _STATUS_COLUMNS)))
     show(table, {"stages": stages, "held_by": holder and str(holder)}, as_json=as_json)
     if as_json:
         return

@@ -6,7 +6,8 @@ import math
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import tee
 from pathlib import Path
 from typing import Any
 
@@ -33,20 +34,24 @@ def evaluate(generated: Path, original: Path, *, hz: int, say: Callable[[str], N
     A longer original is truncated to the generated sound. Raises UserError.
     """
     pairs = _pairs(generated, original, say)
-    waves: list[tuple[np.ndarray, np.ndarray]] = []
-    for one, other in pairs.values():
-        try:
-            wave = read_sound(one, hz)
-            waves.append((wave, read_sound(other, hz)[: len(wave)]))
-        except (MediaError, OSError) as error:
-            raise UserError(one_line(error)) from error
     names = list(pairs)
+    ones, others = tee(_waves(pairs.values(), hz))  # read as they are scored
     try:
-        scores = score([g for g, _ in waves], [o for _, o in waves], hz)
+        scores = score((one for one, _ in ones), (other for _, other in others), hz)
     except ValueError as error:
         named = re.sub(r"^clip (\d+)", lambda found: f"clip {names[int(found.group(1))]!r}", str(error))
         raise UserError(named) from error
     return {"clips": names, **scores.to_dict()}
+
+
+def _waves(pairs: Iterable[tuple[Path, Path]], hz: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Waveforms of generated sounds and of their originals, truncated to them. Raises UserError."""
+    for generated, original in pairs:
+        try:
+            wave = read_sound(generated, hz)
+            yield wave, read_sound(original, hz)[: len(wave)]
+        except (MediaError, OSError) as error:
+            raise UserError(one_line(error)) from error
 
 
 def read_sound(file: Path, hz: int) -> np.ndarray:

@@ -146,6 +146,7 @@ class RowSet:
         parts: names of the text columns of `tasks` that are hashed into the row's key.
         values: columns that the worker supplies.
         worker: computes the values.
+        order: sort keys of the rows, in whose order they go to the workers; by default that of `tasks`.
     """
 
     ledger: str
@@ -154,6 +155,7 @@ class RowSet:
     parts: tuple[str, ...]
     values: pa.Schema
     worker: Worker
+    order: Sequence[str] | None = None
 
     @cached_property
     def keys(self) -> pa.Array:
@@ -236,9 +238,12 @@ class RowWork:
     def _compute(self, one: RowSet, ledger: Ledger, mask: np.ndarray) -> None:
         from pipelines.engine.fanout import fan_out  # `plan` starts without Ray
 
+        todo = np.flatnonzero(mask)
+        if one.order is not None:
+            todo = todo[np.argsort(np.array(one.order)[todo], kind="stable")]
         fan_out(
-            one.tasks.filter(pa.array(mask)),
-            one.keys.filter(pa.array(mask)),
+            one.tasks.take(todo),
+            one.keys.take(todo),
             one.worker,
             ledger=ledger,
             workers=self._execution,

@@ -50,7 +50,7 @@ class Storage:
 
     def __init__(self, url: str) -> None:
         self.is_local = "://" not in url
-        self.url = str(Path(url).absolute()) if self.is_local else url.rstrip("/")
+        self.url = str(Path(url).expanduser().absolute()) if self.is_local else url.rstrip("/")
 
     def __reduce__(self) -> tuple[type[Storage], tuple[str]]:
         return Storage, (self.url,)
@@ -210,6 +210,13 @@ class Storage:
         """Removes a file or a folder tree, if it exists."""
         with contextlib.suppress(FileNotFoundError):
             self._fs.rm(self.path(name), recursive=True)
+
+    @contextlib.contextmanager
+    def open(self, name: str) -> Iterator[Any]:
+        """File opened for reading at any place; from a bucket only what is read is fetched."""
+        options = {} if self.is_local else {"cache_type": "none"}
+        with self._fs.open(self.path(name), "rb", **options) as file:
+            yield file
 
     def read_json(self, name: str) -> Any:
         return json.loads(self.read_bytes(name))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -93,7 +95,8 @@ class Output:
         """Manifest, or None while the output is not committed."""
         if self._manifest is None:
             found = self.storage.find_json(self.name(MANIFEST))
-            self._manifest = None if found is None else Manifest(**found)
+            with contextlib.suppress(TypeError):  # other fields than a manifest's: not committed by this version
+                self._manifest = None if found is None else Manifest(**found)
         return self._manifest
 
     def committed(self) -> Manifest:
@@ -168,6 +171,8 @@ def open_store(root: str, *, write: bool = False) -> Storage:
     Raises UserError if the root holds a store of another format, or something else. Nothing in it is touched.
     """
     storage = Storage(root)
+    if storage.is_local and not _may_hold_a_store(Path(storage.url), write=write):
+        raise UserError(f"root {root!r}: no folder, or one that cannot be written; give another, or an s3:// address")
     try:
         found = storage.read_json(STORE).get("format")
     except FileNotFoundError:
@@ -183,6 +188,20 @@ def open_store(root: str, *, write: bool = False) -> Storage:
     if found != FORMAT:
         raise UserError(f"root {root!r} is a store of format {found}, wanted {FORMAT}; start in an empty root")
     return storage
+
+
+def _may_hold_a_store(root: Path, *, write: bool) -> bool:
+    """True if a local folder is there, or can be made; with `write`, if it can be written to."""
+    nearest = next(folder for folder in (root, *root.parents) if folder.exists())
+    if not nearest.is_dir():
+        return False
+    if not write:
+        return True
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(root, os.W_OK)
 
 
 def latest(storage: Storage, stage: str) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 import uuid
 from collections import Counter
@@ -180,6 +181,8 @@ def _left_out(done: Mapping[str, Output]) -> list[tuple[str, str, str, int]]:
 
 def _check_target(target: Path) -> None:
     """Raises UserError unless `target` is absent, empty, or an earlier publication with nothing added."""
+    if re.match(r"[a-z0-9]+:/", str(target)):
+        raise UserError(f"--to {target}: wanted a local folder; copy it to a bucket from there")
     if target.exists() and not target.is_dir():
         raise UserError(f"{target}: is a file, wanted a folder to publish to; give another path")
     there = _files(target)

@@ -169,12 +169,13 @@ class FeaturesStage(RowStage):
         text = TextWorker(recipe, execution, context.storage)
         # The clip is part of a text's key, because feature files record it.
         empty = pa.table({"clip_id": [EMPTY_CAPTION_ID], "caption": [""]})
+        by_split = clips["split"].to_pylist()  # so that few files hold the test clips, which samples reads
         captioned = pa.concat_tables([carried.select(["clip_id", "caption"]), empty])
         return Rows(
             carried,
             [
-                RowSet(AV, recipe.av, *_av_tasks(clips, recipe, sync), AV_PLACE, av),
-                RowSet(TEXT, recipe.text, captioned, ("clip_id", "caption"), TEXT_PLACE, text),
+                RowSet(AV, recipe.av, *_av_tasks(clips, recipe, sync), AV_PLACE, av, order=by_split),
+                RowSet(TEXT, recipe.text, captioned, ("clip_id", "caption"), TEXT_PLACE, text, order=[*by_split, ""]),
             ],
             refused,
         )
@@ -321,6 +322,28 @@ def _write(storage: Storage, kind: str, write: Callable[[Path], int]) -> dict[st
 def feature_files(rows: Iterable[FeatureRow]) -> set[str]:
     """Storage names of the feature files of some rows."""
     return {row[f"{kind}_file"] for row in rows for kind in ("av", "text")}
+
+
+def fetch_rows(storage: Storage, rows: Sequence[FeatureRow], folder: Path) -> tuple[list[FeatureRow], dict[str, Path]]:
+    """Rows with their files' local paths, for `open_features`; of a bucket's files only what holds the rows is read.
+
+    folder: empty folder for the copies, needed as long as the features are.
+    """
+    from flowley.features.files import copy_rows
+
+    if storage.is_local:
+        return list(rows), {name: Path(storage.path(name)) for name in feature_files(rows)}
+    files, places = {}, {}
+    for number, name in enumerate(sorted(feature_files(rows))):
+        wanted = {row[f"{kind}_row"] for row in rows for kind in ("av", "text") if row[f"{kind}_file"] == name}
+        files[name] = folder / f"{number}.arrow"
+        with storage.open(name) as source:
+            places[name] = copy_rows(source, wanted, files[name])
+    moved: list[FeatureRow] = [
+        {**row, **{f"{kind}_row": places[row[f"{kind}_file"]][row[f"{kind}_row"]] for kind in ("av", "text")}}
+        for row in rows
+    ]
+    return moved, files
 
 
 def open_features(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,7 @@ from pipelines.errors import one_line
 from pipelines.media.faults import MediaError
 from pipelines.media.mux import mux
 from pipelines.run_config import Config, SamplesExecution
-from pipelines.stages.features import feature_files, open_features
+from pipelines.stages.features import fetch_rows, open_features
 from pipelines.stages.flowley import MODEL_FOLDER
 from pipelines.stages.model_refs import Codec, codec_of
 
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 
 
 SAMPLE_ID_CHARS = 24
+PLACE = ("av_file", "av_row")
 SOUND = pa.schema([*file_columns("video"), *file_columns("audio")])
 
 
@@ -72,12 +72,13 @@ class SamplesStage(RowStage):
         flowley, features = context.inputs["flowley"], context.inputs["features"]
         clips = features.rows()
         clips = clips.filter(pc.equal(clips["split"], "test"))
+        places = [f"{file} {row:06d}" for file, row in zip(*(clips[n].to_pylist() for n in PLACE), strict=True)]
         worker = SampleWorker(recipe, context.config.samples.execution, context.storage, flowley.name(MODEL_FOLDER))
         tasks = with_constants(clips, flowley=flowley.committed().digest, features=features.committed().digest)
         parts = ("clip_id", "flowley", "features")
         keys = RowSet(self.name, recipe, tasks, parts, SOUND, worker).keys
         ids = pa.array([key.hex()[:SAMPLE_ID_CHARS] for key in keys.to_pylist()], pa.string())
-        rows = RowSet(self.name, recipe, tasks.append_column("sample_id", ids), parts, SOUND, worker)
+        rows = RowSet(self.name, recipe, tasks.append_column("sample_id", ids), parts, SOUND, worker, order=places)
         carried = clips.select(["clip_id", "label", "caption", "audio"])
         return Rows(carried.rename_columns(["clip_id", "label", "caption", "original_audio"]), [rows])
 
@@ -108,9 +109,8 @@ class SampleWorker:
 
         recipe = self.recipe
         settings = SampleSettings(steps=recipe.steps, guidance=recipe.guidance, solver=recipe.solver)
-        with ExitStack() as stack:
-            files = {name: stack.enter_context(self.storage.local(name)) for name in feature_files(tasks)}
-            dataset = open_features(tasks, files)
+        with tempfile.TemporaryDirectory(prefix="soundcap-features-") as folder:
+            dataset = open_features(*fetch_rows(self.storage, tasks, Path(folder)))
             clips = [dataset[index] for index in range(len(dataset))]
             waves = sample_clips(
                 self.network,

@@ -49,7 +49,7 @@ def _score(context: Context) -> Result:
             with context.storage.local(row[column]) as file:
                 yield read_audio(file, hz)
 
-    scores = score(list(waves("audio")), list(waves("original_audio")), hz)
+    scores = score(waves("audio"), waves("original_audio"), hz)
     of_clips = scores.clip_metrics
     rows = [{"clip_id": r["clip_id"], **{m: v[i] for m, v in of_clips.items()}} for i, r in enumerate(samples)]
     schema = pa.schema([("clip_id", pa.string()), *((name, pa.float64()) for name in of_clips)])

@@ -7,10 +7,11 @@ Hashing 200,000 files takes hours of reading, so digests are kept in a ledger ke
 from __future__ import annotations
 
 import csv
-import io
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -57,6 +58,8 @@ def list_source(config: Config) -> SourceFolder:
     """Lists the source folder, through VGGSound's CSV if configured. Raises UserError for no files or a bad CSV."""
     source = config.source
     folder = Storage(source.folder)
+    if folder.is_local and Path(folder.url).is_file():
+        raise UserError(f"source.folder: {source.folder!r} is a file; give the folder of video clips")
     files = folder.listing()
     files = files.filter(pc.invert(pc.match_substring_regex(files["name"], HIDDEN)))
     if not files.num_rows:
@@ -90,17 +93,24 @@ def _from_folder(folder: Storage, files: pa.Table, stems: pa.ChunkedArray) -> So
 def _from_csv(folder: Storage, files: pa.Table, stems: pa.ChunkedArray, path: str) -> SourceFolder:
     """Files that the CSV lists, in its order."""
     video_ids, starts_s, labels, splits = _read_csv(path)
+    is_media = pc.match_substring_regex(files["name"], MEDIA, ignore_case=True)
+    files, stems = files.filter(is_media), stems.filter(is_media)
+    names_of = Counter(stems.to_pylist())
     wanted = [f"{video_id}_{int(start_s):06d}" for video_id, start_s in zip(video_ids, starts_s, strict=True)]
     places = pc.index_in(pa.array(wanted, pa.string()), value_set=stems.combine_chunks())
     used: set[str] = set()
     refused, is_listed = [], []
     for number, (stem, place) in enumerate(zip(wanted, places.to_pylist(), strict=True), start=1):
-        is_listed.append(stem not in used and place is not None)
+        is_listed.append(stem not in used and names_of[stem] == 1)
         if stem in used:
             refused.append(Refused(f"{stem}#{number}", "ListedTwice", f"{path} line {number} repeats {stem}"))
         elif place is None:
-            message = f"{path} line {number} lists {stem}, but no file {stem}.* is in the source folder"
+            message = f"{path} line {number} lists {stem}, but no media file {stem}.* is in the source folder"
             refused.append(Refused(stem, "MissingFile", message))
+        elif names_of[stem] > 1:
+            same = files.filter(pc.equal(stems, stem))["name"].to_pylist()
+            message = f"{path} line {number} lists {stem}, and {' and '.join(same)} are there; leave one"
+            refused.append(Refused(stem, "AmbiguousFile", message))
         used.add(stem)
     columns = [*files.take(places).columns, labels, splits, video_ids, starts_s]
     table = pa.table(columns, schema=FILES)
@@ -118,12 +128,23 @@ def _read_csv(path: str) -> tuple[list[str], list[float], list[str], list[str]]:
         raise UserError(f"source.csv: {path!r} is not UTF-8 text") from error
     wanted = "wanted youtube_id,start_s,label,split with a split of train or test"
     video_ids, starts_s, labels, splits = [], [], [], []
-    number = 0
-    for row in csv.reader(io.StringIO(text), skipinitialspace=True):
+    if not text.strip():
+        raise UserError(f"source.csv: {path} is empty, {wanted}")
+    reader = csv.reader(text.splitlines(), skipinitialspace=True)
+    before = 0
+    while True:
+        try:
+            row = next(reader)
+        except StopIteration:
+            break
+        except csv.Error as error:
+            raise UserError(f"source.csv: {path} line {before + 1}: {error}; {wanted}") from error
+        lines, before = reader.line_num - before, reader.line_num
+        where = f"source.csv: {path} line {before - lines + 1}"
+        if lines > 1:
+            raise UserError(f"{where}: a quote is opened and closed {lines - 1} lines later; {wanted}")
         if not row:
             continue
-        number += 1
-        where = f"source.csv: {path} line {number}"
         if len(row) != 4:
             raise UserError(f"{where}: got {len(row)} fields, {wanted}")
         video_id, start_text, label, split = map(str.strip, row)

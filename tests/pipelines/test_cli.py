@@ -6,10 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import NoCredentialsError
 
 from pipelines.cli.options import cells
 from pipelines.cli.soundcap import main
-from pipelines.errors import one_line
+from pipelines.errors import one_line, run_command
 
 ROOT = Path(__file__).parents[2]
 
@@ -82,3 +83,16 @@ def test_a_start_that_is_no_time_is_one_line(
 def test_control_characters_of_names_and_messages_are_shown_not_sent() -> None:
     assert cells("a\x1b[31mred", 3, "\udcff") == ("a\\x1b[31mred", "3", "\\udcff")
     assert one_line(ValueError("bell \x07 and\ntitle \x1b]0;x\x07")) == "bell \\x07 and title \\x1b]0;x\\x07"
+
+
+def test_a_bucket_that_denies_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def denied() -> None:
+        raise NoCredentialsError()
+
+    with pytest.raises(SystemExit) as ended:
+        run_command("soundcap", denied, interrupted="")
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert said == (
+        "soundcap: NoCredentialsError: Unable to locate credentials; docs/operators.md says how a bucket is reached\n"
+    )

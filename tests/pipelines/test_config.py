@@ -66,3 +66,11 @@ def test_missing_sections_are_all_named(tmp_path: Path) -> None:
 def test_overrides_win_and_execution_is_apart() -> None:
     config = load_config(DEMO, ["clips.fps=12", "captions.execution.workers=7"])
     assert config.clips.fps == 12 and config.captions.execution.workers == 7
+
+
+def test_a_key_that_is_given_twice_is_refused(tmp_path: Path) -> None:
+    """The second section would replace the first one whole, in silence."""
+    config = tmp_path / "config.yaml"
+    config.write_text(DEMO.read_text() + "\nclips:\n  fps: 10\n")
+    with pytest.raises(UserError, match="the key clips is given twice"):
+        load_config(config)

@@ -81,7 +81,7 @@ def test_silence_scores_without_nan() -> None:
 
 
 def test_refuses(clips: list[np.ndarray]) -> None:
-    with pytest.raises(ValueError, match="3 generated clips, 4 originals"):
+    with pytest.raises(ValueError, match="more than 3 originals, 3 of the others: wanted one for each"):
         score(clips[:3], clips, HZ)
     with pytest.raises(ValueError, match="no clips"):
         score([], [], HZ)

@@ -11,7 +11,7 @@ from pipelines.engine.ledger import MERGED_PARTS, Failed, Ledger, counted_rows
 from pipelines.engine.recipe import KEY
 from pipelines.engine.stage import is_missing
 from pipelines.engine.storage import Storage
-from pipelines.engine.store import QUARANTINE_SCHEMA, Manifest, Output, latest_spec, mark_latest
+from pipelines.engine.store import QUARANTINE_SCHEMA, Manifest, Output, latest_spec, mark_latest, open_store
 from pipelines.errors import RunError, UserError
 
 
@@ -203,3 +203,15 @@ def test_changed_bytes_of_an_output_are_not_read_in_silence(storage: Storage) ->
 def test_a_lost_row_cannot_be_committed() -> None:
     with pytest.raises(AssertionError, match="5 rows in, but 3 out and 1 quarantined"):
         _manifest(5, 3, 1)
+
+
+@pytest.mark.parametrize("root", ["file", "file/below", "/proc/none"])
+def test_a_root_that_cannot_be_is_one_line(tmp_path: Path, root: str) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="no folder, or one that cannot be written"):
+        open_store(str(tmp_path / root), write=True)
+
+
+def test_home_is_where_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Storage("~/store").url == str(tmp_path / "store")
