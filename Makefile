@@ -8,7 +8,7 @@ export OMP_NUM_THREADS := 1
 # Where bytecode is not kept, each of some 30 processes compiles torch anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-slow check gpu-check miniature setup clean
+.PHONY: demo test test-slow chaos check gpu-check miniature setup clean
 
 demo: setup  ## the whole pipeline on a small generated corpus
 	@$(PYTHON) -m miniature.demo
@@ -18,6 +18,9 @@ test: setup  ## the fast test suite
 
 test-slow: setup  ## the long tests
 	@$(PYTHON) -m pytest -q -m slow
+
+chaos: setup  ## kills at random over all stages, an hour at most
+	@$(PYTHON) -m tests.pipelines.chaos
 
 check: setup  ## lint, format, types, and who may import whom
 	@$(VENV)/bin/ruff check .

@@ -1,0 +1,183 @@
+"""Kills at random while the pipeline runs: `python -m tests.pipelines.chaos [--minutes N] [--seed N]`, `make chaos`.
+
+A small pipeline is run again and again, each time in an empty store, and something in it is killed with -9 at a random
+moment of a stage's work: driver, worker, raylet or ffmpeg. The same command goes on until it ends well. Then every
+stage has the rows of an undisturbed run: none lost, none twice, and up to the first training none changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from miniature.world.corpus import generate_corpus
+from miniature.world.film import World
+from pipelines.engine.plan import make_plan
+from pipelines.engine.storage import Storage
+from pipelines.engine.store import Output
+from pipelines.run_config import load_config
+from pipelines.stages import STAGES
+
+ROOT = Path(__file__).parents[2]
+CLIPS = 8
+EXACT = ("clips", "captions", "curation")
+"""Stages whose rows do not depend on trained weights."""
+KINDS = {
+    "driver": r"pipelines\.cli\.soundcap run",
+    "worker": r"^ray::(RowActor|_?RayTrainWorker|RayTrain)",
+    "raylet": r"raylet/raylet ",
+    "ffmpeg": r"(^|/)(ffmpeg|ffprobe) ",
+}
+RUN_DEADLINE_S = 900.0
+KILLS_A_STORE = 12
+
+
+@dataclass
+class Chaos:
+    """Settings of one small pipeline, and the kills so far, by (stage, kind)."""
+
+    folder: Path
+    until: str
+    chance: random.Random
+    kills: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    def settings(self, root: str) -> list[str]:
+        """Overrides of the demo's configuration."""
+        return [
+            f"root={root}",
+            f"source.folder={self.folder}/corpus/videos",
+            f"source.csv={self.folder}/corpus/vggsound.csv",
+            "clips.duration_s=2.0",
+            "clips.execution.batch_rows=1",
+            "captions.execution.batch_rows=2",
+            "captions.sampling.max_new_tokens=16",
+            "curation.rules.min_words=1",
+            "captioner.training.max_steps=8",
+            "captioner.execution.max_failures=50",
+            "silent_captions.execution.batch_rows=2",
+            "silent_captions.sampling.max_new_tokens=16",
+            "features.execution.batch_rows=2",
+            "flowley.training.steps=30",
+            "flowley.training.batch_size=4",
+            "flowley.training.duration_s=2.0",
+            "flowley.execution.max_failures=50",
+            "flowley.execution.settings.checkpoint_every_steps=10",
+            "samples.execution.batch_rows=1",
+        ]
+
+    def make_corpus(self) -> None:
+        generate_corpus(self.folder / "corpus", clips=CLIPS, seed=3, workers=1, world=World(duration_s=2.0))
+
+    def run(self, root: str, kills: int) -> None:
+        """Runs to the end, killing something up to `kills` times. Raises AssertionError if the run cannot end."""
+        sets = [part for one in self.settings(root) for part in ("--set", one)]
+        command = [sys.executable, "-m", "pipelines.cli.soundcap", "run", "configs/demo.yaml", "--until", self.until]
+        started = time.monotonic()
+        while True:
+            log = self.folder / "run.log"
+            with log.open("w") as out:
+                driver = subprocess.Popen([*command, *sets], cwd=ROOT, stdout=out, stderr=out, start_new_session=True)
+            while driver.poll() is None:
+                assert time.monotonic() - started < RUN_DEADLINE_S, (
+                    f"no end after {RUN_DEADLINE_S} s: {log.read_text()}"
+                )
+                time.sleep(self.chance.uniform(0.5, 6.0))
+                if kills > 0 and self._kill_something(driver.pid, log.read_text()):
+                    kills -= 1
+            said = log.read_text()
+            if driver.returncode == 0:
+                return
+            killed = driver.returncode == -signal.SIGKILL
+            assert killed or "Traceback" not in said, f"a fault ended in a traceback: {said}"
+
+    def _kill_something(self, driver: int, said: str) -> bool:
+        """Kills a process of one of the kinds while a stage works; True if there was one."""
+        stages = re.findall(r"^(\w+): \d+ of \d+ rows to run", said, re.MULTILINE)
+        ended = set(re.findall(r"^(\w+): done", said, re.MULTILINE))
+        if not stages or stages[-1] in ended:
+            return False
+        found = {kind: _processes(driver, pattern) for kind, pattern in KINDS.items()}
+        kinds = [kind for kind, pids in found.items() if pids]
+        if not kinds:
+            return False
+        kind = self.chance.choice(kinds)
+        try:
+            os.kill(self.chance.choice(found[kind]), signal.SIGKILL)
+        except ProcessLookupError:
+            return False
+        self.kills[stages[-1], kind] += 1
+        return True
+
+    def rows(self, root: str) -> dict[str, list[dict[str, Any]]]:
+        """Rows of every finished stage, without what differs from run to run."""
+        config, storage = load_config(ROOT / "configs/demo.yaml", self.settings(root)), Storage(root)
+        plans = {plan.name: plan for plan in make_plan(STAGES, config, storage)}
+        found = {}
+        for name in [stage.name for stage in STAGES]:
+            plan = plans[name]
+            if plan.state == "done" and storage.exists(f"{name}/{plan.fingerprint}/rows.parquet"):
+                assert plan.fingerprint is not None
+                rows = Output(storage, name, plan.fingerprint).rows().to_pylist()
+                found[name] = rows if name in EXACT else [{"clip_id": row["clip_id"]} for row in rows]
+            if name == self.until:
+                break
+        return found
+
+
+def _processes(driver: int, pattern: str) -> list[int]:
+    """Processes below the driver, or the driver itself, whose command line matches."""
+    table = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    lines = [line.split(None, 2) for line in table.splitlines()]
+    family = {driver}
+    for _ in range(6):  # generations
+        family |= {int(pid) for pid, parent, *_ in lines if int(parent) in family}
+    return [int(pid) for pid, _, *args in lines if int(pid) in family and args and re.search(pattern, args[0])]
+
+
+def compare(undisturbed: dict[str, list[Any]], disturbed: dict[str, list[Any]]) -> None:
+    """Raises AssertionError for a row that is lost, doubled or changed."""
+    assert disturbed.keys() == undisturbed.keys()
+    for stage, rows in undisturbed.items():
+        got = disturbed[stage]
+        assert len(got) == len(rows), f"{stage}: {len(got)} rows, {len(rows)} undisturbed"
+        assert got == rows, f"{stage}: rows changed"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Kills until the time is up, and prints what was killed where."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=55)
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    options = parser.parse_args(arguments)
+    print(f"seed {options.seed}", flush=True)
+    end_s = time.monotonic() + 60 * options.minutes
+    with tempfile.TemporaryDirectory(prefix="soundcap-chaos-") as name:
+        chaos = Chaos(Path(name), STAGES[-1].name, random.Random(options.seed))
+        chaos.make_corpus()
+        chaos.run(f"{name}/undisturbed", kills=0)
+        undisturbed = chaos.rows(f"{name}/undisturbed")
+        print(f"undisturbed: { {stage: len(rows) for stage, rows in undisturbed.items()} }", flush=True)
+        number = 0
+        while time.monotonic() < end_s:
+            number += 1
+            chaos.run(f"{name}/{number}", kills=KILLS_A_STORE)
+            compare(undisturbed, chaos.rows(f"{name}/{number}"))
+            print(f"store {number}: as undisturbed after {sum(chaos.kills.values())} kills", flush=True)
+    for (stage, kind), count in sorted(chaos.kills.items()):
+        print(f"{stage:16} {kind:8} {count}")
+
+
+if __name__ == "__main__":
+    main()
