@@ -73,8 +73,11 @@ def _wait_for(endpoint: str, server: "subprocess.Popen[bytes]") -> None:
 
 
 @pytest.fixture(scope="session")
-def local_ray() -> Iterator[None]:
-    """Ray with four logical CPUs, whatever the machine has, so that tests of fan-out do fan out."""
+def local_ray(s3_url: str) -> Iterator[None]:
+    """Ray with four logical CPUs, whatever the machine has, so that tests of fan-out do fan out.
+
+    It starts after the S3 server, so that its processes know where that is.
+    """
     import ray
 
     os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"

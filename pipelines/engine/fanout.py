@@ -26,7 +26,9 @@ TRIES_FOR_ONE_ROW = 2
 STARTS = 3
 """Starts of one worker before its place is given up."""
 MACHINE_FAULTS = 3
-"""Faults of machines in a row, with no row passing, that end the run."""
+"""Faults of machines in a row, for each worker and with no row passing, that end the run."""
+MACHINE_PAUSE_S, MACHINE_PAUSES = 1.0, 10
+"""Pause after each of the first faults in a row: a network may come back."""
 SUSPECTS = 20
 """Rows that fail alone in a row, with no row passing, that end the run."""
 START_DEADLINE_S = 3600.0  # a large model from a slow disk
@@ -314,9 +316,11 @@ class _FanOut:
     # --- faults -------------------------------------------------------------------------------------------------
 
     def _machine_fault(self, batch: _Batch, message: str) -> None:
-        """Tries the batch again. Ends the run after MACHINE_FAULTS of them with no row passing between."""
+        """Tries the batch again, in halves. Ends the run after too many faults with no row passing between."""
         self.machine_faults.append(message)
-        if len(self.machine_faults) >= MACHINE_FAULTS:
+        if len(self.machine_faults) <= MACHINE_PAUSES:
+            time.sleep(MACHINE_PAUSE_S)
+        if len(self.machine_faults) >= MACHINE_FAULTS * len(self.places):
             raise RunError(f"{self.ledger.name}: {message}; nothing is quarantined; run the same command again")
         self.again.extend(batch.halves() if len(batch) > 1 else [batch])
 

@@ -230,6 +230,8 @@ class RowWork:
         """Computes missing rows and fills the output folder."""
         computed = self.counts.to_run
         for one, ledger, mask in zip(self.rows.sets, self.ledgers, self.is_missing, strict=True):
+            for part, problem in ledger.damaged:
+                self.context.say(f"{ledger.folder}/{part}: {problem}; set aside, its rows are made again")
             if mask.any():
                 self._compute(one, ledger, mask)
             ledger.settle()
