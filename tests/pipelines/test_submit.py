@@ -326,6 +326,8 @@ def test_no_secret_leaves_and_a_bucket_is_named(
 
 
 def test_synchronisation_features_in_a_bucket_need_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in S3_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     assert not _environment(_demo_config(), "credentials")
     given = _environment(_demo_config("features.sync=s3://bucket/sync"), "credentials")
