@@ -14,7 +14,7 @@ from pipelines.engine.ledger import Ledger
 from pipelines.engine.plan import resolve
 from pipelines.engine.runner import commit
 from pipelines.engine.stage import Result, RowSet, RowStage
-from pipelines.engine.store import Output, mark_latest, open_store
+from pipelines.engine.store import SHA256_SUFFIX, Output, mark_latest, open_store
 from pipelines.run_config import load_config
 from pipelines.stages import STAGES
 
@@ -79,16 +79,22 @@ def make_store(folder: Path) -> None:
 
 
 def _fill(ledger: Ledger, rows: RowSet) -> None:
-    chance = random.Random(ledger.name)
+    """Writes made-up rows, and empty files in the places that they name."""
+    chance, root = random.Random(ledger.name), Path(ledger.storage.path())
     ids, keys = rows.tasks.column(0).to_pylist(), rows.keys.to_pylist()
     for start in range(0, len(ids), PART_ROWS):
         part = slice(start, start + PART_ROWS)
-        ledger.write(keys[part], ids[part], [_made_up(rows.values, chance) for _ in ids[part]])
+        shared = f"features/parts/{ledger.name}-{start}"
+        made = [_made_up(rows.values, chance, shared) for _ in ids[part]]
+        for name in {row[column] for row in made for column in row if f"{column}{SHA256_SUFFIX}" in row}:
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).touch()
+        ledger.write(keys[part], ids[part], made)
     ledger.settle()
 
 
-def _made_up(values: pa.Schema, chance: random.Random) -> dict[str, Any]:
-    """Row of a ledger: texts of some 100 characters, and numbers."""
+def _made_up(values: pa.Schema, chance: random.Random, shared: str) -> dict[str, Any]:
+    """Row of a ledger: captions of some 100 characters, numbers, names of files; feature files are `shared`."""
     row: dict[str, Any] = {}
     for field in values:
         if pa.types.is_boolean(field.type):
@@ -97,8 +103,13 @@ def _made_up(values: pa.Schema, chance: random.Random) -> dict[str, Any]:
             row[field.name] = chance.randrange(1, 9)
         elif field.name == "caption":
             row[field.name] = " ".join(f"sound{chance.randrange(2000)}" for _ in range(14))
+        elif field.name.endswith(SHA256_SUFFIX):
+            row[field.name] = chance.randbytes(32).hex()
+        elif field.name.endswith("_file"):
+            row[field.name] = shared
         else:
-            row[field.name] = f"media/{chance.randbytes(8).hex()}"
+            name = chance.randbytes(8).hex()
+            row[field.name] = f"media/{name[:2]}/{name}"
     return row
 
 
