@@ -120,6 +120,9 @@ def fsck(
         findings = list(check_store(storage))
         if repair:
             repair_store(storage, findings)
+    if not findings and not as_json:
+        print("Nothing is damaged or gone.")
+        return
     table = Table("file", "problem", "cost")
     for one in findings:
         table.add_row(*cells(one.name, one.problem, one.cost))
