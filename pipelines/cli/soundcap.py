@@ -11,10 +11,10 @@ import typer
 from rich.table import Table
 
 from pipelines.cli.options import AsJson, Overrides, cells, new_app, say, show
-from pipelines.engine.fsck import DAMAGED
 from pipelines.engine.fsck import fsck as check_store
 from pipelines.engine.fsck import repair as repair_store
 from pipelines.engine.lease import lease, read_holder
+from pipelines.engine.ledger import DAMAGED
 from pipelines.engine.plan import make_plan, read_status
 from pipelines.engine.runner import run_stages
 from pipelines.engine.stage import Stage

@@ -12,13 +12,10 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.engine.ledger import LEDGERS, Damage, Ledger, Part
+from pipelines.engine.ledger import DAMAGED, LEDGERS, Damage, Ledger, Part, names_any
 from pipelines.engine.storage import Storage
 from pipelines.engine.store import MANIFEST, ROWS, SHA256_SUFFIX, Output
 from pipelines.errors import RunError
-
-DAMAGED = "damaged"
-"""Folder to which damaged files are moved."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +76,8 @@ def fsck(storage: Storage) -> Iterator[Finding]:
             for file, sha256 in zip(*files_of(table).columns, strict=True):
                 problem = _problem(storage, file.as_py(), sha256.as_py())
                 if problem:
-                    rows = sum(file.as_py() in table[column].to_pylist() for column in table.column_names)
-                    yield Finding(file.as_py(), problem, f"rows of ledger {name} that name it ({rows} or more)")
+                    rows = table.filter(pa.array(names_any(table, [file.as_py()])))["row_id"].to_pylist()
+                    yield Finding(file.as_py(), problem, f"{len(rows)} rows of ledger {name}, such as {rows[0]}")
     for manifest in _manifests(storage):
         yield from _check_output(storage, manifest)
 
@@ -93,12 +90,11 @@ def repair(storage: Storage, findings: list[Finding]) -> None:
         ledger.settle()
     files = [finding.name for finding in findings if not finding.name.startswith(f"{LEDGERS}/")]
     forget_rows(storage, files)
-    for name in files:
+    outdated = [
+        one for one in _manifests(storage) if any(name.startswith(one.removesuffix(MANIFEST)) for name in files)
+    ]
+    for name in dict.fromkeys([*files, *outdated]):
         storage.move(name, f"{DAMAGED}/{name}")
-        for manifest in _manifests(storage):
-            folder = manifest.removesuffix(MANIFEST)
-            if name.startswith(folder):
-                storage.move(manifest, f"{DAMAGED}/{manifest}")
 
 
 def _check_output(storage: Storage, manifest: str) -> Iterator[Finding]:

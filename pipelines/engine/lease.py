@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 
 from pipelines.engine.storage import Storage
-from pipelines.errors import RunError, UserError
+from pipelines.errors import RunError, UserError, machine_fault
 
 LEASE = "lease.json"
 BEAT_S = 2.0
@@ -103,8 +103,10 @@ class Lease:
                     return
                 self.holder = replace(self.holder, beat=self.holder.beat + 1)
                 self.storage.write_bytes(LEASE, self._content())
-            except OSError:
-                continue  # a bucket that does not answer for a moment; after SILENT_S another may take over
+            except Exception as error:
+                if machine_fault(error) is None:
+                    raise
+                # A bucket that does not answer for a moment; after SILENT_S another driver may take over.
 
     def end(self) -> None:
         """Stops the beat."""

@@ -169,12 +169,11 @@ class Ledger:
 
         Only the driver calls this. The parts that held them are rewritten in their places.
         """
-        live, forgotten, names = self._live(), 0, pa.array(files, pa.string())
+        live, forgotten = self._live(), 0
         live.parts = self.parts(live)
         for place, part in enumerate(live.parts):
             for table in self.load([part])[0]:
-                columns = [column.cast(pa.string()) for column in table.columns if _is_text(column.type)]
-                mask = np.any([pc.is_in(column, value_set=names).to_numpy() for column in columns], axis=0)
+                mask = names_any(table, files)
                 if mask.any():
                     live.parts[place] = self._write_part(table.filter(pa.array(~mask)), part.level)
                     live.retired[str(part)] = time.time()
@@ -194,7 +193,9 @@ class Ledger:
         self.storage.write_json(f"{self.folder}/{LIVE}", record)
 
     def _live(self) -> _Live:
-        found = self.storage.find_json(f"{self.folder}/{LIVE}") or {"parts": [], "retired": {}}
+        found = self.storage.find_json(f"{self.folder}/{LIVE}")
+        if not isinstance(found, dict) or not {"parts", "retired"} <= found.keys():
+            return _Live()
         return _Live([part for name in found["parts"] if (part := Part.parse(name))], dict(found["retired"]))
 
     def load(self, parts: Sequence[Part], columns: Sequence[str] | None = None) -> tuple[list[pa.Table], list[Damage]]:
@@ -234,6 +235,14 @@ def counted_rows(storage: Storage, name: str) -> tuple[int, int]:
     """Numbers of ok and quarantined rows in a ledger, from the names of its parts."""
     parts = Ledger.of_any_schema(storage, name).parts()
     return sum(part.ok for part in parts), sum(part.quarantined for part in parts)
+
+
+def names_any(rows: pa.Table, files: Sequence[str]) -> np.ndarray:
+    """Mask of the rows that name any of these files in a text column."""
+    names = pa.array(files, pa.string())
+    texts = [column.cast(pa.string()) for column in rows.columns if _is_text(column.type)]
+    mask: np.ndarray = np.any([pc.is_in(text, value_set=names).to_numpy() for text in texts], axis=0)
+    return mask
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -43,9 +43,10 @@ def run_stages(
         UserError: the root is not a store of this format, another driver works on it, or a file that a stage needs
             is missing.
     """
-    storage = open_store(config.root, write=True)
+    storage = open_store(config.root)
     for stage in stages:
         stage.check(config, storage)
+    open_store(config.root, write=True)  # not before the checks: a user's mistake leaves nothing behind
     with lease(storage, say) as held:
         return _run_all(stages, config, storage, held, retry_failed=retry_failed, say=say)
 

@@ -212,5 +212,5 @@ class ClipWorker:
 
 
 def _mark(status: os.stat_result) -> tuple[int, int, int]:
-    """What changes when a file is written to or replaced."""
+    """Inode, size and time of a file, one of which changes when it is written to or replaced."""
     return status.st_ino, status.st_size, status.st_mtime_ns
