@@ -2,6 +2,9 @@
 
 A stage's fingerprint, the key of each of its rows and its worker's settings all derive from one recipe, so they
 cannot disagree. A field is hashed into both fingerprint and keys unless it is declared with `per_row` or `unhashed`.
+
+Keys are frozen: stores hold rows under them. A stage that makes other rows of the same fields raises its recipe's
+`code_version`; a field that is new, here or in the settings that a recipe holds, is declared with `added`.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from pipelines.engine.fingerprint import digest
 
 KEY = pa.binary(16)
 """Arrow type of a row's ledger key."""
-_ROLE = "role"
+_ROLE, _BEFORE = "role", "before"
 _LONG_CHARS = 64
 
 
@@ -31,6 +34,14 @@ def per_row(**options: Any) -> Any:
 def unhashed(**options: Any) -> Any:
     """Field in no fingerprint and no key: it locates data, or hashed values cover it."""
     return field(metadata={_ROLE: "unhashed"}, **options)
+
+
+def added(before: Any, **options: Any) -> Any:
+    """Field that is newer than stored rows. With the value `before`, that of the rows made without it, it is in no key.
+
+    Settings of other packages, which do not import this one, write `field(metadata={"before": value})`.
+    """
+    return field(metadata={_BEFORE: before}, **options)
 
 
 @dataclass(frozen=True)
@@ -68,7 +79,8 @@ class Recipe:
 
     def _fields(self) -> Iterator[tuple[str, str | None, Any]]:
         for one in dataclasses.fields(self):
-            yield one.name, one.metadata.get(_ROLE), getattr(self, one.name)
+            if not _is_as_before(self, one):
+                yield one.name, one.metadata.get(_ROLE), getattr(self, one.name)
 
 
 def _unambiguous(column: Sequence[str]) -> list[str]:
@@ -84,9 +96,16 @@ def _unambiguous(column: Sequence[str]) -> list[str]:
 
 def meaning_of(value: Any) -> Any:
     """Plain data of a recipe's value: its `meaning()` or `to_dict()`, a dataclass's fields, else the value itself."""
-    for name in ("meaning", "to_dict"):
-        if hasattr(value, name):
-            return getattr(value, name)()
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {one.name: meaning_of(getattr(value, one.name)) for one in dataclasses.fields(value)}
-    return value
+    if hasattr(value, "meaning"):
+        return value.meaning()
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return value.to_dict() if hasattr(value, "to_dict") else value
+    fields = dataclasses.fields(value)
+    plain = value.to_dict() if hasattr(value, "to_dict") else {one.name: getattr(value, one.name) for one in fields}
+    as_before = {one.name for one in fields if _is_as_before(value, one)}
+    return {name: meaning_of(part) for name, part in plain.items() if name not in as_before}
+
+
+def _is_as_before(owner: Any, one: dataclasses.Field[Any]) -> bool:
+    """True for an added field with the value that was meant while it did not exist."""
+    return _BEFORE in one.metadata and bool(getattr(owner, one.name) == one.metadata[_BEFORE])
