@@ -42,10 +42,12 @@ def main() -> None:
 
 def measure(folder: Path, clips: int, *, with_s3: bool) -> dict[str, float | None]:
     """Wall time (s) and peak memory (GB) of each command on a store of `clips` rows a stage."""
+    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")  # where the source's listing is remembered
     # In another process: a command's peak memory counts that of the process that starts it.
     subprocess.run([sys.executable, "-m", "benchmarks.row_store", str(folder), str(clips)], cwd=ROOT, check=True)
     config = str(folder / "config.yaml")
     commands = {
+        "plan_rescan": ["plan", config, "--rescan"],
         "plan_done": ["plan", config],
         "plan_edited": ["plan", config, "--set", f"captions.warnings={folder}/edited.yaml"],
         "status": ["status", config],
@@ -57,7 +59,7 @@ def measure(folder: Path, clips: int, *, with_s3: bool) -> dict[str, float | Non
     for name, command in commands.items():
         seconds, gb = run(command)
         figures[f"{name}_s"] = round(seconds, 2)
-        if name != "status":
+        if name not in ("status", "plan_rescan"):
             figures[f"{name.removesuffix('_run')}_gb"] = round(gb, 3)
     figures["s3_plan_s"] = _s3_plan_s(folder) if with_s3 else None
     return figures

@@ -21,11 +21,13 @@ from pipelines.engine.stage import Stage
 from pipelines.engine.store import open_store
 from pipelines.errors import UserError, run_command
 from pipelines.run_config import Config, load_config
-from pipelines.stages import STAGES
+from pipelines.stages import STAGES, planned_stages
+from pipelines.stages.listing import SourceListing
 
 app = new_app("From video clips to sound-aware captions, a captioner that hears what it only sees, and sound.")
 
 ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, like configs/demo.yaml")]
+Rescan = Annotated[bool, typer.Option("--rescan", help="list a large source again instead of remembering it")]
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="try quarantined rows again")]
 
 
@@ -35,10 +37,12 @@ def plan(
     overrides: Overrides = [],  # noqa: B006
     as_json: AsJson = False,
     retry_failed: RetryFailed = False,
+    rescan: Rescan = False,
 ) -> None:
     """Say what a run would do, and why; compute nothing."""
     loaded = load_config(config, overrides)
-    plans = make_plan(STAGES, loaded, open_store(loaded.root), retry_failed)
+    listing = SourceListing(loaded.source.folder, rescan=rescan)
+    plans = make_plan(planned_stages(listing), loaded, open_store(loaded.root), retry_failed)
     table = Table("stage", "state", "rows to run", "of", "why", "fingerprint")
     for one in plans:
         table.add_row(
@@ -51,9 +55,13 @@ def plan(
                 one.fingerprint or "-",
             )
         )
-    show(table, {"stages": [asdict(plan) for plan in plans]}, as_json=as_json)
-    if not as_json and all(one.state == "done" for one in plans):
+    data = {"stages": [asdict(plan) for plan in plans], "source_listing_age_s": round(listing.age_s, 1)}
+    show(table, data, as_json=as_json)
+    if as_json:
+        return
+    if all(one.state == "done" for one in plans):
         print("Nothing to do.")
+    _say_age(listing)
 
 
 @app.command()
@@ -84,17 +92,26 @@ def execute(config: Config, *, until: str | None = None, retry_failed: bool = Fa
 
 
 @app.command()
-def status(config: ConfigPath, overrides: Overrides = [], as_json: AsJson = False) -> None:  # noqa: B006
+def status(
+    config: ConfigPath,
+    overrides: Overrides = [],  # noqa: B006
+    as_json: AsJson = False,
+    rescan: Rescan = False,
+) -> None:
     """Show what is there for this configuration: outputs, rows in the ledgers, what was quarantined and why."""
     loaded = load_config(config, overrides)
     storage = open_store(loaded.root)
-    stages, holder = read_status(STAGES, loaded, storage), read_holder(storage)
+    listing = SourceListing(loaded.source.folder, rescan=rescan)
+    stages, holder = read_status(planned_stages(listing), loaded, storage), read_holder(storage)
     table = Table("stage", "state", "rows out", "quarantined", "rows in ledger", "seconds", "fingerprint")
     for one in stages:
         table.add_row(*cells(*("-" if one[key] is None else one[key] for key in _STATUS_COLUMNS)))
-    show(table, {"stages": stages, "held_by": holder and str(holder)}, as_json=as_json)
+    age_s = round(listing.age_s, 1)
+    data = {"stages": stages, "held_by": holder and str(holder), "source_listing_age_s": age_s}
+    show(table, data, as_json=as_json)
     if as_json:
         return
+    _say_age(listing)
     if holder is not None:
         print(f"held by {holder}")
     for one in stages:
@@ -217,6 +234,11 @@ def _stages_until(until: str | None) -> list[Stage]:
     if until not in names:
         raise UserError(f"--until {until}: no such stage; wanted one of {', '.join(names)}")
     return STAGES[: names.index(until) + 1]
+
+
+def _say_age(listing: SourceListing) -> None:
+    if listing.age_s:
+        print(listing)
 
 
 def _number(value: int | None) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cache, cached_property
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.engine.fingerprint import digest, file_sha256, table_digest
-from pipelines.engine.ledger import Failed
+from pipelines.engine.ledger import Failed, Ledger
 from pipelines.engine.recipe import Recipe, per_row, unhashed
 from pipelines.engine.stage import Context, Counts, NotYetKnown, Refused, Rows, RowSet, RowStage
 from pipelines.engine.storage import Storage
@@ -27,7 +29,8 @@ from pipelines.media.normalise import normalise
 from pipelines.media.probe import open_source
 from pipelines.media.process import Deadline
 from pipelines.run_config import Config
-from pipelines.stages.source import SourceHashes, list_source, split_of
+from pipelines.stages.listing import SourceListing
+from pipelines.stages.source import HASHES, SHA256, HashRecipe, SourceHashes, list_source, read_csv_bytes, split_of
 
 CLIP = pa.schema(
     [
@@ -46,16 +49,31 @@ CLIP_ID_CHARS = 16
 
 @dataclass(frozen=True)
 class HashedSource:
-    """Raw files with the SHA-256 of their bytes (columns FILES and `sha256`).
+    """Raw files with the SHA-256 of their bytes, and files that are refused: missing, doubled or unreadable.
 
-    `refused`: files that are missing, doubled or unreadable.
+    `read` gives both, when they are needed; `known` is their digest where that is known without.
     """
 
-    files: pa.Table
-    refused: Sequence[Refused]
+    read: Callable[[], tuple[pa.Table, Sequence[Refused]]]
+    known: str | None = None
+
+    @cached_property
+    def _found(self) -> tuple[pa.Table, Sequence[Refused]]:
+        return self.read()
+
+    @property
+    def files(self) -> pa.Table:
+        """Files that can be read, with the columns FILES and `sha256`."""
+        return self._found[0]
+
+    @property
+    def refused(self) -> Sequence[Refused]:
+        return self._found[1]
 
     def meaning(self) -> str:
         """Digest of every file's name, bytes, split and label, and of what is missing."""
+        if self.known is not None:
+            return self.known
         present = self.files.select(["name", "sha256", "split", "label", "video_id", "start_s"]).sort_by("name")
         absent = [[one.row_id, one.error_class] for one in self.refused]
         return digest([table_digest(present), sorted(absent)])
@@ -112,12 +130,7 @@ class ClipsStage(RowStage):
     meaning = ("clip_id", "label", "split")
 
     def recipe(self, config: Config, storage: Storage) -> ClipRecipe:
-        hashes = SourceHashes(list_source(config), storage)
-        if missing := hashes.count_missing():
-            refused = len(hashes.source.refused)
-            counts = Counts(hashes.source.files.num_rows + refused, missing, refused)
-            raise NotYetKnown(f"{missing} source files are new or changed, and not hashed yet", counts)
-        return _recipe(config, hashes)
+        return _known_recipe(config, storage, SourceListing(config.source.folder, rescan=True))
 
     def check(self, config: Config, storage: Storage) -> None:
         """Nothing to check: this stage runs first."""
@@ -125,7 +138,7 @@ class ClipsStage(RowStage):
     def recipe_to_run(self, config: Config, storage: Storage, say: Callable[[str], None]) -> ClipRecipe:
         hashes = SourceHashes(list_source(config), storage)
         hashes.complete(config.clips.execution.workers, say)
-        return _recipe(config, hashes)
+        return _recipe(config, HashedSource(hashes.read))
 
     def rows(self, context: Context) -> Rows:
         recipe: ClipRecipe = context.recipe
@@ -153,11 +166,41 @@ class ClipsStage(RowStage):
         return {"train": of_split["train"], "test": of_split["test"], "hours": round(hours, 4)}
 
 
-def _recipe(config: Config, hashes: SourceHashes) -> ClipRecipe:
-    files, unreadable = hashes.read()
+class PlannedClipsStage(ClipsStage):
+    """Stage `clips` as `plan` and `status` see it: with a listing of the source that may be a remembered one."""
+
+    def __init__(self, listing: SourceListing) -> None:
+        self.listing = listing
+
+    def recipe(self, config: Config, storage: Storage) -> ClipRecipe:
+        return _known_recipe(config, storage, self.listing)
+
+
+def _known_recipe(config: Config, storage: Storage, listing: SourceListing) -> ClipRecipe:
+    """Recipe from what is hashed already. Raises NotYetKnown if a file is not."""
+    hashes = cache(lambda: SourceHashes(list_source(config, listing), storage))
+    csv = None if config.source.csv is None else hashlib.sha256(read_csv_bytes(config.source.csv)).hexdigest()
+    hashed = [str(part) for part in Ledger(storage, HASHES, SHA256).parts()]
+
+    def look() -> dict[str, Any]:
+        source = hashes().source
+        total, refused = source.files.num_rows + len(source.refused), len(source.refused)
+        missing = hashes().count_missing()
+        known = None if missing else HashedSource(hashes().read).meaning()
+        return {"counts": [total, missing, refused], "digest": known}
+
+    of = [storage.url, config.source.csv, csv, config.source.split, hashed, HashRecipe.code_version]
+    fact = listing.fact(f"source-{digest(storage.url)[:8]}", of, look)
+    if fact["digest"] is None:
+        counts = Counts(*fact["counts"])
+        raise NotYetKnown(f"{counts.to_run} source files are new or changed, and not hashed yet", counts)
+    return _recipe(config, HashedSource(lambda: hashes().read(), fact["digest"]))
+
+
+def _recipe(config: Config, source: HashedSource) -> ClipRecipe:
     return ClipRecipe(
         normaliser=NormaliserSettings(**{one.name: getattr(config.clips, one.name) for one in SETTINGS}),
-        source=HashedSource(files, hashes.source.refused + unreadable),
+        source=source,
         test_fraction=config.source.test_fraction,
         folder=config.source.folder,
     )

@@ -25,6 +25,7 @@ from pipelines.engine.storage import LISTING, Storage
 from pipelines.engine.store import text_columns
 from pipelines.errors import UserError, one_line
 from pipelines.run_config import Config, Split, Workers
+from pipelines.stages.listing import SourceListing
 
 MEDIA = r"\.(?:mp4|mkv|webm|mov|avi|m4v|mpg|mpeg|ts|flv|wmv|3gp|ogv|mp3|wav|flac|ogg|m4a|aac)$"
 HIDDEN = r"(?:^|/)\."
@@ -54,13 +55,17 @@ class SourceFolder:
     refused: list[Refused]
 
 
-def list_source(config: Config) -> SourceFolder:
-    """Lists the source folder, through VGGSound's CSV if configured. Raises UserError for no files or a bad CSV."""
+def list_source(config: Config, listing: SourceListing | None = None) -> SourceFolder:
+    """Files of the source, listed now or as of `listing`, through VGGSound's CSV if configured.
+
+    Raises UserError for no files or a bad CSV.
+    """
     source = config.source
-    folder = Storage(source.folder)
+    listing = listing or SourceListing(source.folder, rescan=True)
+    folder = listing.source
     if folder.is_local and Path(folder.url).is_file():
         raise UserError(f"source.folder: {source.folder!r} is a file; give the folder of video clips")
-    files = folder.listing()
+    files = listing.files
     files = files.filter(pc.invert(pc.match_substring_regex(files["name"], HIDDEN)))
     if not files.num_rows:
         raise UserError(f"source.folder: no files in {source.folder!r}; give a folder of video clips")
@@ -117,13 +122,19 @@ def _from_csv(folder: Storage, files: pa.Table, stems: pa.ChunkedArray, path: st
     return SourceFolder(folder, table.filter(pa.array(is_listed, pa.bool_())), refused)
 
 
-def _read_csv(path: str) -> tuple[list[str], list[float], list[str], list[str]]:
-    """Columns of VGGSound's CSV: video ids, starts (s), labels, splits. Raises UserError that names the bad line."""
+def read_csv_bytes(path: str) -> bytes:
+    """Content of the CSV. Raises UserError if it does not exist."""
     folder, _, name = path.rpartition("/")
     try:
-        text = Storage(folder or ".").read_bytes(name).decode("utf-8-sig")
+        return Storage(folder or ".").read_bytes(name)
     except (FileNotFoundError, IsADirectoryError) as error:
         raise UserError(f"source.csv: {path!r} does not exist; give VGGSound's CSV or leave the key out") from error
+
+
+def _read_csv(path: str) -> tuple[list[str], list[float], list[str], list[str]]:
+    """Columns of VGGSound's CSV: video ids, starts (s), labels, splits. Raises UserError that names the bad line."""
+    try:
+        text = read_csv_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"source.csv: {path!r} is not UTF-8 text") from error
     wanted = "wanted youtube_id,start_s,label,split with a split of train or test"
@@ -234,11 +245,11 @@ class SourceHashes:
         self.ledger.settle()
 
     def read(self) -> tuple[pa.Table, list[Refused]]:
-        """Files with a column `sha256`, and those that could not be read. All files must have been hashed."""
+        """Files with a column `sha256`, and refused files. All must have been hashed."""
         made = made_rows(self.rows, self.ledger)
         files = self.source.files.append_column("sha256", made["sha256"])
         is_good = pc.equal(made["error_class"], "")
         bad = made.filter(pc.invert(is_good)).select(["error_class", "message"])
         names = files.filter(pc.invert(is_good))["name"].to_pylist()
         refused = [Refused(name, *row.values()) for name, row in zip(names, bad.to_pylist(), strict=True)]
-        return files.filter(is_good), refused
+        return files.filter(is_good), self.source.refused + refused

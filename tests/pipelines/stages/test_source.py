@@ -101,9 +101,9 @@ def test_a_file_that_could_not_be_read_is_tried_again_in_each_run(
     assert hashes.count_missing() == 3
     hashes.complete(1, print)
     files, refused = hashes.read()
-    assert files.num_rows == 2 and [one.error_class for one in refused] == ["UnreadableSource"]
+    assert files.num_rows == 2 and refused[-1].error_class == "UnreadableSource"
     assert hashes.count_missing() == 0, "a plan counts it as refused, and says so"
     monkeypatch.undo()
     hashes.complete(1, print)
     files, refused = hashes.read()
-    assert files.num_rows == 3 and not refused
+    assert files.num_rows == 3 and "UnreadableSource" not in [one.error_class for one in refused]

@@ -1,0 +1,147 @@
+"""Remembered listing of the source: when it holds, when it does not, and what it saves."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.engine.plan import StagePlan, make_plan
+from pipelines.engine.storage import Storage
+from pipelines.engine.store import open_store
+from pipelines.run_config import Config, load_config
+from pipelines.stages import listing as listing_module
+from pipelines.stages import planned_stages
+from pipelines.stages.clips import PlannedClipsStage
+from pipelines.stages.listing import SourceListing, cache_folder
+from pipelines.stages.source import SourceHashes, list_source
+
+DEMO = Path(__file__).parents[3] / "configs/demo.yaml"
+
+
+@pytest.fixture(autouse=True)
+def _own_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(listing_module, "REMEMBERED_FILES", 3)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    """Configuration of a source of three files in two folders, all hashed."""
+    for name in ("cat/a.mp4", "cat/b.mp4", "dog/c.mp4"):
+        (tmp_path / "films" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "films" / name).write_text(name)
+    config = load_config(DEMO, [f"root={tmp_path}/store", f"source.folder={tmp_path}/films", "source.csv=null"])
+    _hash(config)
+    return config
+
+
+def _hash(config: Config) -> None:
+    SourceHashes(list_source(config), open_store(config.root, write=True)).complete(1, lambda _: None)
+
+
+def _plan(config: Config, listing: SourceListing) -> StagePlan:
+    return make_plan([PlannedClipsStage(listing)], config, Storage(config.root))[0]
+
+
+def _counted(monkeypatch: pytest.MonkeyPatch, name: str) -> list[Any]:
+    """Calls of a method of Storage from now on."""
+    calls: list[Any] = []
+    method = getattr(Storage, name)
+    monkeypatch.setattr(Storage, name, lambda *args, **kwargs: (calls.append(args), method(*args, **kwargs))[1])
+    return calls
+
+
+def test_a_second_plan_lists_nothing_and_says_the_same(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    fresh = _plan(config, SourceListing(config.source.folder, rescan=True))
+    listings = _counted(monkeypatch, "listing")
+    listing = SourceListing(config.source.folder)
+    assert _plan(config, listing) == fresh
+    assert fresh.rows_to_run == 3
+    assert not listings
+    assert listing.age_s > 0
+    assert "--rescan" in str(listing)
+
+
+@pytest.mark.parametrize("change", ["added", "removed", "renamed", "new folder", "filled an empty folder"])
+def test_a_changed_folder_is_listed_again(config: Config, change: str) -> None:
+    films = Path(config.source.folder)
+    (films / "empty").mkdir()
+    SourceListing(config.source.folder, rescan=True).files  # noqa: B018
+    for folder in (films, *films.iterdir()):
+        os.utime(folder, (1e9, 1e9))  # long ago, so that no clock's grain hides the change
+    SourceListing(config.source.folder, rescan=True).files  # noqa: B018
+    changes = {
+        "added": lambda: (films / "dog/d.mp4").write_text("d"),
+        "removed": lambda: (films / "cat/a.mp4").unlink(),
+        "renamed": lambda: (films / "cat/a.mp4").rename(films / "cat/z.mp4"),
+        "new folder": lambda: (films / "bird").mkdir(),
+        "filled an empty folder": lambda: (films / "empty/e.mp4").write_text("e"),
+    }
+    changes[change]()
+    listing = SourceListing(config.source.folder)
+    assert listing.files.equals(Storage(config.source.folder).listing())
+    assert listing.age_s == 0
+
+
+def test_a_file_overwritten_in_its_place_is_seen_by_rescan(config: Config) -> None:
+    SourceListing(config.source.folder, rescan=True).files  # noqa: B018
+    (Path(config.source.folder) / "cat/a.mp4").write_text("another film")
+    assert _plan(config, SourceListing(config.source.folder)).rows_to_run == 3
+    seen = _plan(config, SourceListing(config.source.folder, rescan=True))
+    assert seen.reason.startswith("1 source files are new or changed")
+
+
+def test_what_was_derived_is_forgotten_with_what_it_derives_from(config: Config) -> None:
+    films = Path(config.source.folder)
+    before = _plan(config, SourceListing(config.source.folder, rescan=True))
+    (films / "dog/d.mp4").write_text("d")
+    new = _plan(config, SourceListing(config.source.folder))
+    assert (new.rows_to_run, new.fingerprint) == (1, None)
+    _hash(config)  # the ledger grows; the listing stays
+    after = _plan(config, SourceListing(config.source.folder))
+    assert after.rows_to_run == 4
+    assert after.fingerprint != before.fingerprint
+    as_test = config.model_copy(update={"source": config.source.model_copy(update={"split": "test"})})
+    assert _plan(as_test, SourceListing(config.source.folder)).fingerprint != after.fingerprint
+
+
+def test_another_store_of_the_same_source_has_its_own_facts(config: Config, tmp_path: Path) -> None:
+    _plan(config, SourceListing(config.source.folder, rescan=True))
+    other = config.model_copy(update={"root": str(tmp_path / "other")})
+    assert _plan(other, SourceListing(config.source.folder)).fingerprint is None
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"\x00" * 40])
+def test_a_damaged_memory_is_made_again(config: Config, damage: bytes) -> None:
+    fresh = _plan(config, SourceListing(config.source.folder, rescan=True))
+    [memory] = cache_folder().iterdir()
+    for file in memory.iterdir():
+        content = file.read_bytes()
+        file.write_bytes(damage)
+        listing = SourceListing(config.source.folder)
+        assert _plan(config, listing) == fresh
+        assert listing.files.num_rows == 3
+        file.write_bytes(content)
+
+
+def test_where_nothing_can_be_kept_there_is_no_memory(config: Config, tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    for _ in range(2):
+        listing = SourceListing(config.source.folder)
+        assert _plan(config, listing).rows_to_run == 3
+        assert listing.age_s == 0
+
+
+def test_a_small_source_is_always_listed(config: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(listing_module, "REMEMBERED_FILES", 4)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty cache"))
+    _plan(config, SourceListing(config.source.folder))
+    assert not list(cache_folder().glob("*"))
+
+
+def test_planned_stages_are_all_stages_in_order(config: Config) -> None:
+    names = [stage.name for stage in planned_stages(SourceListing(config.source.folder))]
+    assert names[:3] == ["clips", "captions", "curation"]
+    assert len(names) == 9
