@@ -14,7 +14,6 @@ import os
 import shlex
 import shutil
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -29,6 +28,7 @@ from pipelines.engine.fingerprint import digest, file_sha256, folder_digest
 from pipelines.engine.storage import Storage
 from pipelines.errors import RunError, UserError, one_line
 from pipelines.run_config import CodecConfig, Config, ModelRef, Section
+from pipelines.scratch import scratch
 
 CONFIG_NAME = "config.yaml"
 PACKAGES = ("pipelines", "soundcap", "flowley")
@@ -60,8 +60,7 @@ def submit(
     Raises UserError (address, prompts, another run under way) and RunError (the job failed or was stopped).
     """
     client = _connect(address)
-    with tempfile.TemporaryDirectory(prefix="soundcap-job-") as folder:
-        staging = Path(folder)
+    with scratch("job") as staging:
         staged = stage_job(config, staging)
         command = _entrypoint(until, retry_failed)
         is_here = urlsplit(address).hostname in ("localhost", "127.0.0.1", "::1")

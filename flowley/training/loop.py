@@ -45,6 +45,7 @@ def train_network(
     codec: AudioCodec | None = None,
     checkpoint_in: Path | None = None,
     callbacks: Sequence[Callback] = (),
+    scratch: Path | None = None,
     rank: int = 0,
     world_size: int = 1,
     device: str | torch.device = "cpu",
@@ -60,6 +61,7 @@ def train_network(
         codec: of the features, for validation sounds; rank 0 needs it where `execution.sample_every_steps` is not 0.
         checkpoint_in: folder of a checkpoint of the same network and settings to resume from.
         callbacks: receive reports, sounds and checkpoints, in this order.
+        scratch: folder for checkpoints until the callbacks have them; by default one of the system's.
         world_size: number of processes; with more than one, torch's process group is ready.
 
     Returns:
@@ -79,7 +81,7 @@ def train_network(
         trainer = Trainer(network, settings, execution, dataset, rank, world_size)
         if checkpoint_in is not None:
             trainer.state.restore(checkpoint_in)
-        loop = _Loop(trainer, validation, codec, callbacks)
+        loop = _Loop(trainer, validation, codec, callbacks, scratch)
         try:
             loop.run()
         finally:
@@ -96,6 +98,7 @@ class _Loop:
     validation: FeatureDataset | None
     codec: AudioCodec | None
     callbacks: Sequence[Callback]
+    scratch: Path | None
 
     @property
     def rank_0_callbacks(self) -> Sequence[Callback]:
@@ -156,7 +159,7 @@ class _Loop:
         if not (snapshot or checkpoint):
             return
         trainer.require_finite()
-        with tempfile.TemporaryDirectory(prefix="flowley-checkpoint-") as name:
+        with tempfile.TemporaryDirectory(prefix="flowley-checkpoint-", dir=self.scratch) as name:
             folder = Path(name) if trainer.rank == 0 else None
             for file in trainer.state.averages.snapshot(folder) if snapshot else ():
                 for callback in self.callbacks:

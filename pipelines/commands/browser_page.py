@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from flowley.sampling.generator import Generator
 from flowley.sampling.solvers import SOLVER_NAMES, SampleSettings
 from pipelines.commands.generate import GenerateOptions, generate
 from pipelines.errors import RunError, UserError, one_line, user_input
+from pipelines.scratch import scratch
 
 TITLE = "Flowley: sound for silent video"
 MAX_FILE_SIZE = "1gb"
@@ -21,8 +21,8 @@ MAX_STEPS, MAX_GUIDANCE = 100, 15
 
 def serve(generator: Generator, host: str, port: int, say: Callable[[str], None]) -> None:
     """Serves the page until interrupted. Raises UserError if the port is taken."""
-    with tempfile.TemporaryDirectory(prefix="flowley-demo-") as folder:
-        page = build_page(generator, Path(folder))
+    with scratch("demo") as folder:
+        page = build_page(generator, folder)
         try:
             _, url, _ = page.launch(
                 server_name=host, server_port=port, share=False, ssr_mode=False, prevent_thread_lock=True, quiet=True,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import tee
@@ -22,6 +21,7 @@ from pipelines.media.probe import open_source, probe
 from pipelines.media.process import Deadline
 from pipelines.media.read import decode_sound, read_audio
 from pipelines.media.videos import DEADLINE_S, picture_duration_s
+from pipelines.scratch import scratch
 
 CLOCK_FPS = 25
 """Frame rate of the compared sound's duration: whole frames from the first picture on, as in clips."""
@@ -62,8 +62,8 @@ def read_sound(file: Path, hz: int) -> np.ndarray:
     source = open_source(file, deadline)
     frames = max(1, math.floor(picture_duration_s(source, deadline) * CLOCK_FPS + 1e-6))
     settings = NormaliserSettings(duration_s=frames / CLOCK_FPS, fps=CLOCK_FPS)
-    with tempfile.TemporaryDirectory(prefix="flowley-evaluate-") as folder:
-        sound = Path(folder) / "sound.flac"
+    with scratch("evaluate") as folder:
+        sound = folder / "sound.flac"
         normalise(source, None, sound, settings, deadline=deadline)
         return read_audio(sound, hz)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from pipelines.media.process import Deadline
 from pipelines.media.read import read_audio, read_frames
 from pipelines.media.videos import DEADLINE_S, find_videos, settings_for
 from pipelines.progress import Progress
+from pipelines.scratch import scratch
 
 CLIPS_PER_FILE = 64
 """Clips per feature file, which is the most that an interruption loses."""
@@ -99,8 +99,8 @@ def _encode(encoders: Encoders, sync_folder: Path | None, video: Path) -> AVFeat
     settings = settings_for(source, duration_s=duration_s, least_hz=r_v)
     if settings.duration_s < duration_s - 1 / settings.fps:
         raise TooShort(f"{video.name}: {settings.duration_s:g} s; wanted {duration_s:g} s: leave it out")
-    with tempfile.TemporaryDirectory(prefix="flowley-extract-") as folder:
-        clip, sound = Path(folder) / "clip.mp4", Path(folder) / "clip.flac"
+    with scratch("extract") as folder:
+        clip, sound = folder / "clip.mp4", folder / "clip.flac"
         normalise(source, clip, sound, settings, deadline=deadline)
         frames, wave = read_frames(clip, r_v), read_audio(sound, encoders.codec.audio_hz)
     sync = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -19,6 +18,7 @@ from pipelines.media.mux import mux
 from pipelines.media.probe import Source
 from pipelines.media.videos import PreparedVideo, find_videos, prepare_video, settings_for, targets_of
 from pipelines.run_config import Config
+from pipelines.scratch import scratch
 from pipelines.stages.captioner import ADAPTER_FOLDER
 from pipelines.stages.captions import CaptionWorker
 from pipelines.stages.features import FeaturesStage
@@ -90,8 +90,8 @@ class VideoBatches:
         written: list[Path] = []
         pairs = list(zip(videos, targets, strict=True))
         for start in range(0, len(pairs), self.options.batch):
-            with tempfile.TemporaryDirectory(prefix="flowley-generate-") as folder:
-                written += self._batch(pairs[start : start + self.options.batch], Path(folder))
+            with scratch("generate") as folder:
+                written += self._batch(pairs[start : start + self.options.batch], folder)
         if self._failed:
             raise RunError(f"{len(self._failed)} of {len(pairs)} videos failed: {', '.join(self._failed)}")
         return written

@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.errors import UserError
+from pipelines.scratch import scratch
 
 READERS = 32
 """Files read at once from a bucket, where waiting takes longer than reading."""
@@ -189,8 +189,8 @@ class Storage:
                 raise FileNotFoundError(f"{path} is gone; `soundcap run` makes it again")
             yield path
             return
-        with tempfile.TemporaryDirectory(prefix="soundcap-") as folder:
-            target = Path(folder) / Path(name).name
+        with scratch("download") as folder:
+            target = folder / Path(name).name
             self.download(name, target)
             yield target
 

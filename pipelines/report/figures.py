@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 
 from pipelines.media.probe import open_input
 from pipelines.media.process import Deadline, run_ffmpeg
+from pipelines.scratch import scratch
 
 WINDOW_S, HOP_S = 0.04, 0.01
 RANGE_DB = 80.0
@@ -115,8 +115,8 @@ def data_uri(kind: str, data: bytes) -> str:
 
 
 def _encoded(streams: Sequence[Any], source: Path, name: str, coding: Mapping[str, Any]) -> bytes:
-    with tempfile.TemporaryDirectory(prefix="soundcap-player-") as folder:
-        out = Path(folder) / name
+    with scratch("player") as folder:
+        out = folder / name
         output = ffmpeg.output(*streams, str(out), **coding)
         run_ffmpeg(output, source, Deadline(DEADLINE_S), fault="cannot be shown", wanted="a clip of the store")
         return out.read_bytes()

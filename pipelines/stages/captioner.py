@@ -24,6 +24,7 @@ from pipelines.engine.stage import Context, Refused, Result, Stage, WholeWork
 from pipelines.engine.storage import Storage
 from pipelines.media.read import read_frames
 from pipelines.run_config import Config
+from pipelines.scratch import scratch
 from pipelines.stages.captions import read_prompts
 from pipelines.stages.model_refs import Model, Weights, model_of, take_over, weights_of
 from soundcap.finetune import RESULT_FILE, FinetuneError, FinetuneResult, TrainExample, finetune, load_result
@@ -86,8 +87,7 @@ def _train_adapter(context: Context, rows: list[dict[str, Any]]) -> Result:
     recipe: CaptionerRecipe = context.recipe
     execution, output, storage = context.config.captioner.execution, context.output, context.storage
     prompt = recipe.prompts.render("")
-    with tempfile.TemporaryDirectory(prefix="soundcap-adapter-") as name:
-        folder = Path(name)
+    with scratch("adapter") as folder:
         result = train_captioner(
             recipe.model,
             [TrainExample(r["clip_id"], prompt, r["caption"], r["video"]) for r in rows],

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache, cached_property
 from itertools import repeat
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -29,6 +27,7 @@ from pipelines.media.normalise import normalise
 from pipelines.media.probe import open_source
 from pipelines.media.process import Deadline
 from pipelines.run_config import Config
+from pipelines.scratch import scratch
 from pipelines.stages.listing import SourceListing
 from pipelines.stages.source import HASHES, SHA256, HashRecipe, SourceHashes, list_source, read_csv_bytes, split_of
 
@@ -235,8 +234,8 @@ class ClipWorker:
 
     def _normalise(self, name: str, clip_id: str, sha256: str) -> dict[str, Any] | Failed | None:
         """Row of a clip; None if the source's bytes are no longer those that were hashed."""
-        with tempfile.TemporaryDirectory(prefix="soundcap-clip-") as folder:
-            video, audio = Path(folder) / "clip.mp4", Path(folder) / "clip.flac"
+        with scratch("clip") as folder:
+            video, audio = folder / "clip.mp4", folder / "clip.flac"
             try:
                 with self.source.local(name) as path:
                     before = path.stat()

@@ -6,7 +6,6 @@ Two ledgers, `features-av` and `features-text`: a changed caption re-encodes its
 from __future__ import annotations
 
 import io
-import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ from pipelines.errors import RunError, UserError, one_line
 from pipelines.media.faults import MediaError
 from pipelines.media.read import read_audio, read_frames
 from pipelines.run_config import Config, FeaturesExecution
+from pipelines.scratch import scratch
 from pipelines.stages.model_refs import Codec, Model, codec_of, model_of
 
 if TYPE_CHECKING:
@@ -310,8 +310,8 @@ class TextWorker(_FeatureWorker):
 def _write(storage: Storage, kind: str, write: Callable[[Path], int]) -> dict[str, Any]:
     """Writes one feature file and moves it into the storage. Returns the values of its file columns."""
     name = f"{PARTS_FOLDER}/{kind}-{uuid.uuid4().hex}.arrow"
-    with tempfile.TemporaryDirectory(prefix="soundcap-features-") as folder:
-        path = Path(folder) / "part.arrow"
+    with scratch("features") as folder:
+        path = folder / "part.arrow"
         write(path)
         return keep_file(storage, path, name, f"{kind}_file")
 

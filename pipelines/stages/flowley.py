@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ from pipelines.engine.storage import Storage
 from pipelines.engine.store import RUNS
 from pipelines.progress import human_time
 from pipelines.run_config import Config
+from pipelines.scratch import scratch
 from pipelines.stages.features import (
     FEATURE_COLUMNS,
     NULL_TEXT,
@@ -99,8 +99,7 @@ def _train_network(context: Context, rows: list[dict[str, Any]]) -> Result:
         null_text=json.loads(context.inputs["features"].read_bytes(NULL_TEXT)),
     )
     run = TrainingRun.of(output, execution)
-    with tempfile.TemporaryDirectory(prefix="soundcap-flowley-") as name:
-        folder = Path(name)
+    with scratch("flowley") as folder:
         history = train_flowley(
             context.recipe, execution.settings, features, output.folder, run, output_dir=folder, say=context.say
         )
@@ -190,7 +189,7 @@ def _work(
     context = ray.train.get_context()
     rank, device = context.get_world_rank(), ray.train.torch.get_device()
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="soundcap-flowley-")))
+        folder = stack.enter_context(scratch("flowley"))
         checkpoint = ray.train.get_checkpoint()
         start = None if checkpoint is None else Path(checkpoint.to_directory(str(folder / "start")))
         keeper = _Keeper(features.storage, storage_folder, board, folder / "tensorboard", say)
@@ -209,6 +208,7 @@ def _work(
                 codec=codec,
                 checkpoint_in=start,
                 callbacks=[TensorBoard(keeper.log_dir), keeper],
+                scratch=folder,
                 rank=rank,
                 world_size=context.get_world_size(),
                 device=device,
@@ -255,9 +255,9 @@ class _Keeper(Callback):
     def on_sounds(self, sounds: list[ValidationSound]) -> None:
         import soundfile
 
-        with tempfile.TemporaryDirectory(prefix="soundcap-sound-") as name:
+        with scratch("sound") as folder:
             for sound in sounds:
-                file = Path(name) / f"{sound.step:08d}-{sound.number}.flac"
+                file = folder / f"{sound.step:08d}-{sound.number}.flac"
                 soundfile.write(file, sound.wave, sound.audio_hz)
                 self.storage.upload(file, f"{self.folder}/{SOUNDS_FOLDER}/{file.name}")
         self.storage.write_json(f"{self.folder}/{SOUNDS_FOLDER}/{SOUND_CLIPS}", [sound.clip_id for sound in sounds])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,6 +12,7 @@ from pipelines.engine.fingerprint import file_sha256, folder_digest
 from pipelines.engine.stage import Context, Result
 from pipelines.errors import UserError
 from pipelines.run_config import CodecConfig, ModelRef
+from pipelines.scratch import scratch
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,8 @@ def weights_of(folder: str, names: Sequence[str], key: str) -> Weights:
 
 def take_over(context: Context, weights: Weights, into: str, digest: str) -> Result:
     """Copies the files into the stage's output. Its one row is the set of weights."""
-    with tempfile.TemporaryDirectory(prefix="soundcap-weights-") as copy:
+    with scratch("weights") as copy:
         for name in weights.files:
-            shutil.copyfile(Path(weights.folder) / name, Path(copy) / name)
-        context.output.upload_folder(Path(copy), into)
+            shutil.copyfile(Path(weights.folder) / name, copy / name)
+        context.output.upload_folder(copy, into)
     return Result(1, 1, digest, figures={"weights": "given, not trained"})

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +19,7 @@ from pipelines.errors import one_line
 from pipelines.media.faults import MediaError
 from pipelines.media.mux import mux
 from pipelines.run_config import Config, SamplesExecution
+from pipelines.scratch import scratch
 from pipelines.stages.features import fetch_rows, open_features
 from pipelines.stages.flowley import MODEL_FOLDER
 from pipelines.stages.model_refs import Codec, codec_of
@@ -109,8 +108,8 @@ class SampleWorker:
 
         recipe = self.recipe
         settings = SampleSettings(steps=recipe.steps, guidance=recipe.guidance, solver=recipe.solver)
-        with tempfile.TemporaryDirectory(prefix="soundcap-features-") as folder:
-            dataset = open_features(*fetch_rows(self.storage, tasks, Path(folder)))
+        with scratch("features") as folder:
+            dataset = open_features(*fetch_rows(self.storage, tasks, folder))
             clips = [dataset[index] for index in range(len(dataset))]
             waves = sample_clips(
                 self.network,
@@ -127,8 +126,8 @@ class SampleWorker:
 
         stem = f"samples/media/{task['sample_id']}"
         try:
-            with tempfile.TemporaryDirectory(prefix="soundcap-sample-") as folder:
-                video, sound = Path(folder) / "sample.mp4", Path(folder) / "sample.flac"
+            with scratch("sample") as folder:
+                video, sound = folder / "sample.mp4", folder / "sample.flac"
                 soundfile.write(sound, wave, self.codec.audio_hz)
                 with self.storage.local(task["video"]) as silent:
                     mux(silent, wave, self.codec.audio_hz, video)
