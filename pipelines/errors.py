@@ -24,10 +24,12 @@ class MachineFault(RunError):
 
 
 def machine_fault(error: BaseException) -> MachineFault | None:
-    """Machine's fault that an exception tells of, or None. Files, networks and credentials are the machine's."""
+    """Machine's fault that an exception tells of, or None. Files, networks, credentials and Ray are its."""
     if isinstance(error, MachineFault):
         return error
-    if isinstance(error, OSError) or type(error).__module__.split(".")[0] in ("botocore", "aiobotocore", "aiohttp"):
+    library = type(error).__module__.split(".")[0]
+    is_ray = library == "ray" and "RayTaskError" not in type(error).__name__  # that is an error of the task's own
+    if isinstance(error, OSError) or is_ray or library in ("botocore", "aiobotocore", "aiohttp"):
         remedy = "; docs/operators.md says how a bucket is reached" if "Credential" in type(error).__name__ else ""
         return MachineFault(f"{type(error).__name__}: {one_line(error)}{remedy}")
     return None

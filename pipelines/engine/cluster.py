@@ -10,14 +10,17 @@ from typing import Any
 
 import yaml
 
-from pipelines.errors import RunError, UserError
+from pipelines.errors import RunError, UserError, one_line
 
 BOOTSTRAP_CONFIG = Path("~/ray_bootstrap_config.yaml")
 """File in which `ray up` leaves the cluster's limits on its head."""
 
 
 def ensure_ray() -> None:
-    """Connects to the cluster named by RAY_ADDRESS, else starts one on this machine; once per process."""
+    """Connects to the cluster named by RAY_ADDRESS, else starts one on this machine; once per process.
+
+    Raises UserError if no cluster answers, RunError if Ray does not start.
+    """
     # Workers use this very environment; resolving it again on each of them saturates a cluster.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     # Ray assigns the GPUs; workers that reserve none must still see devices they share.
@@ -31,7 +34,10 @@ def ensure_ray() -> None:
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS", "local")
         _check_answers(address)
-        ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        try:
+            ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        except Exception as error:  # Ray raises plain ones, as when a process of its own dies while it starts
+            raise RunError(f"Ray does not start here: {one_line(error)}; run the same command again") from error
 
 
 def _check_answers(address: str) -> None:

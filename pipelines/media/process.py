@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,9 @@ from pipelines.media.faults import DeadlineExceeded, FfmpegMissing, KilledProces
 
 REAP_S = 5.0
 LOG_TAIL_CHARS = 240
+MEMORY_BYTES = 6 * 2**30
+"""Memory that one process may take; an ordinary clip takes some 0.3 GB. A file that wants more fails by itself, before
+the machine's memory is gone and takes its neighbours with it."""
 KILLS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -57,6 +61,9 @@ def run(argv: Sequence[str], *, subject: str, deadline: Deadline, stdin: bytes |
         stderr=subprocess.PIPE,
         start_new_session=True,
     )
+    with contextlib.suppress(ProcessLookupError):  # it has ended already
+        # Not the address space: each of a hundred cores' threads may reserve some, which costs nothing.
+        resource.prlimit(process.pid, resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
     try:
         stdout, stderr = process.communicate(stdin, timeout=deadline.left_s())
     except subprocess.TimeoutExpired:

@@ -4,6 +4,7 @@ import os
 import pickle
 import signal
 import struct
+import subprocess
 import time
 import zlib
 from dataclasses import replace
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from pipelines.errors import machine_fault
+from pipelines.media import process as process_module
 from pipelines.media.clip import NormaliserSettings
 from pipelines.media.faults import (
     ChangingSource,
@@ -231,6 +233,18 @@ def test_an_ffmpeg_that_somebody_ended_is_no_fault_of_the_source(settings, base,
     with pytest.raises(KilledProcess, match=f"ffmpeg was ended by signal {int(number)}") as caught:
         made(base, tmp_path / "a.mp4", tmp_path / "a.flac", settings)
     assert machine_fault(caught.value) is caught.value
+
+
+def test_a_file_that_wants_too_much_memory_is_refused_by_itself(settings, tmp_path, monkeypatch):
+    """The machine keeps its memory, and the other rows their workers."""
+    large = tmp_path / "large.mov"
+    picture = ["-f", "lavfi", "-i", "color=c=red:size=8000x8000:rate=2", "-frames:v", "5", "-c:v", "mjpeg"]
+    subprocess.run(["ffmpeg", "-v", "error", *picture, large], check=True)
+    monkeypatch.setattr(process_module, "MEMORY_BYTES", 150 * 2**20)
+    with pytest.raises(MediaError) as caught:
+        made(large, tmp_path / "a.mp4", tmp_path / "a.flac", replace(settings, require_audio=False))
+    assert machine_fault(caught.value) is None
+    assert "large.mov" in str(caught.value)
 
 
 def test_a_crash_of_ffmpeg_is_evidence_against_the_source(settings, base, tmp_path, monkeypatch):
