@@ -252,6 +252,7 @@ class ScoresConfig(Section):
     """Metrics of the samples against the clips' own sound, both at `audio_hz`."""
 
     audio_hz: int = Field(default=16_000, ge=8_000)
+    execution: Workers = Workers()
 
 
 for _settings in (

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from typing import Any, Final
@@ -23,8 +23,17 @@ from flowley.metrics.spectral import (
     multi_resolution_stft_distance,
 )
 
-__all__ = ["Scores", "score", "score_pair"]
+__all__ = ["CLIP_METRICS", "Scores", "score", "score_pair", "summarise"]
 
+CLIP_METRICS = (
+    "onset_f1",
+    "log_mel_correlation",
+    "log_mel_distance_db",
+    "multi_resolution_stft_distance",
+    "loudness_difference_db",
+    "loudness_error_db",
+)
+"""Metrics of one clip against its original."""
 MAX_LENGTH_GAP_S = 0.25
 """Generated and original may differ by a codec's or container's last frame; more is another clip."""
 BANDWIDTH_OF: Final = "reference"
@@ -75,17 +84,25 @@ def score(generated: Iterable[NDArray[np.floating]], original: Iterable[NDArray[
         embedded_o.append(log_mel_statistics(o, hz))
     if not rows:
         raise ValueError("no clips to score: wanted at least one pair")
-    clip_metrics = {name: [row[name] for row in rows] for name in rows[0]}
+    clip_metrics = {name: [row[name] for row in rows] for name in CLIP_METRICS}
+    return summarise(clip_metrics, np.stack(embedded_g), np.stack(embedded_o), hz)
+
+
+def summarise(
+    clip_metrics: Mapping[str, list[float]], generated: NDArray[np.floating], original: NDArray[np.floating], hz: int
+) -> Scores:
+    """Scores of n clips from their clip metrics, n values each, and the `log_mel_statistics` (n, 129) of both sets."""
     set_metrics: dict[str, float | None] = {"frechet_distance": None, "kernel_distance": None}
     missing: dict[str, str] = {}
-    if len(rows) < 2:
-        missing = dict.fromkeys(set_metrics, f"{len(rows)} clip: a distance between sets needs at least 2")
+    if len(generated) < 2:
+        missing = dict.fromkeys(set_metrics, f"{len(generated)} clip: a distance between sets needs at least 2")
     else:
-        g_set, o_set = np.stack(embedded_g), np.stack(embedded_o)
-        set_metrics["frechet_distance"] = frechet_distance(g_set, o_set)
-        set_metrics["kernel_distance"] = kernel_distance(g_set, o_set, bandwidth_of=BANDWIDTH_OF)
+        set_metrics["frechet_distance"] = frechet_distance(generated, original)
+        set_metrics["kernel_distance"] = kernel_distance(generated, original, bandwidth_of=BANDWIDTH_OF)
     set_metrics |= {name: float(np.mean(values)) for name, values in clip_metrics.items()}
-    return Scores(len(rows), hz, EMBEDDING_NAME, BANDWIDTH_OF, ONSET_TOLERANCE_S, set_metrics, clip_metrics, missing)
+    return Scores(
+        len(generated), hz, EMBEDDING_NAME, BANDWIDTH_OF, ONSET_TOLERANCE_S, set_metrics, dict(clip_metrics), missing
+    )
 
 
 def score_pair(generated: NDArray[np.floating], original: NDArray[np.floating], hz: int) -> dict[str, float]:

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
-import scipy.linalg
 from numpy.typing import NDArray
 
 from flowley.metrics.onsets import detect_onsets
@@ -57,6 +56,8 @@ def frechet_distance(evaluated: NDArray[np.floating], reference: NDArray[np.floa
 
 def _covariance_factor(x: Floats) -> Floats:
     """Factor R (min(n, d), d) with R^T R = the unbiased covariance of the rows of x (n, d)."""
+    import scipy.linalg  # takes a second, which `plan` saves
+
     R: Floats = scipy.linalg.qr(x - x.mean(axis=0), mode="r", check_finite=False)[0][: min(x.shape)]
     return R / float(np.sqrt(len(x) - 1))
 

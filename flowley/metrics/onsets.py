@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import maximum_filter1d, uniform_filter1d
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from flowley.metrics.spectral import Floats, log_mel_db
 
@@ -32,6 +29,8 @@ def detect_onsets(wave: NDArray[np.floating], hz: int) -> Floats:
     least `MIN_GAP_S` apart. Times are good to about 25 ms. A sound that already runs when the clip starts has no
     onset there; the first 76 ms and the last 16 ms are not searched.
     """
+    from scipy.ndimage import maximum_filter1d, uniform_filter1d  # takes a second, which `plan` saves
+
     mel = log_mel_db(wave, hz, window_s=WINDOW_S, hop_s=HOP_S)
     hop_s = round(HOP_S * hz) / hz
     nearest, farthest = PAST_FRAMES
@@ -70,5 +69,8 @@ def onset_f1(generated_s: NDArray[np.floating], original_s: NDArray[np.floating]
     if n == 0 or m == 0:
         return float(n == m)
     near = np.abs(generated_s[:, None] - original_s) <= tolerance_s + 1e-9  # 1.1 - 1.0 > 0.1 in floats
+    from scipy.sparse import csr_array  # takes a second, which `plan` saves
+    from scipy.sparse.csgraph import maximum_bipartite_matching
+
     matched = int((maximum_bipartite_matching(csr_array(near)) >= 0).sum())
     return 2 * matched / (n + m)

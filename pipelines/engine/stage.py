@@ -194,12 +194,14 @@ class RowStage(Stage):
     def rows(self, context: Context) -> Rows:
         """All rows of this stage."""
 
-    def figures(self, rows: pa.Table) -> dict[str, Any]:
-        """Extra figures for the manifest."""
-        return {}
+    def finish(self, context: Context, rows: pa.Table, made: Mapping[str, pa.Table]) -> dict[str, Any]:
+        """Hook before the commit; returns extra figures for the manifest.
 
-    def finish(self, context: Context, made: Mapping[str, pa.Table]) -> None:
-        """Hook before the commit. `made`: error_class, message and values by ledger, in the order of its tasks."""
+        Args:
+            rows: rows that did not fail, with all columns that were carried or made.
+            made: error_class, message and values by ledger, in the order of its tasks; failed rows too.
+        """
+        return {}
 
     def work(self, context: Context) -> RowWork:
         return RowWork(self, context)
@@ -297,9 +299,8 @@ class RowWork:
         self._check_share(int(bad.sum()))
         rows = rows.filter(pa.array(~bad))
         self.context.output.write_rows(rows.select(stage.schema.names).cast(stage.schema))
-        stage.finish(self.context, made)
+        figures = stage.finish(self.context, rows, made)
         total = carried.num_rows + len(refused)
-        figures = stage.figures(rows)
         return Result(total, computed, table_digest(rows.select(stage.meaning)), quarantined, figures)
 
 

@@ -159,7 +159,7 @@ class ClipsStage(RowStage):
         rows = RowSet("clips", recipe, tasks, ("source_sha256",), CLIP, worker)
         return Rows(carried, [rows], [*recipe.source.refused, *doubles])
 
-    def figures(self, rows: pa.Table) -> dict[str, Any]:
+    def finish(self, context: Context, rows: pa.Table, made: Mapping[str, pa.Table]) -> dict[str, Any]:
         of_split = Counter(rows["split"].to_pylist())
         hours = (pc.sum(rows["duration_s"]).as_py() or 0.0) / 3600
         return {"train": of_split["train"], "test": of_split["test"], "hours": round(hours, 4)}

@@ -180,10 +180,7 @@ class FeaturesStage(RowStage):
             refused,
         )
 
-    def figures(self, rows: pa.Table) -> dict[str, Any]:
-        return {"captions_cut": pc.sum(pc.greater(rows["tokens_cut"], 0)).as_py() or 0}
-
-    def finish(self, context: Context, made: Mapping[str, pa.Table]) -> None:
+    def finish(self, context: Context, rows: pa.Table, made: Mapping[str, pa.Table]) -> dict[str, Any]:
         [empty] = made[TEXT].slice(made[TEXT].num_rows - 1).to_pylist()
         if empty["error_class"]:
             raise RunError(
@@ -191,6 +188,7 @@ class FeaturesStage(RowStage):
                 f"{empty['message']}; mend features.text, then run again with --retry-failed"
             )
         context.output.write_json(NULL_TEXT, {"file": empty["text_file"], "row": empty["text_row"]})
+        return {"captions_cut": pc.sum(pc.greater(rows["tokens_cut"], 0)).as_py() or 0}
 
 
 def _av_tasks(clips: pa.Table, recipe: FeaturesRecipe, sync: Mapping[str, str]) -> tuple[pa.Table, tuple[str, ...]]:

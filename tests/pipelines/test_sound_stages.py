@@ -166,4 +166,4 @@ def test_codecs_that_cannot_be(load: Load, codec: str, words: str) -> None:
 def test_an_empty_caption_that_cannot_be_encoded_ends_the_stage_in_one_line() -> None:
     made = pa.table({"error_class": ["", "ValueError"], "message": ["", "no such token"]})
     with pytest.raises(RunError, match=r"empty caption.* ValueError: no such token; mend features.text"):
-        FeaturesStage().finish(None, {TEXT: made})  # type: ignore[arg-type]
+        FeaturesStage().finish(None, None, {TEXT: made})  # type: ignore[arg-type]
