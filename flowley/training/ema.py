@@ -105,7 +105,7 @@ def synthesise(folder: str | Path, sigma_rel: float) -> VelocityNetwork:
     """Average of another width at the end of a finished training run, in eval mode.
 
     Args:
-        folder: a checkpoint with its snapshots in `ema/`.
+        folder: a checkpoint with its snapshots in `ema/`, in it or beside it.
         sigma_rel: width relative to the training time, within (0, 0.28); widths from 0.05 to 0.2 come out to the
             precision of the snapshots (docs/decisions/flowley-training.md).
 
@@ -114,7 +114,8 @@ def synthesise(folder: str | Path, sigma_rel: float) -> VelocityNetwork:
     """
     if not 0 < sigma_rel < MAX_SIGMA_REL:
         raise ValueError(f"sigma_rel = {sigma_rel}, wanted within (0, {MAX_SIGMA_REL})")
-    network, snapshots = load_network(folder), Path(folder) / SNAPSHOTS
+    network, beside = load_network(folder), Path(folder).absolute().parent / SNAPSHOTS
+    snapshots = beside if beside.is_dir() else Path(folder) / SNAPSHOTS
     steps = {name: {int(file.stem.split(".")[1]) for file in snapshots.glob(f"{name}.*.pt")} for name in (0, 1)}
     if not steps[0] or steps[0] != steps[1]:
         raise ValueError(

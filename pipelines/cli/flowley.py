@@ -132,7 +132,9 @@ def train(
 
 @app.command()
 def average(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="a folder that training wrote, with `ema/`")],
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="what training wrote, `ema/` in or beside it")
+    ],
     out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="a folder for the network")],
     sigma_rel: Annotated[float, typer.Option(help="width of the average, relative to the training time")],
 ) -> None:

@@ -15,6 +15,7 @@ from flowley.network.feature_spec import FeatureSpec
 from flowley.network.presets import preset
 from flowley.training.settings import Callback, StepReport, TrainExecution, TrainSettings, ValidationSound
 from pipelines.engine.fingerprint import digest, file_sha256
+from pipelines.engine.node_cache import on_this_node
 from pipelines.engine.ray_train import TrainingRun, fitted, train_under_ray
 from pipelines.engine.recipe import Recipe, unhashed
 from pipelines.engine.stage import Context, Result, Stage, WholeWork
@@ -36,7 +37,8 @@ from pipelines.stages.model_refs import Weights, take_over, weights_of
 if TYPE_CHECKING:
     from flowley.features.dataset import FeatureDataset
 
-MODEL_FOLDER, SNAPSHOTS_FOLDER = "model", "model/ema"
+MODEL_FOLDER, SNAPSHOTS_FOLDER = "model", "ema"
+"""Snapshots lie beside the model, whose readers do not need them."""
 CHECKPOINT_FILES = ("config.json", "model.safetensors")
 MODEL_FILES = (*CHECKPOINT_FILES, "README.md")
 SOUNDS_FOLDER = "sounds"
@@ -132,10 +134,10 @@ class Features:
     validation: Sequence[FeatureRow]
     null_text: Mapping[str, Any]
 
-    def load(self, stack: ExitStack) -> tuple[FeatureDataset, FeatureDataset | None]:
-        """Train and validation datasets. A bucket's files are downloaded until `stack` closes, a disk's are mapped."""
+    def load(self, stack: ExitStack, say: Callable[[str], None]) -> tuple[FeatureDataset, FeatureDataset | None]:
+        """Train and validation datasets, until `stack` closes. Of a bucket's files the node keeps one copy."""
         names = feature_files([*self.train, *self.validation]) | {self.null_text["file"]}
-        files = {name: stack.enter_context(self.storage.local(name)) for name in names}
+        files = stack.enter_context(on_this_node(self.storage, sorted(names), say))
         train, validation = (open_features(rows, files, self.null_text) for rows in (self.train, self.validation))
         return train, validation if self.validation else None
 
@@ -197,7 +199,7 @@ def _work(
         if rank == 0 and execution.sample_every_steps > 0:
             codec = load_codec(spec.codec, path=spec.codec_path, revision=spec.codec_revision, device=str(device))
         try:
-            dataset, validation = features.load(stack)
+            dataset, validation = features.load(stack, say)
             train_network(
                 recipe.network,
                 recipe.training,

@@ -105,7 +105,7 @@ def check_training(storage: Storage, output: str, run_name: str) -> None:
     assert network.features is not None and network.features.duration_s == 4.0
     curve = storage.read_json(f"{output}/loss.json")
     assert [(report["step"], report["validation_loss"] is not None) for report in curve] == [(2, True), (4, True)]
-    snapshots = {file.name for file in (model / "ema").iterdir()}
+    snapshots = {file.name for file in (model.parent / "ema").iterdir()}
     assert snapshots == {f"{index}.{step}.pt" for index in (0, 1) for step in (2, 4)}
     assert synthesise(model, 0.2).config == network.config
     [clip] = storage.read_json(f"{output}/sounds/clips.json")

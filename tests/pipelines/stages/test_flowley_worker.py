@@ -107,7 +107,7 @@ def test_the_checkpoint_comes_back(train: Train, tmp_path: Path) -> None:
     heard = {file.name: soundfile.read(file) for file in sounds.glob("*.flac")}
     assert heard.keys() == {f"{step:08d}-{k}.flac" for step in (4, 8) for k in (0, 1)}
     assert all((len(wave), rate) == (hz, hz) for wave, rate in heard.values())
-    assert {file.name for file in (tmp_path / "run" / "model" / "ema").iterdir()} == {
+    assert {file.name for file in (tmp_path / "run" / "ema").iterdir()} == {
         f"{index}.{step}.pt" for index in (0, 1) for step in (4, 8)
     }
     assert synthesise(tmp_path / "run" / "model", 0.2).config == CONFIG
