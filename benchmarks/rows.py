@@ -7,18 +7,13 @@ command as its own process. `--s3` also plans with the store in a bucket that ta
 from __future__ import annotations
 
 import argparse
-import contextlib
-import http.client
 import json
 import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).parents[1]
 REQUEST_S = 0.02
@@ -69,9 +64,7 @@ def run(arguments: list[str], environment: dict[str, str] | None = None) -> tupl
     """Wall time (s) and peak memory (GB) of a `soundcap` command in its own process."""
     started = time.perf_counter()
     command = [sys.executable, "-m", "pipelines.cli.soundcap", *arguments]
-    process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=os.environ | (environment or {})
-    )
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None
     said = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
@@ -81,64 +74,20 @@ def run(arguments: list[str], environment: dict[str, str] | None = None) -> tupl
     return time.perf_counter() - started, usage.ru_maxrss / 2**20
 
 
-# --- the store in a bucket ------------------------------------------------------------------------------------
-
-
-class SlowBucket(BaseHTTPRequestHandler):
-    """HTTP proxy that passes requests to an S3 server at `port`, each REQUEST_S later."""
-
-    protocol_version = "HTTP/1.1"
-    port = 0
-
-    def answer(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        time.sleep(REQUEST_S)
-        server = http.client.HTTPConnection("127.0.0.1", self.port)
-        server.request(self.command, self.path, body, dict(self.headers))
-        reply = server.getresponse()
-        data = reply.read()
-        self.send_response(reply.status)
-        for name, value in reply.getheaders():
-            if name.lower() not in ("transfer-encoding", "connection", "content-length"):
-                self.send_header(name, value)
-        length = reply.getheader("Content-Length") if self.command == "HEAD" else str(len(data))
-        self.send_header("Content-Length", length or "0")
-        self.end_headers()
-        self.wfile.write(data)
-
-    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = answer  # noqa: N815
-
-    def log_message(self, format: str, *arguments: Any) -> None:
-        """No line for each request."""
-
-
 def _s3_plan_s(folder: Path) -> float:
     """Wall time of `plan` with the store in a bucket, all stages done."""
-    import s3fs
-    from moto.server import ThreadedMotoServer
-
+    # Not at the top: the memory of this process would count in that of the commands.
+    from benchmarks.bucket import BUCKET, bucket
     from pipelines.engine.storage import Storage
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    with contextlib.redirect_stdout(sys.stderr):  # moto says where it listens
-        server.start()
-    _, SlowBucket.port = server.get_host_and_port()
-    proxy = ThreadingHTTPServer(("127.0.0.1", 0), SlowBucket)
-    threading.Thread(target=proxy.serve_forever, daemon=True).start()
-    environment = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_DEFAULT_REGION": "us-east-1"}
-    os.environ |= environment | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{SlowBucket.port}"}
-    bucket, store = Storage("s3://rows/store"), Storage(str(folder / "store"))
-    s3fs.S3FileSystem(skip_instance_cache=True).mkdir("rows")
-    for info in store.files(recursive=True):
-        if info.size > 0:  # a plan looks at no media, which are empty here
-            bucket.write_bytes(info.name, store.read_bytes(info.name))
-    slow = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy.server_port}"}
-    command = ["plan", str(folder / "config.yaml"), "--set", f"root={bucket.url}"]
-    try:
-        return round(run(command, slow)[0], 2)
-    finally:
-        proxy.shutdown()
-        server.stop()
+    store = Storage(str(folder / "store"))
+    with bucket(REQUEST_S) as slow:
+        copy = Storage(f"s3://{BUCKET}/store")
+        for info in store.files(recursive=True):
+            if info.size > 0:  # a plan looks at no media, which are empty here
+                copy.write_bytes(info.name, store.read_bytes(info.name))
+        command = ["plan", str(folder / "config.yaml"), "--set", f"root={copy.url}"]
+        return round(run(command, slow.environment)[0], 2)
 
 
 if __name__ == "__main__":

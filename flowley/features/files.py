@@ -18,8 +18,8 @@ from typing import IO
 import numpy as np
 import pyarrow as pa
 
-FORMAT = 3
-ROWS_PER_BATCH = 16
+FORMAT = 4
+ROWS_PER_BATCH = 4
 """Rows that are read at once when a few of a file are fetched from afar."""
 EMPTY_CAPTION_ID = ""
 """Clip id of the encoded empty caption, the null condition of most networks, in a file of captions."""
