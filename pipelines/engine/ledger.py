@@ -161,8 +161,7 @@ class Ledger:
         live.retired = {name: at_s for name, at_s in live.retired.items() if name not in outdated}
         if (live.parts, live.retired) != before:
             self._record(live)
-        for name in outdated:
-            self.storage.remove(f"{self.folder}/{name}")
+        self.storage.remove_many([f"{self.folder}/{name}" for name in outdated])
 
     def forget(self, files: Sequence[str]) -> int:
         """Takes out the rows that name any of these files in a text column; returns how many.

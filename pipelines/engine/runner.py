@@ -13,8 +13,8 @@ from pipelines.engine.lease import Lease, lease
 from pipelines.engine.plan import Resolved, resolve
 from pipelines.engine.stage import Result, Stage
 from pipelines.engine.storage import Storage
-from pipelines.engine.store import QUARANTINE_SCHEMA, Manifest, Output, mark_latest, open_store
-from pipelines.errors import RunError
+from pipelines.engine.store import QUARANTINE_SCHEMA, Manifest, Output, mark_latest, open_store, unmark_empty_store
+from pipelines.errors import RunError, UserError
 from pipelines.progress import human_time
 from pipelines.run_config import Config
 
@@ -46,9 +46,13 @@ def run_stages(
     storage = open_store(config.root)
     for stage in stages:
         stage.check(config, storage)
-    open_store(config.root, write=True)  # not before the checks: a user's mistake leaves nothing behind
-    with lease(storage, say) as held:
-        return _run_all(stages, config, storage, held, retry_failed=retry_failed, say=say)
+    try:
+        open_store(config.root, write=True)  # not before the checks: a user's mistake leaves nothing behind
+        with lease(storage, say) as held:
+            return _run_all(stages, config, storage, held, retry_failed=retry_failed, say=say)
+    except UserError:
+        unmark_empty_store(storage)
+        raise
 
 
 def _run_all(

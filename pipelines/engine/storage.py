@@ -26,6 +26,8 @@ READERS = 32
 """Files read at once from a bucket, where waiting takes longer than reading."""
 
 
+ANSWER_S = 10.0
+"""Time in which a bucket has to answer a first request."""
 PIECE_BYTES = 8 * 2**20
 
 
@@ -65,6 +67,16 @@ class Storage:
         except (ValueError, ImportError) as error:
             raise UserError(f"cannot open {self.url!r}: {error}. Use a local folder or an s3:// address.") from error
 
+    def check_answers(self) -> None:
+        """Raises the library's error within seconds if a bucket does not answer; other calls try for minutes."""
+        if self.is_local:
+            return
+        once = {"connect_timeout": ANSWER_S, "read_timeout": ANSWER_S, "retries": {"max_attempts": 0}}
+        with contextlib.suppress(FileNotFoundError):
+            quick = fsspec.filesystem(self.url.split("://", 1)[0], skip_instance_cache=True, config_kwargs=once)
+            quick.retries = 1
+            quick.info(self.path(), refresh=True)
+
     def path(self, name: str = "") -> str:
         """Full path of `name` for fsspec, without protocol."""
         root = self.url if self.is_local else self.url.split("://", 1)[1]
@@ -99,14 +111,26 @@ class Storage:
         if self.is_local:
             _list_local(top or "/", start, recursive, columns)
             return columns
-        with contextlib.suppress(FileNotFoundError):
-            found = self._fs.find(top, maxdepth=None if recursive else 1, detail=True)
-            for full, info in found.items():
-                if info["type"] == "file":
-                    columns[0].append(full[start:])
-                    columns[1].append(info.get("size") or 0)
-                    columns[2].append(info["ETag"])
+        for info in self._find(top, recursive=recursive):
+            if info["type"] == "file":
+                columns[0].append(info["name"][start:])
+                columns[1].append(info.get("size") or 0)
+                columns[2].append(info["ETag"])
         return columns
+
+    def _find(self, top: str, *, recursive: bool) -> list[dict[str, Any]]:
+        """Entries of a bucket below `top`. Its folders are listed side by side: a listing has 1000 entries a page."""
+        try:
+            entries: list[dict[str, Any]] = self._fs.ls(top, detail=True)
+        except FileNotFoundError:
+            return []
+        if not recursive:
+            return entries
+        folders = [entry["name"] for entry in entries if entry["type"] == "directory"]
+        with ThreadPoolExecutor(READERS) as pool:
+            for found in pool.map(lambda folder: self._fs.find(folder, detail=True), folders):
+                entries += found.values()
+        return entries
 
     def is_empty(self) -> bool:
         """True if the root is absent or holds only hidden files."""
@@ -210,6 +234,14 @@ class Storage:
         """Removes a file or a folder tree, if it exists."""
         with contextlib.suppress(FileNotFoundError):
             self._fs.rm(self.path(name), recursive=True)
+
+    def remove_many(self, names: Sequence[str]) -> None:
+        """Removes files, if they exist; a bucket's by the thousand."""
+        if self.is_local:
+            for name in names:
+                self.remove(name)
+        elif names:
+            self._fs.rm([self.path(name) for name in names])
 
     @contextlib.contextmanager
     def open(self, name: str) -> Iterator[Any]:

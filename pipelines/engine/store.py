@@ -174,6 +174,7 @@ def open_store(root: str, *, write: bool = False) -> Storage:
     if storage.is_local and not _may_hold_a_store(Path(storage.url), write=write):
         raise UserError(f"root {root!r}: no folder, or one that cannot be written; give another, or an s3:// address")
     try:
+        storage.check_answers()
         found = storage.read_json(STORE).get("format")
     except FileNotFoundError:
         if not storage.is_empty():
@@ -188,6 +189,12 @@ def open_store(root: str, *, write: bool = False) -> Storage:
     if found != FORMAT:
         raise UserError(f"root {root!r} is a store of format {found}, wanted {FORMAT}; start in an empty root")
     return storage
+
+
+def unmark_empty_store(storage: Storage) -> None:
+    """Takes the mark out of a root that holds nothing else."""
+    if [info.name for info in storage.files()] == [STORE] and storage.names("") == {STORE}:
+        storage.remove(STORE)
 
 
 def _may_hold_a_store(root: Path, *, write: bool) -> bool:

@@ -53,6 +53,7 @@ class SourceListing:
                 return parquet_table((self.memory / LISTING).read_bytes())
             self._record, self.age_s = None, 0.0
         record = {"id": uuid.uuid4().hex, "listed_at_s": time.time(), "folders": _folder_times(self.source)}
+        self.source.check_answers()
         files = self.source.listing()
         if files.num_rows >= REMEMBERED_FILES and _keep(self.memory / LISTING, parquet_bytes(files)):
             self._record = record if _keep(self.memory / RECORD, json_bytes(record)) else None

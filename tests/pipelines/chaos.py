@@ -43,7 +43,7 @@ KINDS = {
 KINDS_OF = {"clips": ("worker", "raylet", "ffmpeg", "ffmpeg"), "curation": (), "scores": ()}
 """What may be killed in a stage beside the driver, where that is not worker and raylet."""
 RUN_DEADLINE_S = 1800.0
-KILLS_A_STAGE = 2
+KILLS_A_STAGE = 3
 POLL_S = 0.02
 
 

@@ -158,7 +158,7 @@ def compute_here(
 def engine_of(world: World) -> Iterator[None]:
     """Engine whose every write may be the last, and which merges its parts early and removes them at once."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("write_bytes", "move", "remove"):
+        for name in ("write_bytes", "move", "remove", "remove_many"):
             patch.setattr(Storage, name, _counted(world, getattr(Storage, name)))
         patch.setattr(fanout, "fan_out", compute_here)
         patch.setattr(ledger, "MERGED_PARTS", 2)
@@ -168,7 +168,7 @@ def engine_of(world: World) -> Iterator[None]:
 
 def _counted(world: World, method: Any) -> Any:
     def counted(self: Storage, *args: Any) -> Any:
-        if not args[0].startswith("lease"):
+        if args[0] and not str(args[0]).startswith("lease"):
             world.on_write()
         return method(self, *args)
 
