@@ -49,6 +49,7 @@ def run_stages(
     try:
         open_store(config.root, write=True)  # not before the checks: a user's mistake leaves nothing behind
         with lease(storage, say) as held:
+            storage.remove_partial()
             return _run_all(stages, config, storage, held, retry_failed=retry_failed, say=say)
     except UserError:
         unmark_empty_store(storage)

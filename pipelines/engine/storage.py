@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,8 @@ READERS = 32
 """Files read at once from a bucket, where waiting takes longer than reading."""
 
 
+PARTIAL, PARTIAL_S = ".partial", 3600.0
+"""Folder for files that are being written, on the same disk as all others; and the age at which one is abandoned."""
 ANSWER_S = 10.0
 """Time in which a bucket has to answer a first request."""
 PIECE_BYTES = 8 * 2**20
@@ -168,16 +171,45 @@ class Storage:
 
     def write_bytes(self, name: str, data: bytes) -> None:
         if self.is_local:
-            with _durable(Path(self.path(name))) as partial:
+            with self._durable(name) as partial:
                 partial.write_bytes(data)
         else:
             self._fs.pipe_file(self.path(name), data)
+
+    @contextlib.contextmanager
+    def _durable(self, name: str, *, replace: bool = True) -> Iterator[Path]:
+        """Path to write to, which becomes `name` on the disk whole: synced, renamed, and its folder synced.
+
+        Without `replace` raises FileExistsError if the file exists.
+        """
+        target, partial = Path(self.path(name)), Path(self.path(PARTIAL)) / uuid.uuid4().hex
+        for folder in (target.parent, partial.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+            _sync(partial)
+            if replace:
+                partial.replace(target)
+            else:
+                os.link(partial, target)
+            _sync(target.parent)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def remove_partial(self) -> None:
+        """Removes what killed processes began to write; only what is old, for another one may still write."""
+        if not self.is_local:
+            return  # a bucket has no half-written files
+        for path in Path(self.path(PARTIAL)).glob("*"):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > PARTIAL_S:
+                    path.unlink()
 
     def create(self, name: str, data: bytes) -> bool:
         """Writes a file unless it exists; True if it was written. Of several writers one succeeds, on NFS too."""
         try:
             if self.is_local:
-                with _durable(Path(self.path(name)), replace=False) as partial:
+                with self._durable(name, replace=False) as partial:
                     partial.write_bytes(data)
             else:
                 self._fs.pipe_file(self.path(name), data, mode="create")
@@ -188,7 +220,7 @@ class Storage:
     def upload(self, local: Path, name: str) -> None:
         """Moves the local file `local` to `name`, atomically."""
         if self.is_local:
-            with _durable(Path(self.path(name))) as partial:
+            with self._durable(name) as partial:
                 shutil.move(local, partial)
         else:
             self._fs.put_file(str(local), self.path(name))
@@ -298,9 +330,9 @@ def _list_local(folder: str, start: int, recursive: bool, columns: tuple[list[st
     with entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
-                if recursive:
+                if recursive and entry.name != PARTIAL:
                     _list_local(entry.path, start, recursive, columns)
-            elif entry.is_file() and not entry.name.startswith(_PARTIAL):
+            elif entry.is_file():
                 try:
                     stat = entry.stat()
                 except FileNotFoundError:
@@ -308,29 +340,6 @@ def _list_local(folder: str, start: int, recursive: bool, columns: tuple[list[st
                 names.append(entry.path[start:])
                 sizes.append(stat.st_size)
                 versions.append(str(stat.st_mtime_ns))
-
-
-_PARTIAL = ".tmp-"
-
-
-@contextlib.contextmanager
-def _durable(target: Path, *, replace: bool = True) -> Iterator[Path]:
-    """Path to write to, which becomes `target` whole: synced to the disk, renamed, and its folder synced.
-
-    Without `replace` raises FileExistsError if the target exists.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.parent / f"{_PARTIAL}{uuid.uuid4().hex}"
-    try:
-        yield partial
-        _sync(partial)
-        if replace:
-            partial.replace(target)
-        else:
-            os.link(partial, target)
-        _sync(target.parent)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.engine.fingerprint import file_sha256
-from pipelines.engine.storage import Storage, json_bytes, parquet_bytes, parquet_table
+from pipelines.engine.storage import PARTIAL, Storage, json_bytes, parquet_bytes, parquet_table
 from pipelines.errors import RunError, UserError
 
 FORMAT = 1
@@ -195,6 +195,7 @@ def unmark_empty_store(storage: Storage) -> None:
     """Takes the mark out of a root that holds nothing else."""
     if [info.name for info in storage.files()] == [STORE] and storage.names("") == {STORE}:
         storage.remove(STORE)
+        storage.remove(PARTIAL)
 
 
 def _may_hold_a_store(root: Path, *, write: bool) -> bool:

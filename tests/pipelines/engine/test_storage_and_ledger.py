@@ -1,5 +1,6 @@
 """Storage and ledger behave alike on a disk and in a bucket."""
 
+import os
 import pickle
 import threading
 from pathlib import Path
@@ -10,8 +11,16 @@ import pytest
 from pipelines.engine.ledger import MERGED_PARTS, Failed, Ledger, counted_rows
 from pipelines.engine.recipe import KEY
 from pipelines.engine.stage import is_missing
-from pipelines.engine.storage import Storage
-from pipelines.engine.store import QUARANTINE_SCHEMA, Manifest, Output, latest_spec, mark_latest, open_store
+from pipelines.engine.storage import PARTIAL, Storage
+from pipelines.engine.store import (
+    QUARANTINE_SCHEMA,
+    Manifest,
+    Output,
+    latest_spec,
+    mark_latest,
+    open_store,
+    unmark_empty_store,
+)
 from pipelines.errors import RunError, UserError
 
 
@@ -215,3 +224,27 @@ def test_a_root_that_cannot_be_is_one_line(tmp_path: Path, root: str) -> None:
 def test_home_is_where_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert Storage("~/store").url == str(tmp_path / "store")
+
+
+def test_what_a_killed_process_began_to_write_is_seen_by_nobody_and_goes_when_it_is_old(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    storage.write_bytes("a/whole", b"x")
+    old, young = (tmp_path / PARTIAL / name for name in ("old", "young"))
+    for path in (old, young):
+        path.write_bytes(b"begun")
+    os.utime(old, (1e9, 1e9))
+    assert [info.name for info in storage.files(recursive=True)] == ["a/whole"]
+    assert storage.listing()["name"].to_pylist() == ["a/whole"]
+    storage.remove_partial()
+    assert not old.exists() and young.exists()
+    assert storage.read_bytes("a/whole") == b"x"
+
+
+def test_a_mark_is_taken_out_of_a_root_that_holds_nothing_else(tmp_path: Path) -> None:
+    for name in ("fresh", "used"):
+        open_store(str(tmp_path / name), write=True)
+    Storage(str(tmp_path / "used")).write_bytes("ledger/words/part", b"x")
+    for name in ("fresh", "used"):
+        unmark_empty_store(Storage(str(tmp_path / name)))
+    assert not list((tmp_path / "fresh").iterdir())
+    assert (tmp_path / "used/store.json").exists()
