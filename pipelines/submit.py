@@ -25,8 +25,9 @@ from urllib.parse import urlsplit
 import yaml
 
 from pipelines.engine.fingerprint import digest, file_sha256, folder_digest
+from pipelines.engine.lease import Holder, read_holder
 from pipelines.engine.storage import Storage
-from pipelines.errors import RunError, UserError, one_line
+from pipelines.errors import RunError, UserError, machine_fault, one_line
 from pipelines.run_config import CodecConfig, Config, ModelRef, Section
 from pipelines.scratch import scratch
 
@@ -70,9 +71,12 @@ def submit(
             say(
                 "AWS_SECRET_ACCESS_KEY stays here: the nodes use their own role or ~/.aws/credentials, or --credentials"
             )
+        holder = _holder(Storage(staged.root))
         job_id, is_new = _submit_once(client, staged, staging, command, _environment(staged, credentials))
     if is_new:
         say(f"submitted {job_id} to {address}")
+        if holder is not None:
+            say(f"root {staged.root!r} was held by {holder}; if that run lives, the job ends in seconds and says so")
     else:
         say(f"{job_id}: the same run is already under way on {address}; nothing new was submitted")
     if wait:
@@ -81,6 +85,16 @@ def submit(
     else:
         say(f"follow it: ray job logs --follow {job_id} --address {address}")
     return job_id
+
+
+def _holder(root: Storage) -> Holder | None:
+    """Driver that holds the root's lease, where this machine can see it."""
+    try:
+        return read_holder(root)
+    except Exception as error:
+        if machine_fault(error) is None:
+            raise
+        return None
 
 
 # --- contents of the job --------------------------------------------------------------------------------------

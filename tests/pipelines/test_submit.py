@@ -19,9 +19,11 @@ import pytest
 
 from miniature.world.corpus import generate_corpus
 from miniature.world.film import World
+from pipelines.engine.lease import LEASE, Holder
+from pipelines.engine.storage import Storage
 from pipelines.errors import RunError, UserError
 from pipelines.run_config import Config, load_config
-from pipelines.submit import CONFIG_NAME, S3_VARIABLES, _environment, stage_job, submit
+from pipelines.submit import CONFIG_NAME, S3_VARIABLES, _environment, _holder, stage_job, submit
 
 PROJECT = Path(__file__).resolve().parents[2]
 PROMPTS = PROJECT / "prompts"
@@ -75,6 +77,22 @@ def test_staged_configuration_points_where_this_process_does(workplace: Path) ->
     assert not any(text.startswith(".") for text in _all_text(staged.model_dump(mode="json"))), (
         "a relative path means another place in the job's working directory"
     )
+
+
+def test_the_holder_of_the_root_is_seen_and_a_root_out_of_reach_is_no_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holder = Holder(host="elsewhere")
+    storage = Storage(str(tmp_path))
+    assert _holder(storage) is None
+    storage.write_json(LEASE, vars(holder))
+    assert _holder(storage) == holder
+    monkeypatch.setattr(Storage, "read_bytes", _denied)
+    assert _holder(storage) is None
+
+
+def _denied(storage: Storage, name: str) -> bytes:
+    raise PermissionError(13, "Permission denied")
 
 
 def test_bucket_addresses_stay(workplace: Path) -> None:
