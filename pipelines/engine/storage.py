@@ -94,7 +94,7 @@ class Storage:
 
     def files(self, folder: str = "", *, recursive: bool = False) -> list[FileInfo]:
         """Files in `folder`, sorted by name (relative to the root). An absent folder has none."""
-        return sorted(map(FileInfo, *self._list(folder, recursive=recursive)), key=itemgetter(0))
+        return sorted(map(FileInfo, *self._list(folder, recursive)), key=itemgetter(0))
 
     def names(self, folder: str) -> set[str]:
         """Names of all files below `folder`, relative to the root. Faster than `files`, which looks at each."""
@@ -103,16 +103,19 @@ class Storage:
         start = len(self.path()) + 1
         return {f"{top}/{file}"[start:] for top, _, files in os.walk(self.path(folder)) for file in files}
 
-    def listing(self) -> pa.Table:
-        """Table of all files, with the columns LISTING, sorted by name."""
-        return pa.table(list(self._list("", recursive=True)), schema=LISTING).sort_by("name")
+    def listing(self) -> tuple[pa.Table, dict[str, int]]:
+        """Table of all files, with the columns LISTING, sorted by name; and when a disk's folders were changed (ns)."""
+        folders: dict[str, int] = {}
+        return pa.table(list(self._list("", True, folders)), schema=LISTING).sort_by("name"), folders
 
-    def _list(self, folder: str, *, recursive: bool) -> tuple[list[str], list[int], list[str]]:
-        """Names, sizes and versions of the files in `folder`, in any order."""
+    def _list(
+        self, folder: str, recursive: bool, folders: dict[str, int] | None = None
+    ) -> tuple[list[str], list[int], list[str]]:
+        """Names, sizes and versions of the files in `folder`, in any order. Adds a disk's folders to `folders`."""
         top, start = self.path(folder), len(self.path()) + 1
         columns: tuple[list[str], list[int], list[str]] = ([], [], [])
         if self.is_local:
-            _list_local(top or "/", start, recursive, columns)
+            _list_local(top or "/", start, recursive, columns, {} if folders is None else folders)
             return columns
         for info in self._find(top, recursive=recursive):
             if info["type"] == "file":
@@ -320,10 +323,17 @@ def parquet_bytes(table: pa.Table) -> bytes:
     return data
 
 
-def _list_local(folder: str, start: int, recursive: bool, columns: tuple[list[str], list[int], list[str]]) -> None:
+def _list_local(
+    folder: str,
+    start: int,
+    recursive: bool,
+    columns: tuple[list[str], list[int], list[str]],
+    folders: dict[str, int],
+) -> None:
     """Adds the files of a local folder; names begin at `start` of their paths. Half-written ones are left out."""
     names, sizes, versions = columns
     try:
+        folders[folder] = Path(folder).stat().st_mtime_ns  # before its files, so that a later change is seen
         entries = os.scandir(folder)
     except (FileNotFoundError, NotADirectoryError):
         return
@@ -331,7 +341,7 @@ def _list_local(folder: str, start: int, recursive: bool, columns: tuple[list[st
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 if recursive and entry.name != PARTIAL:
-                    _list_local(entry.path, start, recursive, columns)
+                    _list_local(entry.path, start, recursive, columns, folders)
             elif entry.is_file():
                 try:
                     stat = entry.stat()

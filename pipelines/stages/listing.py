@@ -52,9 +52,10 @@ class SourceListing:
             with contextlib.suppress(OSError, pa.ArrowInvalid):
                 return parquet_table((self.memory / LISTING).read_bytes())
             self._record, self.age_s = None, 0.0
-        record = {"id": uuid.uuid4().hex, "listed_at_s": time.time(), "folders": _folder_times(self.source)}
         self.source.check_answers()
-        files = self.source.listing()
+        listed_at_s = time.time()
+        files, folders = self.source.listing()
+        record = {"id": uuid.uuid4().hex, "listed_at_s": listed_at_s, "folders": folders}
         if files.num_rows >= REMEMBERED_FILES and _keep(self.memory / LISTING, parquet_bytes(files)):
             self._record = record if _keep(self.memory / RECORD, json_bytes(record)) else None
         return files
@@ -84,11 +85,6 @@ def _valid_record(path: Path) -> dict[str, Any] | None:
     if record is None or record["folders"] != {name: _time_of(name) for name in record["folders"]}:
         return None
     return record
-
-
-def _folder_times(source: Storage) -> dict[str, int]:
-    """Times at which the folders of a local source last changed; none are known in a bucket."""
-    return {top: _time_of(top) for top, _, _ in os.walk(source.path())} if source.is_local else {}
 
 
 def _time_of(folder: str) -> int:

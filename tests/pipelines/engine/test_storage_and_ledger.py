@@ -234,7 +234,7 @@ def test_what_a_killed_process_began_to_write_is_seen_by_nobody_and_goes_when_it
         path.write_bytes(b"begun")
     os.utime(old, (1e9, 1e9))
     assert [info.name for info in storage.files(recursive=True)] == ["a/whole"]
-    assert storage.listing()["name"].to_pylist() == ["a/whole"]
+    assert storage.listing()[0]["name"].to_pylist() == ["a/whole"]
     storage.remove_partial()
     assert not old.exists() and young.exists()
     assert storage.read_bytes("a/whole") == b"x"
