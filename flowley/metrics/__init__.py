@@ -82,16 +82,20 @@ def score(generated: Iterable[NDArray[np.floating]], original: Iterable[NDArray[
             raise ValueError(f"clip {i}: {error}") from error
         embedded_g.append(log_mel_statistics(g, hz))
         embedded_o.append(log_mel_statistics(o, hz))
-    if not rows:
-        raise ValueError("no clips to score: wanted at least one pair")
     clip_metrics = {name: [row[name] for row in rows] for name in CLIP_METRICS}
-    return summarise(clip_metrics, np.stack(embedded_g), np.stack(embedded_o), hz)
+    return summarise(clip_metrics, np.array(embedded_g), np.array(embedded_o), hz)
 
 
 def summarise(
     clip_metrics: Mapping[str, list[float]], generated: NDArray[np.floating], original: NDArray[np.floating], hz: int
 ) -> Scores:
-    """Scores of n clips from their clip metrics, n values each, and the `log_mel_statistics` (n, 129) of both sets."""
+    """Scores of n clips from their clip metrics, n values each, and the `log_mel_statistics` (n, 129) of both sets.
+
+    Raises:
+        ValueError: no clips.
+    """
+    if not len(generated):
+        raise ValueError("no clips to score: wanted at least one pair")
     set_metrics: dict[str, float | None] = {"frechet_distance": None, "kernel_distance": None}
     missing: dict[str, str] = {}
     if len(generated) < 2:

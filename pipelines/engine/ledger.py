@@ -159,9 +159,9 @@ class Ledger:
         self.damaged = []
         outdated = [name for name, at_s in live.retired.items() if now - at_s > RETIRED_FOR_S]
         live.retired = {name: at_s for name, at_s in live.retired.items() if name not in outdated}
+        self.storage.remove_many([f"{self.folder}/{name}" for name in outdated])  # before they are out of the manifest
         if (live.parts, live.retired) != before:
             self._record(live)
-        self.storage.remove_many([f"{self.folder}/{name}" for name in outdated])
 
     def forget(self, files: Sequence[str]) -> int:
         """Takes out the rows that name any of these files in a text column; returns how many.

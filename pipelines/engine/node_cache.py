@@ -6,6 +6,7 @@ next start, until space is needed: the longest unused go first, and a tenth of t
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -48,7 +49,7 @@ def on_this_node(storage: Storage, names: Sequence[str], say: Callable[[str], No
     cache = _Cache(Path(tempfile.gettempdir()) / f"soundcap.cache-{os.getuid()}")
     infos = {cache.place(storage, info): info for info in _infos(storage, names)}
     with cache.in_use([place.name for place in infos]):
-        missing = [info.size for place, info in infos.items() if not place.exists()]
+        missing = [info.size for place, info in infos.items() if not _is_whole(place, info)]
         if missing:
             say(f"  {len(missing)} files, {sum(missing) / 2**30:.2f} GiB, to {cache.folder} on {socket.gethostname()}")
         cache.make_room(sum(missing))
@@ -64,6 +65,14 @@ def _infos(storage: Storage, names: Sequence[str]) -> list[FileInfo]:
     if missing:
         raise FileNotFoundError(f"{storage.address(missing[0])} is gone; `soundcap run` makes it again")
     return [found[name] for name in names]
+
+
+def _is_whole(place: Path, info: FileInfo) -> bool:
+    """True if a copy is there; a power loss may have cut it."""
+    try:
+        return place.stat().st_size == info.size
+    except FileNotFoundError:
+        return False
 
 
 class _Cache:
@@ -101,7 +110,7 @@ class _Cache:
             missing = needed - (disk.free - FREE_SHARE * disk.total)
             for path, status in self._unused():
                 if missing > 0 or time.time() - status.st_mtime > UNUSED_S:
-                    path.unlink()
+                    path.unlink(missing_ok=True)
                     missing -= status.st_size
         if missing > 0:
             raise MachineFault(
@@ -121,10 +130,10 @@ class _Cache:
 
     def _fetch_one(self, storage: Storage, info: FileInfo, place: Path, *, wait: bool) -> bool:
         """Makes one copy, if it is missing; False if another process is at it and `wait` is not set."""
-        if not place.exists():
+        if not _is_whole(place, info):
             try:
                 with self._lock(f"{place.name}.lock", wait=wait):
-                    if not place.exists():
+                    if not _is_whole(place, info):
                         partial = place.with_name(place.name + PARTIAL)
                         storage.download(info.name, partial)
                         if (size := partial.stat().st_size) != info.size:
@@ -138,23 +147,24 @@ class _Cache:
 
     def _unused(self) -> list[tuple[Path, os.stat_result]]:
         """Copies, whole or begun, that no living process uses, the longest unused first."""
-        used = self._used()
-        files = [(path, path.stat()) for path in self.folder.iterdir() if path.suffix != ".lock" and path.is_file()]
-        unused = [(path, status) for path, status in files if path.name.removesuffix(PARTIAL) not in used]
+        used, unused = self._used(), []
+        for path in self.folder.iterdir():
+            if path.suffix != ".lock" and path != self.uses and path.name.removesuffix(PARTIAL) not in used:
+                with contextlib.suppress(FileNotFoundError):  # just become whole
+                    unused.append((path, path.stat()))
         return sorted(unused, key=lambda one: one[1].st_mtime)
 
     def _used(self) -> set[str]:
         """Names of the copies that living processes use. Lists of dead ones are removed."""
         used: set[str] = set()
         for path in self.uses.iterdir():
-            try:
-                with path.open("r+") as file:
+            with contextlib.suppress(FileNotFoundError), path.open("r+") as file:  # else its process has just ended
+                try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    used |= set(json.load(file))
+                else:
                     path.unlink()
-            except BlockingIOError:
-                used |= set(json.loads(path.read_text()))
-            except FileNotFoundError:
-                continue
         return used
 
     @contextmanager

@@ -83,16 +83,16 @@ def make_plan(stages: list[Stage], config: Config, storage: Storage, retry_faile
     for stage in stages:
         try:
             resolved = resolve(stage, config, storage, done, retry_failed=retry_failed)
+            plan = None if isinstance(resolved, str) else _plan_one(stage, resolved)
         except NotYetKnown as unknown:
             counts = unknown.counts
             state: State = "partial" if counts.has_begun else "to_run"
             plans.append(StagePlan(stage.name, state, str(unknown), counts.total, counts.to_run, None))
             continue
-        if isinstance(resolved, str):
+        if plan is None or isinstance(resolved, str):
             first = next(plan.name for plan in plans if plan.name == resolved or plan.state != "done")
             plans.append(StagePlan(stage.name, "unknown", f"unknown until {first}", None, None, None))
             continue
-        plan = _plan_one(stage, resolved)
         plans.append(plan)
         if plan.state == "done":
             done[stage.name] = resolved.context.output

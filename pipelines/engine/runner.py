@@ -9,11 +9,19 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from pipelines.engine.fsck import forget_rows, gone_files
-from pipelines.engine.lease import Lease, lease
+from pipelines.engine.lease import LEASE, Lease, lease
 from pipelines.engine.plan import Resolved, resolve
 from pipelines.engine.stage import Result, Stage
 from pipelines.engine.storage import Storage
-from pipelines.engine.store import QUARANTINE_SCHEMA, Manifest, Output, mark_latest, open_store, unmark_empty_store
+from pipelines.engine.store import (
+    QUARANTINE_SCHEMA,
+    Manifest,
+    Output,
+    mark_latest,
+    mark_store,
+    open_store,
+    unmark_empty_store,
+)
 from pipelines.errors import RunError, UserError
 from pipelines.progress import human_time
 from pipelines.run_config import Config
@@ -46,14 +54,15 @@ def run_stages(
     storage = open_store(config.root)
     for stage in stages:
         stage.check(config, storage)
-    try:
-        open_store(config.root, write=True)  # not before the checks: a user's mistake leaves nothing behind
-        with lease(storage, say) as held:
-            storage.remove_partial()
+    open_store(config.root, write=True)  # not before the checks: a user's mistake leaves nothing behind
+    with lease(storage, say) as held:
+        mark_store(storage)  # another driver may just have taken its mark back
+        storage.remove_partial()
+        try:
             return _run_all(stages, config, storage, held, retry_failed=retry_failed, say=say)
-    except UserError:
-        unmark_empty_store(storage)
-        raise
+        except UserError:
+            unmark_empty_store(storage, LEASE)
+            raise
 
 
 def _run_all(

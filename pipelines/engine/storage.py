@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from itertools import chain
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +30,8 @@ READERS = 32
 
 PARTIAL, PARTIAL_S = ".partial", 3600.0
 """Folder for files that are being written, on the same disk as all others; and the age at which one is abandoned."""
+DELETIONS = 1000
+"""Files that a bucket removes at once, at most."""
 ANSWER_S = 10.0
 """Time in which a bucket has to answer a first request."""
 PIECE_BYTES = 8 * 2**20
@@ -98,9 +101,15 @@ class Storage:
 
     def names(self, folder: str) -> set[str]:
         """Names of all files below `folder`, relative to the root. Faster than `files`, which looks at each."""
-        if not self.is_local:
-            return {info.name for info in self.files(folder, recursive=True)}
         start = len(self.path()) + 1
+        if not self.is_local:
+            # The store's folders are listed side by side: a listing has 1000 entries a page.
+            with contextlib.suppress(FileNotFoundError), ThreadPoolExecutor(READERS) as pool:
+                entries = self._fs.ls(self.path(folder), detail=True)
+                folders = [entry["name"] for entry in entries if entry["type"] == "directory"]
+                names = [entry["name"] for entry in entries if entry["type"] == "file"]
+                return {name[start:] for name in chain(names, *pool.map(self._find, folders))}
+            return set()
         return {f"{top}/{file}"[start:] for top, _, files in os.walk(self.path(folder)) for file in files}
 
     def listing(self) -> tuple[pa.Table, dict[str, int]]:
@@ -117,26 +126,20 @@ class Storage:
         if self.is_local:
             _list_local(top or "/", start, recursive, columns, {} if folders is None else folders)
             return columns
-        for info in self._find(top, recursive=recursive):
-            if info["type"] == "file":
-                columns[0].append(info["name"][start:])
+        for full, info in self._find(top, recursive=recursive).items():
+            if info["type"] == "file" and not full.endswith("/") and len(full) >= start:  # else a console's folder
+                columns[0].append(full[start:])
                 columns[1].append(info.get("size") or 0)
                 columns[2].append(info["ETag"])
         return columns
 
-    def _find(self, top: str, *, recursive: bool) -> list[dict[str, Any]]:
-        """Entries of a bucket below `top`. Its folders are listed side by side: a listing has 1000 entries a page."""
+    def _find(self, top: str, *, recursive: bool = True) -> dict[str, dict[str, Any]]:
+        """Entries of a bucket below `top`, by full name."""
         try:
-            entries: list[dict[str, Any]] = self._fs.ls(top, detail=True)
+            found: dict[str, dict[str, Any]] = self._fs.find(top, maxdepth=None if recursive else 1, detail=True)
         except FileNotFoundError:
-            return []
-        if not recursive:
-            return entries
-        folders = [entry["name"] for entry in entries if entry["type"] == "directory"]
-        with ThreadPoolExecutor(READERS) as pool:
-            for found in pool.map(lambda folder: self._fs.find(folder, detail=True), folders):
-                entries += found.values()
-        return entries
+            return {}
+        return found
 
     def is_empty(self) -> bool:
         """True if the root is absent or holds only hidden files."""
@@ -144,7 +147,8 @@ class Storage:
             found = self._fs.ls(self.path(), detail=False)
         except FileNotFoundError:
             return True
-        return all(str(one).rstrip("/").rpartition("/")[2].startswith(".") for one in found)
+        names = (str(one).rstrip("/") for one in found)
+        return all(name == self.path() or name.rpartition("/")[2].startswith(".") for name in names)
 
     def read_bytes(self, name: str) -> bytes:
         data: bytes = self._fs.cat_file(self.path(name))
@@ -234,7 +238,10 @@ class Storage:
         with contextlib.suppress(FileNotFoundError):
             if self.is_local:
                 Path(self.path(to)).parent.mkdir(parents=True, exist_ok=True)
-            self._fs.mv(self.path(name), self.path(to))
+                Path(self.path(name)).replace(self.path(to))
+            else:
+                self._fs.cp_file(self.path(name), self.path(to))
+                self.remove_many([name])
 
     @contextlib.contextmanager
     def local(self, name: str) -> Iterator[Path]:
@@ -267,16 +274,25 @@ class Storage:
 
     def remove(self, name: str) -> None:
         """Removes a file or a folder tree, if it exists."""
-        with contextlib.suppress(FileNotFoundError):
-            self._fs.rm(self.path(name), recursive=True)
+        if self.is_local:
+            with contextlib.suppress(FileNotFoundError):
+                self._fs.rm(self.path(name), recursive=True)
+        else:
+            self.remove_many([info.name for info in self.files(name, recursive=True)])
 
     def remove_many(self, names: Sequence[str]) -> None:
-        """Removes files, if they exist; a bucket's by the thousand."""
+        """Removes files, if they exist; a bucket's by the thousand. Raises OSError if a bucket refuses."""
         if self.is_local:
             for name in names:
                 self.remove(name)
-        elif names:
-            self._fs.rm([self.path(name) for name in names])
+            return
+        # Not fs.rm: it takes brackets in a name for a pattern, and says nothing when a deletion is refused.
+        for start in range(0, len(names), DELETIONS):
+            bucket, _, prefix = self.path().partition("/")
+            keys = [{"Key": f"{prefix}/{name}".lstrip("/")} for name in names[start : start + DELETIONS]]
+            answer = self._fs.call_s3("delete_objects", Bucket=bucket, Delete={"Objects": keys, "Quiet": True})
+            for refused in answer.get("Errors", []):
+                raise PermissionError(f"cannot remove {refused['Key']} from bucket {bucket}: {refused['Code']}")
 
     @contextlib.contextmanager
     def open(self, name: str) -> Iterator[Any]:

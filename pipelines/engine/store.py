@@ -191,11 +191,22 @@ def open_store(root: str, *, write: bool = False) -> Storage:
     return storage
 
 
-def unmark_empty_store(storage: Storage) -> None:
-    """Takes the mark out of a root that holds nothing else."""
-    if [info.name for info in storage.files()] == [STORE] and storage.names("") == {STORE}:
-        storage.remove(STORE)
-        storage.remove(PARTIAL)
+def mark_store(storage: Storage) -> None:
+    """Marks a root that `open_store` took; no change if it is marked already."""
+    storage.create(STORE, json_bytes({"format": FORMAT}))
+
+
+def unmark_empty_store(storage: Storage, lease: str) -> None:
+    """Takes the mark out of a root that holds nothing but it and the file `lease`, of whose holder this is called."""
+    allowed = {STORE, lease}
+    with contextlib.suppress(OSError):  # then it cannot be seen that the root holds nothing else
+        if storage.is_local:
+            root, partial = Path(storage.path()), Path(storage.path(PARTIAL))
+            if {path.name for path in root.iterdir()} <= allowed | {PARTIAL} and not any(partial.iterdir()):
+                storage.remove(STORE)
+                partial.rmdir()
+        elif storage.names("") <= allowed:
+            storage.remove(STORE)
 
 
 def _may_hold_a_store(root: Path, *, write: bool) -> bool:

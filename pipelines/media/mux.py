@@ -29,7 +29,7 @@ def mux(video: Path, audio: np.ndarray, audio_hz: int, out: Path) -> None:
             video,
             Deadline(MUX_DEADLINE_S),
             fault="no sound could be added",
-            wanted="a clip written by normalise(): run stage clips again",
+            wanted="a clip of the store; `soundcap fsck --repair`, then the next run makes it again",
             stdin=audio.astype("<f4").clip(-1.0, 1.0).tobytes(),
         )
         temporary.replace(out)

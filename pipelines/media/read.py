@@ -62,7 +62,8 @@ def read_audio(audio: Path, hz: int) -> np.ndarray:
     except soundfile.SoundFileError as error:
         missing = "no such file" if not audio.exists() else str(error)
         raise UnreadableSource(
-            f"{audio.name}: {missing}; wanted a FLAC file written by normalise(): run stage clips again"
+            f"{audio.name}: {missing}; wanted a FLAC file of the store; `soundcap fsck --repair`, then the next "
+            "run makes it again"
         ) from error
     return resample(samples.mean(axis=1), source_hz, hz)
 

@@ -177,9 +177,9 @@ class PlannedClipsStage(ClipsStage):
 
 def _known_recipe(config: Config, storage: Storage, listing: SourceListing) -> ClipRecipe:
     """Recipe from what is hashed already. Raises NotYetKnown if a file is not."""
-    hashes = cache(lambda: SourceHashes(list_source(config, listing), storage))
+    hashes = cache(lambda: SourceHashes(list_source(config, listing), storage))  # when it is needed
     csv = None if config.source.csv is None else hashlib.sha256(read_csv_bytes(config.source.csv)).hexdigest()
-    hashed = [str(part) for part in Ledger(storage, HASHES, SHA256).parts()]
+    hashed = [list(info) for info in storage.files(Ledger(storage, HASHES, SHA256).folder)]
 
     def look() -> dict[str, Any]:
         source = hashes().source
@@ -191,9 +191,18 @@ def _known_recipe(config: Config, storage: Storage, listing: SourceListing) -> C
     of = [storage.url, config.source.csv, csv, config.source.split, hashed, HashRecipe.code_version]
     fact = listing.fact(f"source-{digest(storage.url)[:8]}", of, look)
     if fact["digest"] is None:
-        counts = Counts(*fact["counts"])
-        raise NotYetKnown(f"{counts.to_run} source files are new or changed, and not hashed yet", counts)
-    return _recipe(config, HashedSource(lambda: hashes().read(), fact["digest"]))
+        raise _not_hashed(Counts(*fact["counts"]))
+
+    def read() -> tuple[pa.Table, Sequence[Refused]]:
+        if lost := hashes().count_missing():  # a part of the ledger was damaged, which its name does not tell
+            raise _not_hashed(Counts(hashes().source.files.num_rows, lost))
+        return hashes().read()
+
+    return _recipe(config, HashedSource(read, fact["digest"]))
+
+
+def _not_hashed(counts: Counts) -> NotYetKnown:
+    return NotYetKnown(f"{counts.to_run} source files are new or changed, and not hashed yet", counts)
 
 
 def _recipe(config: Config, source: HashedSource) -> ClipRecipe:

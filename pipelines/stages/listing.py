@@ -13,11 +13,11 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipelines.engine.fingerprint import digest
 from pipelines.engine.storage import Storage, json_bytes, parquet_bytes, parquet_table
@@ -25,8 +25,11 @@ from pipelines.progress import human_time
 
 REMEMBERED_FILES = 10_000
 """Files from which on a listing is remembered."""
-FORMAT = 1
-LISTING, RECORD = "listing.parquet", "listing.json"
+FORMAT = 2
+LISTING, KEY = "listing.parquet", b"soundcap"
+"""Remembered listing, and the key of its metadata: its id, its time, and when each folder was changed."""
+ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
+UNREADABLE = (OSError, ValueError, TypeError, KeyError, pa.ArrowException)
 
 
 class SourceListing:
@@ -38,53 +41,80 @@ class SourceListing:
 
     def __init__(self, folder: str, *, rescan: bool = False) -> None:
         self.source = Storage(folder)
-        self.memory = cache_folder() / digest([FORMAT, self.source.url])[:16]
-        self._record = None if rescan else _valid_record(self.memory / RECORD)
+        endpoints = [os.environ.get(name) for name in ENDPOINTS]  # a bucket's name says nothing without its server
+        self.memory = cache_folder() / digest([FORMAT, self.source.url, endpoints])[:16]
+        self._record = None if rescan else _valid_record(self.memory / LISTING)
+        self._files: pa.Table | None = None
         self.age_s = 0.0 if self._record is None else max(0.0, time.time() - self._record["listed_at_s"])
 
     def __str__(self) -> str:
         return f"source listed {human_time(self.age_s)} ago; --rescan lists it again"
 
-    @cached_property
+    @property
     def files(self) -> pa.Table:
         """Files of the source, as of `Storage.listing`."""
-        if self._record is not None:
-            with contextlib.suppress(OSError, pa.ArrowInvalid):
-                return parquet_table((self.memory / LISTING).read_bytes())
-            self._record, self.age_s = None, 0.0
+        if self._files is None:
+            with contextlib.suppress(*UNREADABLE):
+                table = parquet_table((self.memory / LISTING).read_bytes())
+                if self._record is not None and _record_of(table.schema)["id"] == self._record["id"]:
+                    self._files = table.replace_schema_metadata(None)
+        if self._files is None:
+            self._list()
+        return self._files
+
+    def _list(self) -> None:
+        """Lists the source, and remembers that if there is much of it."""
         self.source.check_answers()
         listed_at_s = time.time()
-        files, folders = self.source.listing()
+        self._files, folders = self.source.listing()
+        self._record, self.age_s = None, 0.0
         record = {"id": uuid.uuid4().hex, "listed_at_s": listed_at_s, "folders": folders}
-        if files.num_rows >= REMEMBERED_FILES and _keep(self.memory / LISTING, parquet_bytes(files)):
-            self._record = record if _keep(self.memory / RECORD, json_bytes(record)) else None
-        return files
+        if self._files.num_rows < REMEMBERED_FILES:
+            with contextlib.suppress(OSError):
+                (self.memory / LISTING).unlink()
+            return
+        table = self._files.replace_schema_metadata({KEY: json.dumps(record)})
+        self._record = record if _keep(self.memory / LISTING, parquet_bytes(table)) else None
 
     def fact(self, name: str, of: Any, find: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
-        """Plain data that `find` derives from the listing and from `of`, from memory if both are as they were."""
+        """Plain data that `find` derives from the listing and from `of`, from memory if both are as they were.
+
+        If `of` is not, the source is listed again: the change may have come with new files.
+        """
         path = self.memory / f"{name}.json"
-        if self._record is not None:
-            known = _read(path)
-            if known is not None and known["of"] == digest([self._record["id"], of]):
+        known = None if self._record is None else _read(path)
+        if known is not None and self._record is not None and known["id"] == self._record["id"]:
+            if known["of"] == digest(of):
                 found: Mapping[str, Any] = known["fact"]
                 return found
+            self._list()
         found = find()
         if self._record is not None:
-            _keep(path, json_bytes({"of": digest([self._record["id"], of]), "fact": found}))
+            _keep(path, json_bytes({"id": self._record["id"], "of": digest(of), "fact": found}))
         return found
 
 
 def cache_folder() -> Path:
-    """Folder of what this user's commands remember."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "soundcap"
+    """Folder of what this user's commands remember. It need not exist, nor be one that can be written to."""
+    named = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (Path(named) if named else Path.home() / ".cache") / "soundcap"
+    except RuntimeError:  # a user without a home
+        return Path(os.devnull) / "soundcap"
 
 
 def _valid_record(path: Path) -> dict[str, Any] | None:
     """Record of a listing, unless one of the folders has changed since."""
-    record = _read(path)
-    if record is None or record["folders"] != {name: _time_of(name) for name in record["folders"]}:
-        return None
-    return record
+    with contextlib.suppress(*UNREADABLE):
+        record = _record_of(pq.read_schema(path))
+        if record["folders"] == {name: _time_of(name) for name in record["folders"]}:
+            return record
+    return None
+
+
+def _record_of(schema: pa.Schema) -> dict[str, Any]:
+    record = json.loads(schema.metadata[KEY])
+    return {name: record[name] for name in ("id", "listed_at_s", "folders")}
 
 
 def _time_of(folder: str) -> int:
@@ -95,11 +125,10 @@ def _time_of(folder: str) -> int:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    try:
+    with contextlib.suppress(*UNREADABLE):
         found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
+        return {name: found[name] for name in ("id", "of", "fact")}
+    return None
 
 
 def _keep(path: Path, data: bytes) -> bool:

@@ -15,7 +15,7 @@ from pipelines.engine.ledger import Failed
 from pipelines.engine.recipe import Recipe
 from pipelines.engine.stage import Context, Rows, RowSet, RowStage
 from pipelines.engine.storage import Storage
-from pipelines.errors import one_line
+from pipelines.errors import RunError, one_line
 from pipelines.media.faults import MediaError
 from pipelines.media.read import read_audio
 from pipelines.run_config import Config
@@ -54,6 +54,11 @@ class ScoresStage(RowStage):
         )
 
     def finish(self, context: Context, rows: pa.Table, made: Mapping[str, pa.Table]) -> dict[str, Any]:
+        if not rows.num_rows:
+            raise RunError(
+                f"scores: none of {made[self.name].num_rows} samples can be scored, such as: "
+                f"{made[self.name]['message'][0]}; mend that, then run again with --retry-failed"
+            )
         generated, original = (np.array(rows[name].to_pylist()) for name in EMBEDDINGS.names)
         clip_metrics = {name: rows[name].to_pylist() for name in CLIP_METRICS}
         scores = summarise(clip_metrics, generated, original, context.recipe.audio_hz)

@@ -241,10 +241,54 @@ def test_what_a_killed_process_began_to_write_is_seen_by_nobody_and_goes_when_it
 
 
 def test_a_mark_is_taken_out_of_a_root_that_holds_nothing_else(tmp_path: Path) -> None:
-    for name in ("fresh", "used"):
+    for name in ("fresh", "used", "linked"):
         open_store(str(tmp_path / name), write=True)
+    (tmp_path / "linked/clips").symlink_to(tmp_path / "used")
     Storage(str(tmp_path / "used")).write_bytes("ledger/words/part", b"x")
-    for name in ("fresh", "used"):
-        unmark_empty_store(Storage(str(tmp_path / name)))
+    for name in ("fresh", "used", "linked"):
+        unmark_empty_store(Storage(str(tmp_path / name)), "lease.json")
     assert not list((tmp_path / "fresh").iterdir())
     assert (tmp_path / "used/store.json").exists()
+    assert (tmp_path / "linked/store.json").exists()
+
+
+def test_names_are_never_taken_for_patterns(storage: Storage) -> None:
+    names = ["run[1]/a*.mp4", "run1/ab.mp4", "run1/a?.mp4", "run1/ax.mp4"]
+    for name in names:
+        storage.write_bytes(name, name.encode())
+    assert [info.name for info in storage.files(recursive=True)] == sorted(names)
+    storage.remove("run[1]/a*.mp4")
+    storage.remove_many(["run1/a?.mp4", "run1/none.mp4"])
+    storage.move("run1/a[b].mp4", "moved")
+    assert storage.names("") == {"run1/ab.mp4", "run1/ax.mp4"}
+    storage.move("run1/ab.mp4", "run[2]/b.mp4")
+    assert storage.names("") == {"run[2]/b.mp4", "run1/ax.mp4"}
+    storage.remove("run[2]")
+    assert storage.names("") == {"run1/ax.mp4"}
+
+
+def test_a_bucket_that_refuses_to_remove_is_an_error(
+    s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = Storage(f"{s3_url}/{tmp_path.name}")
+    storage.write_bytes("kept", b"x")
+    answer = {"Errors": [{"Key": "kept", "Code": "AccessDenied"}]}
+    monkeypatch.setattr(storage._fs, "call_s3", lambda *args, **kwargs: answer)
+    with pytest.raises(PermissionError, match="cannot remove kept from bucket bucket: AccessDenied"):
+        storage.remove("kept")
+
+
+def test_odd_names_in_a_bucket_are_listed_once(s3_url: str, tmp_path: Path) -> None:
+    """Double slashes, and the empty objects that a console makes for folders."""
+    storage = Storage(f"{s3_url}/{tmp_path.name}")
+    storage._fs.call_s3("put_object", Bucket="bucket", Key=f"{tmp_path.name}/", Body=b"")
+    assert storage.is_empty()
+    assert open_store(storage.url).url == storage.url
+    for key in ("a.mp4", "cat/b.mp4", "/c.mp4", "cat/"):
+        body = b"" if key.endswith("/") else b"x"
+        storage._fs.call_s3("put_object", Bucket="bucket", Key=f"{tmp_path.name}/{key}", Body=body)
+    names = [info.name for info in storage.files(recursive=True)]
+    assert names == sorted(set(names))
+    assert {"a.mp4", "cat/b.mp4"} <= set(names)
+    assert not [name for name in names if not name or name.endswith("/")]
+    assert storage.listing()[0]["name"].to_pylist() == names
