@@ -1,8 +1,8 @@
 """Remembered listing of the source, for `plan` and `status`: 200,000 files take seconds, in a bucket minutes.
 
 It lies in the user's cache folder; where that cannot be written to there is none. A run always lists. Small sources are
-always listed, and so is a local one in which a folder has changed since: only a file that was overwritten in its place
-goes unnoticed until the next run or `--rescan`.
+always listed, and so are local ones in which a folder has changed, and all whose CSV or hashes are others: unnoticed,
+until the next run or `--rescan`, go changes in a bucket, and on a disk a file that was overwritten in its place.
 """
 
 from __future__ import annotations

@@ -151,6 +151,26 @@ def test_a_reader_with_the_old_manifest_misses_nothing(storage: Storage) -> None
     assert len(_read(reader)) == MERGED_PARTS
 
 
+def test_forgotten_rows_stay_forgotten_if_a_removal_fails(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part leaves the manifest's list of retired ones only when it is gone; else it would count as a new one."""
+    ledger = Ledger(storage, "s", CAPTION)
+    _write(ledger, k1="media/1.mp4", k2="media/2.mp4")
+    assert ledger.forget(["media/1.mp4"]) == 1
+    monkeypatch.setattr("pipelines.engine.ledger.RETIRED_FOR_S", -1.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "remove_many", _refused)
+        with pytest.raises(PermissionError):
+            ledger.settle()
+    assert _read(ledger).keys() == {"k2"}
+    ledger.settle()
+    assert _read(ledger).keys() == {"k2"}
+    assert len(storage.files("ledger/s")) == 2, "the part and the manifest"
+
+
+def _refused(storage: Storage, names: list[str]) -> None:
+    raise PermissionError(13, "Permission denied")
+
+
 @pytest.mark.parametrize("damage", ["cut", "empty", "a bit"])
 def test_a_damaged_part_costs_its_rows_and_is_set_aside(storage: Storage, damage: str) -> None:
     ledger = Ledger(storage, "s", CAPTION)
