@@ -53,10 +53,10 @@ class SourceListing:
     @property
     def files(self) -> pa.Table:
         """Files of the source, as of `Storage.listing`."""
-        if self._files is None:
+        if self._files is None and self._record is not None:
             with contextlib.suppress(*UNREADABLE):
                 table = parquet_table((self.memory / LISTING).read_bytes())
-                if self._record is not None and _record_of(table.schema)["id"] == self._record["id"]:
+                if _record_of(table.schema)["id"] == self._record["id"]:
                     self._files = table.replace_schema_metadata(None)
         if self._files is None:
             self._list()
