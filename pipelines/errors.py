@@ -5,8 +5,11 @@ import re
 import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 LIMIT_CHARS = 2000
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 """Control characters and lone surrogates (Unicode categories Cc and Cs)."""
 
@@ -61,6 +64,11 @@ def user_input() -> Iterator[None]:
         raise UserError(one_line(error, LIMIT_CHARS)) from error
 
 
+def _end_interrupted(name: str, interrupted: str) -> NoReturn:
+    print(f"{name}: interrupted; {interrupted}", file=sys.stderr)
+    sys.exit(INTERRUPTED)
+
+
 def run_command(name: str, app: Callable[[], None], *, interrupted: str) -> None:
     """Runs a command line: errors are one line on stderr, exit code 2 if the user can fix them, else 1.
 
@@ -72,8 +80,11 @@ def run_command(name: str, app: Callable[[], None], *, interrupted: str) -> None
         print(f"{name}: {one_line(error, LIMIT_CHARS)}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)
     except KeyboardInterrupt:
-        print(f"{name}: interrupted; {interrupted}", file=sys.stderr)
-        sys.exit(130)
+        _end_interrupted(name, interrupted)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:  # typer's answer to Ctrl-C, without a word
+            _end_interrupted(name, interrupted)
+        raise
     except Exception as error:
         fault = machine_fault(error)  # the disk, the bucket or the cluster: nothing that a traceback would explain
         if fault is None:

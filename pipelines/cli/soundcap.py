@@ -132,7 +132,10 @@ def fsck(
     as_json: AsJson = False,
 ) -> None:
     """Read the whole store and name what is damaged or gone; exit code 1 if anything is. Changes nothing by itself."""
-    storage = open_store(load_config(config, overrides).root)
+    root = load_config(config, overrides).root
+    storage = open_store(root)
+    if storage.is_empty():
+        raise UserError(f"root {root!r} holds no store; is it the right one?")
     with lease(storage, say) if repair else nullcontext():
         findings = list(check_store(storage))
         if repair:

@@ -42,6 +42,11 @@ def ensure_ray() -> None:
 
 def _check_answers(address: str) -> None:
     """Raises UserError within seconds if no cluster answers; Ray itself would wait for minutes."""
+    if "://" in address and not address.startswith("ray://"):
+        raise UserError(
+            f"RAY_ADDRESS: got {address!r}, wanted the cluster's host and port, like 10.0.0.1:6379; for a dashboard's "
+            "address use `soundcap submit`"
+        )
     host, _, port = address.rpartition(":")
     if not (host and port.isdigit()) or "/" in host:
         return

@@ -90,11 +90,20 @@ def repair(storage: Storage, findings: list[Finding]) -> None:
         ledger.settle()
     files = [finding.name for finding in findings if not finding.name.startswith(f"{LEDGERS}/")]
     forget_rows(storage, files)
-    outdated = [
-        one for one in _manifests(storage) if any(name.startswith(one.removesuffix(MANIFEST)) for name in files)
-    ]
+    outdated = [manifest for manifest in _manifests(storage) if _needs_any(storage, manifest, files)]
     for name in dict.fromkeys([*files, *outdated]):
         storage.move(name, f"{DAMAGED}/{name}")
+
+
+def _needs_any(storage: Storage, manifest: str, files: list[str]) -> bool:
+    """True for an output of which one of these files is a part, or whose rows name one: it is no longer whole."""
+    folder = manifest.removesuffix(MANIFEST)
+    if any(name.startswith(folder) for name in files):
+        return True
+    stage, fingerprint, _ = manifest.split("/")
+    output = Output(storage, stage, fingerprint)
+    record = output.manifest()
+    return record is not None and ROWS in record.files and bool(names_any(output.rows(), files).any())
 
 
 def _check_output(storage: Storage, manifest: str) -> Iterator[Finding]:

@@ -107,7 +107,7 @@ def _plan_one(stage: Stage, resolved: Resolved) -> StagePlan:
     state: State = "partial" if counts.has_begun or _begun(resolved) else "to_run"
     reason = explain(latest_spec(resolved.context.storage, stage.name), resolved.spec)
     if manifest is not None:
-        reason = f"{manifest.rows_quarantined} quarantined rows to try again"
+        reason = f"{counts.to_run} quarantined rows to try again"
     return StagePlan(stage.name, state, reason, counts.total, counts.to_run, fingerprint)
 
 

@@ -92,8 +92,8 @@ def _is_whole(resolved: Resolved, say: Callable[[str], None]) -> bool:
     gone = gone_files(output)
     if not gone:
         return True
-    rows = forget_rows(output.storage, gone)
-    say(f"{output.stage}: {len(gone)} files are gone from the store, such as {gone[0]}; makes {rows} rows again")
+    forget_rows(output.storage, gone)
+    say(f"{output.stage}: {len(gone)} of the store's files gone, such as {gone[0]}; makes what they held again")
     return False
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections import Counter
@@ -20,7 +21,7 @@ from pipelines.engine.recipe import Recipe, per_row, unhashed
 from pipelines.engine.stage import Context, Counts, NotYetKnown, Refused, Rows, RowSet, RowStage
 from pipelines.engine.storage import Storage
 from pipelines.engine.store import file_columns, keep_file, text_columns
-from pipelines.errors import one_line
+from pipelines.errors import UserError, one_line
 from pipelines.media.clip import NORMALISER_VERSION, NormaliserSettings
 from pipelines.media.faults import MediaError
 from pipelines.media.normalise import normalise
@@ -178,7 +179,9 @@ class PlannedClipsStage(ClipsStage):
 def _known_recipe(config: Config, storage: Storage, listing: SourceListing) -> ClipRecipe:
     """Recipe from what is hashed already. Raises NotYetKnown if a file is not."""
     hashes = cache(lambda: SourceHashes(list_source(config, listing), storage))  # when it is needed
-    csv = None if config.source.csv is None else hashlib.sha256(read_csv_bytes(config.source.csv)).hexdigest()
+    csv = None
+    with contextlib.suppress(UserError):  # it is said in its turn, by `list_source`
+        csv = config.source.csv and hashlib.sha256(read_csv_bytes(config.source.csv)).hexdigest()
     hashed = [list(info) for info in storage.files(Ledger(storage, HASHES, SHA256).folder)]
 
     def look() -> dict[str, Any]:

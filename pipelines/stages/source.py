@@ -63,6 +63,8 @@ def list_source(config: Config, listing: SourceListing | None = None) -> SourceF
     source = config.source
     listing = listing or SourceListing(source.folder, rescan=True)
     folder = listing.source
+    if folder.is_local and not Path(folder.url).exists():
+        raise UserError(f"source.folder: {source.folder!r} does not exist; give the folder of video clips")
     if folder.is_local and Path(folder.url).is_file():
         raise UserError(f"source.folder: {source.folder!r} is a file; give the folder of video clips")
     files = listing.files

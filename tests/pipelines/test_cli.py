@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from botocore.exceptions import NoCredentialsError
 
-from pipelines.cli.options import cells
+from pipelines.cli.options import cells, new_app
 from pipelines.cli.soundcap import main
 from pipelines.errors import one_line, run_command
 
@@ -27,7 +27,8 @@ def _soundcap(*arguments: str) -> "subprocess.CompletedProcess[str]":
         (["plan", "configs/demo.yaml", "--set", "clips.fsp=1"], "unknown key; did you mean fps?"),
         (["run", "configs/demo.yaml", "--until", "clip"], "--until clip: no such stage; wanted one of clips,"),
         (["miniature", "study", "--seeds", "3"], "miniature: this command is now `python -m miniature`"),
-        (["plan", "configs/demo.yaml", "--set", "source.folder=/nowhere"], "no files in '/nowhere'"),
+        (["plan", "configs/demo.yaml", "--set", "source.folder=/nowhere"], "'/nowhere' does not exist"),
+        (["fsck", "configs/demo.yaml", "--set", "root=/nowhere"], "root '/nowhere' holds no store"),
         (["plan", "configs/demo.yaml", "--set", "source.folder=configs", "--set", "source.csv=no.csv"], "no.csv"),
     ],
 )
@@ -42,14 +43,44 @@ def test_user_errors_are_one_line_with_exit_code_2(
     assert ended.value.code == 2 and message in said and len(said.strip().splitlines()) == 1, said
 
 
-def test_a_cluster_that_is_not_there_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+def test_ctrl_c_in_a_command_says_what_it_leaves(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Typer itself ends with the exit code of shells, and without a word."""
+    app = new_app("A command that is interrupted.")
+
+    @app.command()
+    def wait() -> None:
+        raise KeyboardInterrupt
+
+    @app.command()
+    def other() -> None:
+        """Another one, so that commands have names."""
+
+    monkeypatch.setattr(sys, "argv", ["soundcap", "wait"])
+    with pytest.raises(SystemExit) as ended:
+        run_command("soundcap", app, interrupted="the same command goes on")
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "soundcap: interrupted; the same command goes on\n"
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("127.0.0.1:1", "RAY_ADDRESS: no answer from 127.0.0.1:1"),
+        ("http://127.0.0.1:8265", "wanted the cluster's host and port"),
+    ],
+)
+def test_a_cluster_that_is_not_there_is_one_line(
+    address: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
     (tmp_path / "a.mp4").write_bytes(b"never read")
     done = _soundcap(
         "run", "configs/demo.yaml", "--until", "clips", "--set", f"root={tmp_path}/store",
         "--set", f"source.folder={tmp_path}", "--set", "source.csv=null",
     )  # fmt: skip
-    assert done.returncode == 2 and "RAY_ADDRESS: no answer from 127.0.0.1:1" in done.stderr, done.stderr
+    assert done.returncode == 2 and message in done.stderr, done.stderr
 
 
 def test_plan_json_before_anything_ran(tmp_path: Path) -> None:

@@ -150,7 +150,7 @@ def test_files_that_are_not_features(tmp_path: Path) -> None:
         FeatureFile(tmp_path / "x")
     with pa.ipc.new_file(str(tmp_path / "y"), pa.schema([("a", pa.int8())])):
         pass
-    with pytest.raises(ValueError, match="has feature format None, wanted 3"):
+    with pytest.raises(ValueError, match="has feature format None, wanted 4"):
         FeatureFile(tmp_path / "y")
 
 

@@ -135,3 +135,14 @@ def test_files_that_vanished_are_made_again_and_no_others(config: Config) -> Non
     assert storage.read_bytes("notes/row4.txt") == b"note of row4"
     assert run(config)[0] == 0
     assert [plan.state for plan in make_plan([NotesStage()], config, storage)] == ["done"]
+
+
+def test_a_repaired_store_is_planned_as_one_that_lacks_rows(config: Config) -> None:
+    """Who looks at `plan` after a repair is not told that there is nothing to do."""
+    storage = Storage(config.root)
+    storage.remove("notes/row1.txt")
+    storage.write_bytes("notes/row4.txt", b"damaged")
+    repair(storage, list(fsck(storage)))
+    [plan] = make_plan([NotesStage()], config, storage)
+    assert (plan.state, plan.rows_to_run) == ("partial", 2)
+    assert run(config)[0] == 2
