@@ -136,9 +136,10 @@ class ClipsStage(RowStage):
         """Nothing to check: this stage runs first."""
 
     def recipe_to_run(self, config: Config, storage: Storage, say: Callable[[str], None]) -> ClipRecipe:
-        hashes = SourceHashes(list_source(config), storage)
+        listing = SourceListing(config.source.folder, rescan=True)
+        hashes = SourceHashes(list_source(config, listing), storage)
         hashes.complete(config.clips.execution.workers, say)
-        return _recipe(config, HashedSource(hashes.read))
+        return _known_recipe(config, storage, listing, hashes)  # so that the next plan knows it
 
     def rows(self, context: Context) -> Rows:
         recipe: ClipRecipe = context.recipe
@@ -176,31 +177,33 @@ class PlannedClipsStage(ClipsStage):
         return _known_recipe(config, storage, self.listing)
 
 
-def _known_recipe(config: Config, storage: Storage, listing: SourceListing) -> ClipRecipe:
+def _known_recipe(
+    config: Config, storage: Storage, listing: SourceListing, made: SourceHashes | None = None
+) -> ClipRecipe:
     """Recipe from what is hashed already. Raises NotYetKnown if a file is not."""
-    hashes = cache(lambda: SourceHashes(list_source(config, listing), storage))  # when it is needed
+    hashes = cache(lambda: made or SourceHashes(list_source(config, listing), storage))  # when it is needed
     csv = None
     with contextlib.suppress(UserError):  # it is said in its turn, by `list_source`
         csv = config.source.csv and hashlib.sha256(read_csv_bytes(config.source.csv)).hexdigest()
     hashed = [list(info) for info in storage.files(Ledger(storage, HASHES, SHA256).folder)]
 
+    @cache
+    def read() -> tuple[pa.Table, Sequence[Refused]]:
+        if lost := hashes().count_missing():  # a part of the ledger was damaged, which its name does not tell
+            raise _not_hashed(Counts(hashes().source.files.num_rows, lost))
+        return hashes().read()
+
     def look() -> dict[str, Any]:
         source = hashes().source
         total, refused = source.files.num_rows + len(source.refused), len(source.refused)
         missing = hashes().count_missing()
-        known = None if missing else HashedSource(hashes().read).meaning()
+        known = None if missing else HashedSource(read).meaning()
         return {"counts": [total, missing, refused], "digest": known}
 
     of = [storage.url, config.source.csv, csv, config.source.split, hashed, HashRecipe.code_version]
     fact = listing.fact(f"source-{digest(storage.url)[:8]}", of, look)
     if fact["digest"] is None:
         raise _not_hashed(Counts(*fact["counts"]))
-
-    def read() -> tuple[pa.Table, Sequence[Refused]]:
-        if lost := hashes().count_missing():  # a part of the ledger was damaged, which its name does not tell
-            raise _not_hashed(Counts(hashes().source.files.num_rows, lost))
-        return hashes().read()
-
     return _recipe(config, HashedSource(read, fact["digest"]))
 
 
