@@ -114,8 +114,9 @@ def synthesise(folder: str | Path, sigma_rel: float) -> VelocityNetwork:
     """
     if not 0 < sigma_rel < MAX_SIGMA_REL:
         raise ValueError(f"sigma_rel = {sigma_rel}, wanted within (0, {MAX_SIGMA_REL})")
-    network, beside = load_network(folder), Path(folder).absolute().parent / SNAPSHOTS
-    snapshots = beside if beside.is_dir() else Path(folder) / SNAPSHOTS
+    network, snapshots = load_network(folder), Path(folder) / SNAPSHOTS
+    if not snapshots.is_dir():
+        snapshots = Path(folder).absolute().parent / SNAPSHOTS
     steps = {name: {int(file.stem.split(".")[1]) for file in snapshots.glob(f"{name}.*.pt")} for name in (0, 1)}
     if not steps[0] or steps[0] != steps[1]:
         raise ValueError(
