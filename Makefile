@@ -14,7 +14,7 @@ demo: setup  ## the whole pipeline on a small generated corpus
 	@$(PYTHON) -m miniature.demo
 
 test: setup  ## the fast test suite
-	@$(PYTHON) -m pytest -q -m "not slow" -n 2 --dist loadfile
+	@$(PYTHON) -m pytest -q -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: setup  ## the long tests
 	@$(PYTHON) -m pytest -q -m slow

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,9 +10,10 @@ from pipelines.engine.fingerprint import canonical, stage_fingerprint
 from pipelines.engine.ledger import counted_rows
 from pipelines.engine.stage import Context, NotYetKnown, Stage
 from pipelines.engine.storage import Storage
-from pipelines.engine.store import RUNS, Manifest, Output, latest_spec
+from pipelines.engine.store import RUNS, Manifest, Output, latest, latest_spec
 from pipelines.run_config import Config
 
+_NONE: Any = object()
 State = Literal["done", "to_run", "partial", "unknown"]
 
 
@@ -105,10 +106,19 @@ def _plan_one(stage: Stage, resolved: Resolved) -> StagePlan:
         return StagePlan(stage.name, "done", "nothing to do", manifest.rows_in, 0, fingerprint)
     counts = stage.work(resolved.context).counts
     state: State = "partial" if counts.has_begun or _begun(resolved) else "to_run"
-    reason = explain(latest_spec(resolved.context.storage, stage.name), resolved.spec)
     if manifest is not None:
         reason = f"{counts.to_run} quarantined rows to try again"
+    else:
+        reason = explain(latest_spec(resolved.context.storage, stage.name), resolved.spec, stage.config_keys)
+        reason += _other_total(stage, resolved.context.storage, counts.total)
     return StagePlan(stage.name, state, reason, counts.total, counts.to_run, fingerprint)
+
+
+def _other_total(stage: Stage, storage: Storage, total: int) -> str:
+    """Words on a total other than the last output's: lost films are seen before they are gone."""
+    fingerprint = latest(storage, stage.name)
+    last = Output(storage, stage.name, fingerprint).manifest() if fingerprint else None
+    return f" ({total} rows, {last.rows_in} before)" if last is not None and last.rows_in != total else ""
 
 
 def _begun(resolved: Resolved) -> bool:
@@ -145,8 +155,11 @@ def _status_of(stage: Stage, plan: StagePlan, storage: Storage) -> dict[str, Any
     }
 
 
-def explain(before: dict[str, Any] | None, now: dict[str, Any]) -> str:
-    """Reason to recompute an output: its differences from the last one, by configuration key or file."""
+def explain(before: dict[str, Any] | None, now: dict[str, Any], config_keys: Mapping[str, str]) -> str:
+    """Reason to recompute an output: its differences from the last one, by configuration key or file.
+
+    `config_keys`: as of the stage.
+    """
     if before is None:
         return "never run"
     changes = [f"input {name} changed" for name in now["inputs"] if before["inputs"].get(name) != now["inputs"][name]]
@@ -156,7 +169,8 @@ def explain(before: dict[str, Any] | None, now: dict[str, Any]) -> str:
         if old.get(path) == new.get(path):
             continue
         origin = _origin(path, now["origins"]) or _origin(path, before["origins"])
-        named.append(f"{origin} changed" if origin else _change(path, old, new))
+        key = _config_key(path, now["stage"], config_keys)
+        named.append(f"{origin} changed" if origin else _change(key, old.get(path, _NONE), new.get(path, _NONE)))
     changes += list(dict.fromkeys(named))
     return "; ".join(changes) if changes else "interrupted before it was finished"
 
@@ -171,16 +185,29 @@ def flatten(value: Any, path: str = "") -> dict[str, Any]:
 
 
 def _origin(path: str, origins: Mapping[str, str]) -> str | None:
-    fitting = [prefix for prefix in origins if path == prefix or path.startswith((f"{prefix}.", f"{prefix}["))]
-    return origins[max(fitting, key=len)] if fitting else None
+    part = _longest_part(path, origins)
+    return None if part is None else origins[part]
 
 
-def _change(path: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    if path not in old:
-        return f"{path}: now {_short(new[path])}"
-    if path not in new:
-        return f"{path}: {_short(old[path])} removed"
-    return f"{path}: {_short(old[path])} -> {_short(new[path])}"
+def _config_key(path: str, stage: str, config_keys: Mapping[str, str]) -> str:
+    if path.endswith("_version"):
+        return "soundcap's own code"
+    part = _longest_part(path, config_keys)
+    return f"{stage}.{path}" if part is None else config_keys[part] + path.removeprefix(part)
+
+
+def _longest_part(path: str, parts: Iterable[str]) -> str | None:
+    """Longest of some dotted paths that is this path or leads to it."""
+    fitting = [part for part in parts if path == part or path.startswith((f"{part}.", f"{part}["))]
+    return max(fitting, key=len, default=None)
+
+
+def _change(key: str, old: Any, new: Any) -> str:
+    if old is _NONE:
+        return f"{key}: now {_short(new)}"
+    if new is _NONE:
+        return f"{key}: {_short(old)} removed"
+    return f"{key}: {_short(old)} -> {_short(new)}"
 
 
 def _short(value: Any) -> str:

@@ -88,9 +88,14 @@ class Result:
 
 
 class Stage(ABC):
-    """Base class of pipeline stages."""
+    """Base class of pipeline stages.
+
+    Attributes:
+        config_keys: configuration key of a part of the recipe's meaning, where it is not `<stage>.<part>`.
+    """
 
     name: ClassVar[str]
+    config_keys: ClassVar[Mapping[str, str]] = {}
     ledgers: ClassVar[tuple[str, ...]] = ()
     reads: ClassVar[tuple[str, ...]] = ()
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -63,6 +63,7 @@ class CaptionsStage(CaptionStage):
     name = "captions"
     reads = ("clips",)
     ledgers = ("captions",)
+    config_keys: ClassVar[Mapping[str, str]] = {"prompts.warnings": "captions.warnings"}
 
     def recipe(self, config: Config, storage: Storage) -> CaptionRecipe:
         section = config.captions

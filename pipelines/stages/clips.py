@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache, cached_property
 from itertools import repeat
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -119,6 +119,7 @@ class ClipsStage(RowStage):
 
     name = "clips"
     ledgers = ("clips",)
+    config_keys: ClassVar[Mapping[str, str]] = {"normaliser": "clips", "test_fraction": "source.test_fraction"}
     schema = pa.schema(
         [
             *text_columns("clip_id", "source_name", "source_sha256", "video_id"),
@@ -208,7 +209,7 @@ def _known_recipe(
 
 
 def _not_hashed(counts: Counts) -> NotYetKnown:
-    return NotYetKnown(f"{counts.to_run} source files are new or changed, and not hashed yet", counts)
+    return NotYetKnown(f"new or changed source files to hash: {counts.to_run}", counts)
 
 
 def _recipe(config: Config, source: HashedSource) -> ClipRecipe:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -41,6 +42,7 @@ class CurationStage(Stage):
 
     name = "curation"
     reads = ("captions",)
+    config_keys: ClassVar[Mapping[str, str]] = {"violations": "captions.warnings"}
     schema = pa.schema(
         [*text_columns("clip_id", "label", "split", "caption"), ("kept", pa.bool_()), *text_columns("rule", "detail")]
     )

@@ -106,6 +106,13 @@ class FeaturesStage(RowStage):
 
     name = "features"
     ledgers = (AV, TEXT)
+    config_keys: ClassVar[Mapping[str, str]] = {
+        "av.visual": "features.visual",
+        "av.codec": "features.codec",
+        "text.text": "features.text",
+        "av": "flowley.preset",
+        "text": "flowley.preset",
+    }
     schema = pa.schema(
         [
             *text_columns("clip_id", "label", "split", "caption", "video", "audio"),

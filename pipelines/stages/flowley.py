@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from flowley.network.config import NetworkConfig
 from flowley.network.feature_spec import FeatureSpec
@@ -68,6 +68,7 @@ class FlowleyStage(Stage):
     """Training stage. The test split is never trained on; its loss on fixed noise is the validation loss."""
 
     name = "flowley"
+    config_keys: ClassVar[Mapping[str, str]] = {"network": "flowley.preset"}
 
     def inputs(self, config: Config) -> tuple[str, ...]:
         return ("features",) if config.flowley.checkpoint is None else ()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -52,6 +53,7 @@ class SamplesStage(RowStage):
     name = "samples"
     reads = ("features", "flowley")
     ledgers = ("samples",)
+    config_keys: ClassVar[Mapping[str, str]] = {"codec": "features.codec", "duration_s": "clips.duration_s"}
     schema = pa.schema([*text_columns("clip_id", "label", "caption", "original_audio"), *SOUND])
     meaning = ("clip_id", "video")
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from pipelines.engine.stage import Context, Rows, RowSet, with_constants
 from pipelines.engine.storage import Storage
 from pipelines.run_config import Config
@@ -16,6 +19,7 @@ class SilentCaptionsStage(CaptionStage):
     name = "silent_captions"
     reads = ("clips", "captioner")
     ledgers = ("silent_captions",)
+    config_keys: ClassVar[Mapping[str, str]] = {"model": "captioner.model", "frames": "captioner.training.frames"}
 
     def recipe(self, config: Config, storage: Storage) -> CaptionRecipe:
         return CaptionRecipe(

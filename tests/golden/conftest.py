@@ -48,7 +48,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 Tolerance = tuple[float, float]
-"""How far a float may be from the recorded one: a share of it, or so much, whichever is more."""
+"""Tolerance of a float: a share of the recorded one, or an absolute difference, whichever is more."""
 
 
 def differences(

@@ -18,7 +18,7 @@ CLIPS, LATER = 5, 2
 MADE = ("clips", "captions", "curation")
 DAMAGED, SILENT, MISSING = "damaged0000_000001", "silent00000_000002", "missing0000_000003"
 Plan = Callable[..., dict[str, Any]]
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.first, pytest.mark.timeout(900)]
 
 SETTINGS = {
     "all done": (),

@@ -29,6 +29,8 @@ from pipelines.stages.flowley import FlowleyStage
 from pipelines.stages.samples import SamplesStage
 from pipelines.stages.scores import ScoresStage
 
+pytestmark = pytest.mark.first
+
 ROOT = Path(__file__).parents[2]
 STAGES: list[Stage] = [ClipsStage(), FeaturesStage(), FlowleyStage(), SamplesStage(), ScoresStage()]
 CLIPS = 6

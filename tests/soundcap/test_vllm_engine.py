@@ -20,6 +20,8 @@ from soundcap.inputs import prepare_inputs
 from soundcap.pretrained import load_processor
 from soundcap.request import CaptionRequest, FrameSettings, Sampling
 
+pytestmark = pytest.mark.first
+
 MakeRequest = Callable[..., CaptionRequest]
 
 

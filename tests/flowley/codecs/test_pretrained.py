@@ -1,4 +1,4 @@
-"""What holds for every codec with weights: rates, lengths, odd input, frozen weights, and damaged folders."""
+"""Codecs with weights: rates, lengths, odd input, frozen weights, and damaged folders."""
 
 from __future__ import annotations
 

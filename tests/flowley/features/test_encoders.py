@@ -123,7 +123,7 @@ def test_normalised_over_channels_by_default(t5_folder: str) -> None:
 
 
 def test_the_releases_normalisation_over_time(t5_folder: str) -> None:
-    """Each channel has norm at most 1 over the padded 77 positions."""
+    """Norm of each channel over the padded 77 positions: at most 1."""
     encoder = TextEncoder(t5_folder, max_tokens=77, normalisation="time")
     features = encoder.encode(["a loud bell rings", "rain"])[0].features.astype(float)
     assert features.shape == (5, 64)

@@ -85,7 +85,7 @@ class Transparent:
 
 
 def test_a_batch_is_its_videos_one_by_one(build: Build) -> None:
-    """Of different lengths and captions, one longer than the training's and so in windows."""
+    """Videos of different lengths and captions in one batch; one is longer than the training's and so in windows."""
     generator = build()
     generator.encoders.codec = Transparent()
     settings = replace(SETTINGS, window_s=2.0)

@@ -91,7 +91,7 @@ def relative_error(got: torch.nn.Module, wanted: np.ndarray) -> float:
 
 @pytest.mark.parametrize("sigma_rel", [0.05, 0.1, 0.17])
 def test_the_average_is_the_recurrence(sigma_rel: float) -> None:
-    """Of a width whose snapshots are kept, and of another that checkpoints are asked for."""
+    """Averages of a width whose snapshots are kept, and of another that checkpoints are asked for."""
     network = fresh()
     averages = averages_of(network, sigma_rel)
     for _ in train(network, averages):

@@ -42,7 +42,7 @@ def test_flowleys_recipe_is_the_default() -> None:
 
 
 def test_mmaudios_recipe() -> None:
-    """As its published training configuration has it."""
+    """Settings of MMAudio's published training configuration."""
     published = {
         "timesteps": "logit_normal", "cosine_weight": 0.0, "assign_noise": False, "drop_visual": 0.1,
         "drop_text": 0.1, "learning_rate": 1e-4, "betas": (0.9, 0.95), "adam_epsilon": 1e-6, "weight_decay": 1e-6,

@@ -50,7 +50,7 @@ def weight() -> Callable[[str, tuple[int, ...]], Tensor]:
 
 @pytest.fixture(scope="session")
 def published() -> Callable[[str], dict[str, Any]]:
-    """What is written down of a published network: commit, and `shapes` by key."""
+    """Recorded facts of a published network: its commit, and `shapes` by key."""
 
     def read(name: str) -> dict[str, Any]:
         facts: dict[str, Any] = json.loads((FIXTURES / f"{name}.json").read_text())

@@ -1,4 +1,4 @@
-"""Which files are whose, and what is said of files that are neither's."""
+"""Recognition of published checkpoints by their keys, and errors for files of neither kind."""
 
 from __future__ import annotations
 

@@ -1,7 +1,11 @@
 """Reasons that a plan gives for work."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar, get_type_hints
+
+import pytest
 
 from pipelines.engine.plan import make_plan
 from pipelines.engine.recipe import Recipe
@@ -9,6 +13,7 @@ from pipelines.engine.runner import run_stages
 from pipelines.engine.stage import Context, Result, Stage, WholeWork
 from pipelines.engine.storage import Storage
 from pipelines.run_config import Config, load_config
+from pipelines.stages import STAGES
 
 DEMO = Path(__file__).parents[3] / "configs" / "demo.yaml"
 
@@ -21,9 +26,10 @@ class WordsRecipe(Recipe):
 
 class WordsStage(Stage):
     name = "words"
+    config_keys: ClassVar[Mapping[str, str]] = {"words": "source.words"}
 
-    def __init__(self, recipe: WordsRecipe) -> None:
-        self.now = recipe
+    def __init__(self, recipe: WordsRecipe, rows: int) -> None:
+        self.now, self.n_rows = recipe, rows
 
     def inputs(self, config: Config) -> tuple[str, ...]:
         return ()
@@ -32,21 +38,33 @@ class WordsStage(Stage):
         return self.now
 
     def work(self, context: Context) -> WholeWork:
-        return WholeWork(1, lambda: Result(1, 1, "digest"))
+        return WholeWork(self.n_rows, lambda: Result(self.n_rows, self.n_rows, "digest"))
 
 
-def reason(tmp_path: Path, before: WordsRecipe, after: WordsRecipe) -> str:
+def reason(tmp_path: Path, before: WordsRecipe, after: WordsRecipe, rows_after: int = 2) -> str:
     config = load_config(DEMO, [f"root={tmp_path}/store"])
-    run_stages([WordsStage(before)], config, say=lambda line: None)
-    [plan] = make_plan([WordsStage(after)], config, Storage(config.root))
+    run_stages([WordsStage(before, 2)], config, say=lambda line: None)
+    [plan] = make_plan([WordsStage(after, rows_after)], config, Storage(config.root))
     return plan.reason
 
 
 def test_only_what_changed_is_named(tmp_path: Path) -> None:
     """An empty tuple is stored as a list, which is the same."""
-    assert reason(tmp_path, WordsRecipe((), 3), WordsRecipe((), 4)) == "most: 3 -> 4"
+    assert reason(tmp_path, WordsRecipe((), 3), WordsRecipe((), 4)) == "words.most: 3 -> 4"
 
 
 def test_items_of_a_list_are_named_by_their_place(tmp_path: Path) -> None:
     said = reason(tmp_path, WordsRecipe(("red", "blue"), 3), WordsRecipe(("red",), 3))
-    assert said == "words[1]: blue removed"
+    assert said == "source.words[1]: blue removed"
+
+
+def test_another_number_of_rows_is_said(tmp_path: Path) -> None:
+    same = WordsRecipe((), 3)
+    assert reason(tmp_path, same, WordsRecipe((), 4), 1) == "words.most: 3 -> 4 (1 rows, 2 before)"
+
+
+@pytest.mark.parametrize("key", sorted({key for stage in STAGES for key in stage.config_keys.values()}))
+def test_named_keys_are_configuration_keys(key: str) -> None:
+    section: Any = Config
+    for name in key.split("."):
+        section = get_type_hints(section)[name]

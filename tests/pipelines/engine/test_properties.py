@@ -30,6 +30,8 @@ from pipelines.engine.store import Output
 from pipelines.errors import RunError
 from pipelines.run_config import Config, load_config
 
+pytestmark = pytest.mark.first
+
 DEMO = Path(__file__).parents[3] / "configs" / "demo.yaml"
 IDS = range(6)
 VALUE = pa.schema([("value", pa.string())])

@@ -20,6 +20,8 @@ from soundcap.finetune import FinetuneResult, TrainExample
 from soundcap.finetune_settings import FinetuneExecution, FinetuneSettings
 from soundcap.request import FrameSettings
 
+pytestmark = pytest.mark.first
+
 CAPTIONS = ("A dog barks twice, close and sharp.", "A bell rings slowly.", "Rain falls.", "A car engine idles.")
 EXAMPLES = [TrainExample(f"clip{i}", "Describe the sound.", CAPTIONS[i % 4], f"{i % 4}.mp4") for i in range(8)]
 SETTINGS = FinetuneSettings(

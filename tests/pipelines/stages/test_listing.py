@@ -90,7 +90,7 @@ def test_a_file_overwritten_in_its_place_is_seen_by_rescan(config: Config) -> No
     (Path(config.source.folder) / "cat/a.mp4").write_text("another film")
     assert _plan(config, SourceListing(config.source.folder)).rows_to_run == 3
     seen = _plan(config, SourceListing(config.source.folder, rescan=True))
-    assert seen.reason.startswith("1 source files are new or changed")
+    assert seen.reason.startswith("new or changed source files to hash: 1")
 
 
 def test_what_was_derived_is_forgotten_with_what_it_derives_from(config: Config) -> None:
@@ -146,9 +146,13 @@ def test_a_part_of_the_hash_ledger_that_is_damaged_or_gone_is_work_to_do(config:
     [part] = Path(config.root).glob("ledger/sources/*.parquet")
     part.write_bytes(part.read_bytes()[:-1] + b"?")
     os.utime(part, (1e9, 1e9))
-    assert _plan(config, SourceListing(config.source.folder)).reason.startswith("3 source files are new or changed")
+    assert _plan(config, SourceListing(config.source.folder)).reason.startswith(
+        "new or changed source files to hash: 3"
+    )
     part.unlink()
-    assert _plan(config, SourceListing(config.source.folder)).reason.startswith("3 source files are new or changed")
+    assert _plan(config, SourceListing(config.source.folder)).reason.startswith(
+        "new or changed source files to hash: 3"
+    )
 
 
 def test_another_server_has_another_listing(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
