@@ -154,11 +154,14 @@ def fsck(
 
 
 @app.command()
-def report(config: ConfigPath, overrides: Overrides = []) -> None:  # noqa: B006
+def report(config: ConfigPath, overrides: Overrides = [], rescan: Rescan = False) -> None:  # noqa: B006
     """Write the HTML report of what is there and say where it is."""
     from pipelines.report.build import build_report
 
-    print(build_report(load_config(config, overrides)))
+    loaded = load_config(config, overrides)
+    listing = SourceListing(loaded.source.folder, rescan=rescan)
+    print(build_report(loaded, planned_stages(listing)))
+    _say_age(listing)
 
 
 @app.command()

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.engine.plan import read_status
+from pipelines.engine.stage import Stage
 from pipelines.engine.storage import Storage
 from pipelines.engine.store import Output, open_store
 from pipelines.errors import one_line
@@ -49,21 +50,22 @@ class Media:
     problem: str = ""
 
 
-def build_report(config: Config) -> str:
+def build_report(config: Config, stages: list[Stage] = STAGES) -> str:
     """Writes `report/index.html`, a page without external resources, to the storage; returns its address.
 
-    It shows the last output of each stage and marks outdated ones. Unreadable media are named on the page.
+    It shows each stage's output under this configuration. Unreadable media are named on the page.
+    `stages`: all of them, as `planned_stages` gives them where a remembered listing of the source will do.
     Raises UserError as `plan` does: for a source, prompt or checkpoint that is missing.
     """
     storage = open_store(config.root, write=True)
-    statuses = read_status(STAGES, config, storage)
+    statuses = read_status(stages, config, storage)
     outputs = {s["name"]: Output(storage, s["name"], s["fingerprint"]) for s in statuses if s["rows_in"] > 0}
     page = render(
         "page.html.jinja",
         root=storage.address(),
         written=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         stages=statuses,
-        reads={stage.name: stage.inputs(config) for stage in STAGES},
+        reads={stage.name: stage.inputs(config) for stage in stages},
         clips=_clips(storage, outputs),
         clips_total=outputs["clips"].committed().rows_out if "clips" in outputs else 0,
         has=set(outputs),
