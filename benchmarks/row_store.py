@@ -53,7 +53,7 @@ def make_source(folder: Path, clips: int) -> None:
     (folder / "edited.yaml").write_text(yaml.safe_dump(warnings))
     config = yaml.safe_load((ROOT / "configs/vggsound.yaml").read_text())
     config["root"] = str(folder / "store")
-    config["source"] = {"folder": str(folder / "videos"), "csv": str(folder / "vggsound.csv")}
+    config["source"] = {"folder": str(folder / "videos"), "table": str(folder / "vggsound.csv")}
     config["captioner"]["adapter"] = str(folder / "adapter")
     config["flowley"]["checkpoint"] = str(folder / "flowley")
     (folder / "config.yaml").write_text(yaml.safe_dump(config))

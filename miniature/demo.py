@@ -22,6 +22,7 @@ def main() -> None:
     from miniature.world.corpus import generate_corpus
     from pipelines.cli.soundcap import execute
     from pipelines.report.build import REPORT, build_report
+    from pipelines.stages import STAGES
 
     started = time.monotonic()
     config, unwarned = load_config(CONFIG), load_config(CONFIG, ["captions.warnings=null"])
@@ -32,7 +33,7 @@ def main() -> None:
     if computed or not storage.exists(REPORT) or not storage.exists(SCORECARD):
         from miniature.scorecard import write_scorecard  # loads scipy, which takes a second
 
-        build_report(config)
+        build_report(config, STAGES)
         print("\n".join(write_scorecard(config, unwarned, SCORECARD)))
     print(f"report: {storage.address(REPORT)}")
     print(f"scorecard: {storage.address(SCORECARD)}")

@@ -70,7 +70,7 @@ class SourceConfig(Section):
     """Location of the raw clips: a folder, or VGGSound's headerless CSV (id, start_s, label, split) plus a folder."""
 
     folder: str
-    csv: str | None = None
+    table: str | None = None
     split: Split | None = Field(default=None, description="puts every clip into this split")
     test_fraction: float = Field(default=0.1, ge=0, le=1, description="of a folder without CSV or split")
 
@@ -306,7 +306,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     Raises UserError: one line with the key, what was got and what was wanted.
     """
-    file = Path(path)
+    file = Path(path).expanduser()
     if not file.is_file():
         raise UserError(f"{path}: no such configuration file. Give the path of a YAML file, like configs/demo.yaml")
     try:

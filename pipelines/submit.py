@@ -33,7 +33,7 @@ from pipelines.scratch import scratch
 
 CONFIG_NAME = "config.yaml"
 PACKAGES = ("pipelines", "soundcap", "flowley")
-PATH_KEYS = frozenset({"root", "folder", "csv", "adapter", "checkpoint", "sync"})
+PATH_KEYS = frozenset({"root", "folder", "table", "adapter", "checkpoint", "sync"})
 PROMPT_KEYS = frozenset({"instruction", "warnings"})
 S3_VARIABLES = ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
 """Environment variables passed to a job with a bucket. Secrets are not: whoever sees the dashboard sees a job's."""
@@ -165,7 +165,7 @@ def _with_interpreter(arguments: str) -> str:
 
 
 def _uses_bucket(config: Config) -> bool:
-    addresses = (config.root, config.source.folder, config.source.csv, config.features.sync)
+    addresses = (config.root, config.source.folder, config.source.table, config.features.sync)
     return any(str(url).startswith("s3://") for url in addresses)
 
 

@@ -49,7 +49,7 @@ def _config(folder: Path, warnings: str | None) -> Config:
         [
             f"root={folder}/store",
             f"source.folder={folder}/corpus/videos",
-            f"source.csv={folder}/corpus/vggsound.csv",
+            f"source.table={folder}/corpus/vggsound.csv",
             f"captions.warnings={json.dumps(warnings)}",
             *SMALL,
         ],

@@ -30,6 +30,7 @@ from pipelines.cli.options import (
     require_gradio,
     say,
     show,
+    user_path,
 )
 from pipelines.errors import UserError, run_command, user_input
 
@@ -45,9 +46,13 @@ Preset = Annotated[str, typer.Option(metavar="NAME", help="one of `flowley prese
 
 @app.command()
 def generate(
-    videos: Annotated[list[Path], typer.Argument(metavar="VIDEO...", help="video files, or folders of them")],
+    videos: Annotated[
+        list[Path], typer.Argument(parser=user_path, metavar="VIDEO...", help="video files, or folders of them")
+    ],
     checkpoint: CheckpointPath,
-    out: Annotated[Path, typer.Option("-o", "--out", metavar="OUT", help="an .mp4 file, or a folder")],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", parser=user_path, metavar="OUT", help="an .mp4 file, or a folder")
+    ],
     caption: Annotated[str | None, typer.Option(metavar="TEXT", help="what should be heard")] = None,
     negative: Annotated[str | None, typer.Option(metavar="TEXT", help="what should not be heard")] = None,
     steps: Annotated[int, typer.Option(help="evaluations of the network")] = SAMPLER.steps,
@@ -77,22 +82,30 @@ def generate(
 
 @app.command()
 def extract(
-    videos: Annotated[list[Path], typer.Argument(metavar="VIDEO...", help="video files, or folders of them")],
-    captions: Annotated[Path, typer.Option(metavar="CSV", help="with the header name,caption")],
-    out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="a folder for the features")],
+    videos: Annotated[
+        list[Path], typer.Argument(parser=user_path, metavar="VIDEO...", help="video files, or folders of them")
+    ],
+    captions: Annotated[
+        Path, typer.Option(parser=user_path, metavar="TABLE", help="CSV, TSV or Parquet: name, caption")
+    ],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", parser=user_path, metavar="DIR", help="a folder for the features")
+    ],
     visual: Annotated[str, typer.Option(metavar="MODEL", help="visual encoder: a folder, or a hub id[@revision]")],
     text: Annotated[str, typer.Option(metavar="MODEL", help="text encoder: a folder, or a hub id[@revision]")],
     codec: Annotated[str, typer.Option(metavar="NAME[:MODEL]", help="audio codec, and where its weights are")],
     preset: Preset = "flowley_169m",
     duration: Annotated[float, typer.Option(metavar="SECONDS", help="from the start of each video")] = USUAL_DURATION_S,
     sync: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="NAME.npy (L, C) of each video, for presets that take them")
+        Path | None,
+        typer.Option(parser=user_path, metavar="DIR", help="NAME.npy (L, C) of each video, for presets that take them"),
     ] = None,
     overrides: Overrides = [],  # noqa: B006
     device: Device = "cpu",
 ) -> None:
     """Make feature files of videos with sound and their captions, for `flowley train`."""
     from pipelines.commands import extract as command
+    from pipelines.tables import read_table
 
     require_device(device)
     quiet_libraries()
@@ -101,20 +114,31 @@ def extract(
         network = network_of(preset, **parse_assignments(overrides))
         spec = replace(spec, duration_s=duration)
     clips = command.extract(
-        videos, command.read_captions(captions), out, network=network, spec=spec, sync=sync, device=device, say=say
+        videos,
+        read_table(str(captions), command.CAPTIONS),
+        out,
+        network=network,
+        spec=spec,
+        sync=sync,
+        device=device,
+        say=say,
     )
     say(f"{out}: {clips} clips; flowley train {out} -o CHECKPOINT --preset {preset} --steps N --batch-size B")
 
 
 @app.command()
 def train(
-    features: Annotated[Path, typer.Argument(metavar="FEATURES", help="a folder that `flowley extract` wrote")],
-    out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="a folder for the checkpoint")],
+    features: Annotated[
+        Path, typer.Argument(parser=user_path, metavar="FEATURES", help="a folder that `flowley extract` wrote")
+    ],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", parser=user_path, metavar="DIR", help="a folder for the checkpoint")
+    ],
     steps: Annotated[int, typer.Option(help="optimiser steps")],
     batch_size: Annotated[int, typer.Option(help="clips per step")],
     preset: Preset = "flowley_169m",
     validation: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="features of clips to measure the loss on")
+        Path | None, typer.Option(parser=user_path, metavar="DIR", help="features of clips to measure the loss on")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint in DIR")] = False,
     overrides: Overrides = [],  # noqa: B006
@@ -133,9 +157,9 @@ def train(
 @app.command()
 def average(
     checkpoint: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", help="what training wrote, `ema/` in or beside it")
+        Path, typer.Argument(parser=user_path, metavar="CHECKPOINT", help="what training wrote, `ema/` in or beside it")
     ],
-    out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="a folder for the network")],
+    out: Annotated[Path, typer.Option("-o", "--out", parser=user_path, metavar="DIR", help="a folder for the network")],
     sigma_rel: Annotated[float, typer.Option(help="width of the average, relative to the training time")],
 ) -> None:
     """Average a training's past weights over another width, without training again."""
@@ -151,8 +175,10 @@ def average(
 
 @app.command()
 def evaluate(
-    generated: Annotated[Path, typer.Argument(metavar="GENERATED", help="a video or sound file, or a folder")],
-    original: Annotated[Path, typer.Argument(metavar="ORIGINAL", help="of the same names")],
+    generated: Annotated[
+        Path, typer.Argument(parser=user_path, metavar="GENERATED", help="a video or sound file, or a folder")
+    ],
+    original: Annotated[Path, typer.Argument(parser=user_path, metavar="ORIGINAL", help="of the same names")],
     hz: Annotated[int, typer.Option(help="both are compared at this rate")] = 16_000,
     as_json: AsJson = False,
 ) -> None:

@@ -32,6 +32,11 @@ USUAL_DURATION_S = 8.0
 """Clip duration that published networks were trained on."""
 
 
+def user_path(text: str) -> Path:
+    """Path of an option or argument. `~` is the user's home, also where no shell has seen to it."""
+    return Path(text).expanduser()
+
+
 def new_app(purpose: str) -> typer.Typer:
     """Typer application without commands."""
     return typer.Typer(help=purpose, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -57,8 +62,9 @@ def show(table: Table, data: Any = None, *, as_json: bool = False) -> None:
 
 def model_and_revision(named: str) -> tuple[str, str | None]:
     """Model and revision in `owner/name[@revision]`; for a folder its absolute path and None."""
-    if Path(named).exists():
-        return str(Path(named).resolve()), None
+    folder = user_path(named)
+    if folder.exists():
+        return str(folder.resolve()), None
     model, at, revision = named.rpartition("@")
     return (model, revision) if at else (named, None)
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from pipelines.cli.options import AsJson, Overrides, cells, new_app, say, show
+from pipelines.cli.options import AsJson, Overrides, cells, new_app, say, show, user_path
 from pipelines.engine.fsck import fsck as check_store
 from pipelines.engine.fsck import repair as repair_store
 from pipelines.engine.lease import lease, read_holder
@@ -167,13 +167,15 @@ def report(config: ConfigPath, overrides: Overrides = [], rescan: Rescan = False
 @app.command()
 def publish(
     config: ConfigPath,
-    to: Annotated[str, typer.Option(metavar="DIR", help="a new folder, or an earlier publication's")],
+    to: Annotated[
+        Path, typer.Option(metavar="DIR", parser=user_path, help="a new folder, or an earlier publication's")
+    ],
     overrides: Overrides = [],  # noqa: B006
 ) -> None:
     """Write a Hub-ready folder: captions as Parquet and a dataset card; never media."""
     from pipelines.report.publish import publish as publish_captions
 
-    print(publish_captions(load_config(config, overrides), Path(to)))
+    print(publish_captions(load_config(config, overrides), to))
 
 
 @app.command()
@@ -201,8 +203,10 @@ def submit(
 
 @app.command()
 def generate(
-    videos: Annotated[list[str], typer.Argument(metavar="VIDEO...")],
-    out: Annotated[str, typer.Option("-o", "--out", metavar="OUT", help="an .mp4 file, or a folder")],
+    videos: Annotated[list[Path], typer.Argument(metavar="VIDEO...", parser=user_path)],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", metavar="OUT", parser=user_path, help="an .mp4 file, or a folder")
+    ],
     config: Annotated[str, typer.Option(metavar="CONFIG", help="whose trained models to use")] = "configs/demo.yaml",
     caption: Annotated[str | None, typer.Option(metavar="TEXT", help="instead of the captioner's words")] = None,
     overrides: Overrides = [],  # noqa: B006
@@ -211,7 +215,7 @@ def generate(
     from pipelines.commands.generate import generate_from_run
 
     loaded = load_config(config, overrides)
-    generate_from_run(loaded, [Path(video) for video in videos], Path(out), caption=caption, say=say)
+    generate_from_run(loaded, videos, out, caption=caption, say=say)
 
 
 @app.command()

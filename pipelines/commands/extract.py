@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-from collections import Counter
+import json
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 
@@ -14,37 +13,71 @@ from flowley.features.files import EMPTY_CAPTION_ID, AVFeatures, write_av_featur
 from flowley.network.config import NetworkConfig
 from flowley.network.feature_spec import FeatureSpec
 from pipelines.commands.feature_folder import AV_PATTERN, TEXT, rows_by_clip, write_spec
-from pipelines.errors import RunError, UserError, one_line, user_input
-from pipelines.media.faults import MediaError, TooShort
+from pipelines.engine.fingerprint import digest, file_sha256
+from pipelines.errors import RunError, UserError, user_input
+from pipelines.media.faults import TooShort
 from pipelines.media.normalise import normalise
 from pipelines.media.probe import open_source
 from pipelines.media.process import Deadline
 from pipelines.media.read import read_audio, read_frames
-from pipelines.media.videos import DEADLINE_S, find_videos, settings_for
+from pipelines.media.videos import DEADLINE_S, find_videos, one_of_many, refuse_doubles, settings_for
 from pipelines.progress import Progress
 from pipelines.scratch import scratch
+from pipelines.tables import NameFinder, TableKind, UserTable
 
 CLIPS_PER_FILE = 64
 """Clips per feature file, which is the most that an interruption loses."""
+SOURCES = "sources.json"
+"""File of a feature folder: digest of what each clip was encoded from."""
+NAMED = 5
+"""Rows that a message names; it counts all."""
 
 
-def read_captions(file: Path) -> dict[str, str]:
-    """Captions by stem from a CSV with the header `name,caption`; names may be file names. Raises UserError."""
-    if not file.is_file():
-        raise UserError(f"--captions {file}: no such file; give a CSV with the header name,caption")
-    with file.open(newline="", encoding="utf-8-sig") as lines:
-        reader = csv.DictReader(lines)
-        if not {"name", "caption"} <= set(reader.fieldnames or []):
-            raise UserError(f"--captions {file}: header {reader.fieldnames}, wanted name,caption")
-        captions = {Path(row["name"]).stem: row["caption"] or "" for row in reader if row["name"]}
-    if not captions:
-        raise UserError(f"--captions {file}: no rows; wanted one for each video")
-    return captions
+CAPTIONS = TableKind(
+    "--captions",
+    columns={
+        "name": ("file", "filename", "file_name", "path", "video", "video_id", "id", "clip_id"),
+        "caption": ("text", "description", "captions"),
+    },
+    required=(frozenset({"name", "caption"}),),
+    bare=("name", "caption"),
+)
+"""Table of captions. Names may have a suffix or none."""
+
+
+def match_captions(table: UserTable, names: Sequence[str], say: Callable[[str], None]) -> dict[str, str]:
+    """Captions by the stem of a video's name; rows that name none of the videos are said.
+
+    Raises UserError for a row that may mean several videos, and for two rows that mean one.
+    """
+    finder = NameFinder(names)
+    found: dict[str, str] = {}
+    row_of: dict[int, int] = {}
+    unknown: list[str] = []
+    for row, (name, caption) in enumerate(zip(table.columns["name"], table.columns["caption"], strict=True)):
+        places = finder.places(name)
+        if len(places) > 1:
+            there = " and ".join(names[place] for place in places)
+            raise UserError(f"{table.where(row)} names {name!r}, which may be {there}; write the name with its suffix")
+        if not places:
+            unknown.append(f"{name!r} (line {table.lines[row]})")
+            continue
+        video = names[places[0]]
+        if (first := row_of.setdefault(places[0], row)) != row:
+            raise UserError(
+                f"{table.where(row)} has a caption of {video}, and so has line {table.lines[first]}; leave one of them"
+            )
+        if caption:
+            found[PurePath(video).stem] = caption
+    if unknown:
+        dots = ", ..." * (len(unknown) > NAMED)
+        say(f"{table.path}: {len(unknown)} captions are of none of these videos: {', '.join(unknown[:NAMED])}{dots}")
+    return found
 
 
 def extract(
     videos: Sequence[Path],
-    captions: Mapping[str, str],
+    captions: UserTable,
     out: Path,
     *,
     network: NetworkConfig,
@@ -59,40 +92,71 @@ def extract(
     RunError if any video failed (after the rest).
     """
     found = find_videos(videos, say)
-    doubled = sorted(stem for stem, count in Counter(video.stem for video in found).items() if count > 1)
-    if doubled:
-        raise UserError(f"several videos are named {', '.join(doubled)}; a clip's name must be its own")
+    refuse_doubles(found, "a clip's name must be its own")
     with user_input():
         _check_sync_folder(network, sync)
         encoders = Encoders(spec, network, device=device)
         encoders.load()
     write_spec(out, spec)
-    known = rows_by_clip(out, AV_PATTERN)
-    failed = [f"{v.name} (no caption)" for v in found if v.stem not in captions]
+    earlier = rows_by_clip(out, AV_PATTERN).keys() - {video.stem for video in found}
+    caption_of = match_captions(captions, [video.name for video in found] + [f"{clip}.mp4" for clip in earlier], say)
+    failed = [f"{video.name} (no caption)" for video in found if video.stem not in caption_of]
     for line in failed:
         say(line)
-    todo = [v for v in found if v.stem in captions and v.stem not in known]
-    progress = Progress("extract", len(todo), "clips", say)
-    for start in range(0, len(todo), CLIPS_PER_FILE):
-        made = []
-        for video in todo[start : start + CLIPS_PER_FILE]:
-            try:
-                made.append(_encode(encoders, sync, video))
-            except (MediaError, OSError, ValueError) as error:
-                failed.append(video.name)
-                say(f"{video}: {type(error).__name__}: {one_line(error)}")
-            progress.advance(1)
-        if made:
-            _write_av(out, made)
+    failed += _write_all_av(out, [video for video in found if video.stem in caption_of], encoders, sync, say)
     clips = rows_by_clip(out, AV_PATTERN)
-    failed += _write_text(out, {clip: captions[clip] for clip in clips if clip in captions}, encoders, say)
+    failed += _write_text(out, {clip: caption_of[clip] for clip in clips if clip in caption_of}, encoders, say)
     if failed:
         raise RunError(f"{len(failed)} of {len(found)} videos failed: {', '.join(failed)}; the others are in {out}")
     return len(clips)
 
 
+def _write_all_av(
+    out: Path, videos: Sequence[Path], encoders: Encoders, sync: Path | None, say: Callable[[str], None]
+) -> list[str]:
+    """Writes the audio-visual features that the folder lacks. Returns the names of videos that failed.
+
+    A video whose bytes, or whose synchronisation features, are no longer those that were encoded is encoded again.
+    """
+    known = rows_by_clip(out, AV_PATTERN)
+    of = _read_sources(out)
+    progress = Progress("extract", len(videos), "clips", say)
+    failed: list[str] = []
+    made: dict[str, tuple[AVFeatures, str]] = {}
+    for number, video in enumerate(videos, start=1):
+        with one_of_many(video, failed, say):
+            source = _source_digest(video, sync)
+            if video.stem not in known or of.get(video.stem) != source:
+                made[video.stem] = _encode(encoders, sync, video), source
+        if made and (len(made) == CLIPS_PER_FILE or number == len(videos)):
+            _write_av(out, [features for features, _ in made.values()])
+            of |= {clip: source for clip, (_, source) in made.items()}
+            _write_sources(out, of)  # after the features: what it lacks is encoded again
+            made = {}
+        progress.advance(1)
+    return failed
+
+
+def _source_digest(video: Path, sync: Path | None) -> str:
+    return digest([file_sha256(file) for file in (video, sync and sync / f"{video.stem}.npy") if file])
+
+
+def _read_sources(out: Path) -> dict[str, str]:
+    """Digest of what each clip's features were made of, by clip id; empty if there is none or it is damaged."""
+    try:
+        return dict(json.loads((out / SOURCES).read_text()))
+    except (OSError, ValueError):
+        return {}
+
+
+def _write_sources(out: Path, of: Mapping[str, str]) -> None:
+    partial = out / f".{SOURCES}.partial"
+    partial.write_text(json.dumps(of, indent=1))
+    partial.replace(out / SOURCES)
+
+
 def _encode(encoders: Encoders, sync_folder: Path | None, video: Path) -> AVFeatures:
-    """Audio-visual features of the first `duration_s` of a video. Raises MediaError, OSError, ValueError."""
+    """Audio-visual features of the first `duration_s` of a video."""
     r_v, duration_s = float(encoders.config.r_v), encoders.spec.duration_s
     deadline = Deadline(DEADLINE_S)
     source = open_source(video, deadline)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -13,10 +14,9 @@ from flowley.sampling.solvers import SampleSettings
 from pipelines.engine.store import Output, latest, open_store
 from pipelines.errors import RunError, UserError, one_line, user_input
 from pipelines.media.clip import NormaliserSettings
-from pipelines.media.faults import MediaError
 from pipelines.media.mux import mux
 from pipelines.media.probe import Source
-from pipelines.media.videos import PreparedVideo, find_videos, prepare_video, settings_for, targets_of
+from pipelines.media.videos import PreparedVideo, find_videos, one_of_many, prepare_video, settings_for, targets_of
 from pipelines.run_config import Config
 from pipelines.scratch import scratch
 from pipelines.stages.captioner import ADAPTER_FOLDER
@@ -28,8 +28,6 @@ from soundcap.engines import CaptionEngine, EngineError
 from soundcap.request import CaptionRequest
 
 Say = Callable[[str], None]
-FAULTS_OF_ONE = (MediaError, OSError, ValueError)
-"""Exceptions that fail one video of a batch and spare the others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,13 +97,11 @@ class VideoBatches:
     def _batch(self, pairs: Sequence[tuple[Path, Path]], folder: Path) -> list[Path]:
         ready: list[tuple[Path, Path, PreparedVideo, SilentVideo]] = []
         for number, (video, target) in enumerate(pairs):
-            try:
+            with self._one(video):
                 own = folder / str(number)
                 own.mkdir()
                 prepared = prepare_video(video, own, self.normalised)
                 ready.append((video, target, prepared, self._silent(video, prepared)))
-            except FAULTS_OF_ONE as error:
-                self._fail(video, error)
         if not ready:
             return []
         silent = [one for *_, one in ready]
@@ -115,14 +111,11 @@ class VideoBatches:
             )
         written = []
         for (video, target, prepared, one), wave in zip(ready, waves, strict=True):
-            try:
+            with self._one(video):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 mux(prepared.played, wave.numpy(), self.generator.encoders.codec.audio_hz, target)
-            except FAULTS_OF_ONE as error:
-                self._fail(video, error)
-                continue
-            self.say(f"{target}: {one.caption or 'from the picture alone'} ({prepared.duration_s:g} s)")
-            written.append(target)
+                self.say(f"{target}: {one.caption or 'from the picture alone'} ({prepared.duration_s:g} s)")
+                written.append(target)
         return written
 
     def _silent(self, video: Path, prepared: PreparedVideo) -> SilentVideo:
@@ -135,9 +128,8 @@ class VideoBatches:
     def _hz(self) -> float:
         return float(self.generator.network.config.r_v)
 
-    def _fail(self, video: Path, error: BaseException) -> None:
-        self._failed.append(video.name)
-        self.say(f"{video}: {type(error).__name__}: {one_line(error)}")
+    def _one(self, video: Path) -> AbstractContextManager[None]:
+        return one_of_many(video, self._failed, self.say, common=(EngineError,))
 
 
 # --- flowley generate -----------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -38,7 +39,9 @@ PIECE_BYTES = 8 * 2**20
 
 
 LISTING = pa.schema([("name", pa.string()), ("size", pa.int64()), ("version", pa.string())])
-"""Columns of a listing, as of FileInfo."""
+"""Columns of a listing, as of FileInfo. What cannot be read as a file has the size NO_FILE, and as version why."""
+NO_FILE = -1
+BROKEN_LINK, CIRCULAR_LINK, SPECIAL_FILE, NOT_UTF_8 = "BrokenLink", "CircularLink", "SpecialFile", "NameNotUtf8"
 
 
 class FileInfo(NamedTuple):
@@ -97,7 +100,8 @@ class Storage:
 
     def files(self, folder: str = "", *, recursive: bool = False) -> list[FileInfo]:
         """Files in `folder`, sorted by name (relative to the root). An absent folder has none."""
-        return sorted(map(FileInfo, *self._list(folder, recursive)), key=itemgetter(0))
+        found = map(FileInfo, *self._list(folder, recursive))
+        return sorted((info for info in found if info.size != NO_FILE), key=itemgetter(0))
 
     def names(self, folder: str) -> set[str]:
         """Names of all files below `folder`, relative to the root. Faster than `files`, which looks at each."""
@@ -113,7 +117,10 @@ class Storage:
         return {f"{top}/{file}"[start:] for top, _, files in os.walk(self.path(folder)) for file in files}
 
     def listing(self) -> tuple[pa.Table, dict[str, int]]:
-        """Table of all files, with the columns LISTING, sorted by name; and when a disk's folders were changed (ns)."""
+        """Table of all files, with the columns LISTING, sorted by name; and when a disk's folders were changed (ns).
+
+        Links are followed. What is no readable file is listed too, with the size NO_FILE.
+        """
         folders: dict[str, int] = {}
         return pa.table(list(self._list("", True, folders)), schema=LISTING).sort_by("name"), folders
 
@@ -345,27 +352,51 @@ def _list_local(
     recursive: bool,
     columns: tuple[list[str], list[int], list[str]],
     folders: dict[str, int],
+    above: frozenset[tuple[int, int]] = frozenset(),
 ) -> None:
-    """Adds the files of a local folder; names begin at `start` of their paths. Half-written ones are left out."""
-    names, sizes, versions = columns
+    """Adds what is in a local folder; names begin at `start` of their paths. Half-written files are left out.
+
+    `above`: device and inode of the folders that this one is in, by which a link back to one of them is known.
+    """
+
+    def add(path: str, size: int, version: str) -> None:
+        name = path[start:]
+        if not name.isascii() and not _is_utf_8(name):
+            name, size, version = os.fsencode(name).decode("utf-8", "backslashreplace"), NO_FILE, NOT_UTF_8
+        for column, value in zip(columns, (name, size, version), strict=True):
+            column.append(value)  # type: ignore[attr-defined]
+
     try:
-        folders[folder] = Path(folder).stat().st_mtime_ns  # before its files, so that a later change is seen
+        status = Path(folder).stat()
+        folders[folder] = status.st_mtime_ns  # before its files, so that a later change is seen
         entries = os.scandir(folder)
     except (FileNotFoundError, NotADirectoryError):
         return
+    above |= {(status.st_dev, status.st_ino)}
     with entries:
         for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                if recursive and entry.name != PARTIAL:
-                    _list_local(entry.path, start, recursive, columns, folders)
-            elif entry.is_file():
-                try:
-                    stat = entry.stat()
-                except FileNotFoundError:
-                    continue  # gone since the listing
-                names.append(entry.path[start:])
-                sizes.append(stat.st_size)
-                versions.append(str(stat.st_mtime_ns))
+            try:
+                found = entry.stat()
+            except OSError:
+                if entry.is_symlink():
+                    add(entry.path, NO_FILE, BROKEN_LINK)
+                continue  # else it is gone since the listing
+            if stat.S_ISREG(found.st_mode):
+                add(entry.path, found.st_size, str(found.st_mtime_ns))
+            elif not stat.S_ISDIR(found.st_mode):
+                add(entry.path, NO_FILE, SPECIAL_FILE)
+            elif (found.st_dev, found.st_ino) in above:
+                add(entry.path, NO_FILE, CIRCULAR_LINK)
+            elif recursive and entry.name != PARTIAL:
+                _list_local(entry.path, start, recursive, columns, folders, above)
+
+
+def _is_utf_8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # bytes of a file system's name that are no text
+        return False
+    return True
 
 
 def _sync(path: Path) -> None:

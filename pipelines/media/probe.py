@@ -112,7 +112,7 @@ def open_input(source: Path) -> ffmpeg.nodes.FilterableStream:
 def probe(source: Path, deadline: Deadline) -> Streams:
     """Reads a source's header. Of several streams of a kind: the first that is marked default, else the first.
 
-    Raises EmptyFile, UnreadableSource or DeadlineExceeded.
+    Raises EmptyFile, UnreadableSource, NoVideoStream for a still picture, or DeadlineExceeded.
     """
     _require_regular_file(source)
     argv = ["ffprobe", "-hide_banner", "-loglevel", "level+warning", "-protocol_whitelist", "file"]
@@ -125,6 +125,8 @@ def probe(source: Path, deadline: Deadline) -> Streams:
         raise UnreadableSource(
             f"{source.name}: not readable as media ({saw}); wanted a complete video file: fetch it again"
         )
+    if container == "image2" or container.endswith("_pipe"):
+        raise NoVideoStream(f"{source.name}: a still picture; wanted a video: leave this file out")
     video = _choose(found["streams"], "video")
     audio = _choose(found["streams"], "audio")
     if video is not None and not video.get("width"):

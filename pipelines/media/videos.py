@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from pipelines.errors import UserError
+from pipelines.errors import MachineFault, UserError, one_line
 from pipelines.media.clip import NormaliserSettings
 from pipelines.media.faults import MediaError, TooShort
+from pipelines.media.kinds import kind_of
 from pipelines.media.normalise import normalise
 from pipelines.media.probe import Source, open_source, probe, require_picture
 from pipelines.media.process import Deadline, run
@@ -21,6 +23,7 @@ from pipelines.media.read import read_frames
 
 PLAYED_LONG_SIDE_PX, PLAYED_CRF = 1920, 16
 MAX_FPS = 60
+FULL = (errno.ENOSPC, errno.EDQUOT)
 DEADLINE_S = 600.0
 DEADLINE_PER_S = 20.0
 """Extra deadline for each second of video."""
@@ -87,12 +90,13 @@ def picture_duration_s(source: Source, deadline: Deadline) -> float:
 def find_videos(paths: Sequence[Path], say: Callable[[str], None]) -> list[Path]:
     """Video files in `paths`, and those of folders in `paths`, by name; a folder's other files are reported.
 
+    Links are followed; hidden files and subfolders are left alone.
     Raises UserError for an absent path, and if no video is left.
     """
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            for file in sorted(p for p in path.iterdir() if p.is_file()):
+            for file in sorted(p for p in path.iterdir() if not p.name.startswith(".") and not p.is_dir()):
                 try:
                     require_picture(file, probe(file, Deadline(DEADLINE_S)))
                     found.append(file)
@@ -107,22 +111,47 @@ def find_videos(paths: Sequence[Path], say: Callable[[str], None]) -> list[Path]
     return found
 
 
+def refuse_doubles(videos: Sequence[Path], why: str) -> None:
+    """Raises UserError if two videos have one stem, and names them."""
+    by_stem: dict[str, list[str]] = {}
+    for video in videos:
+        by_stem.setdefault(video.stem, []).append(str(video))
+    doubled = [" and ".join(same) for same in by_stem.values() if len(same) > 1]
+    if doubled:
+        raise UserError(f"{'; '.join(doubled)}: {why}; rename all but one, or leave them out")
+
+
+@contextmanager
+def one_of_many(
+    video: Path, failed: list[str], say: Callable[[str], None], *, common: tuple[type[Exception], ...] = ()
+) -> Iterator[None]:
+    """Context of the work on one of several videos: what it raises is said, and costs this video alone.
+
+    A fault of the machine (a full disk, a missing ffmpeg) and the classes in `common` end the work on all.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, (MachineFault, *common)) or getattr(error, "errno", None) in FULL:
+            raise
+        failed.append(video.name)
+        say(f"{video}: {type(error).__name__}: {one_line(error)}")
+
+
 def targets_of(videos: Sequence[Path], out: Path) -> list[Path]:
     """Output path of each video: `out` itself, an .mp4 file, for one video; files in the folder `out` for several."""
-    if out.suffix == ".mp4":
+    suffix = out.suffix.casefold()
+    if suffix != ".mp4" and kind_of(out.name) != "other" and not out.is_dir():
+        raise UserError(f"-o {out}: {suffix} is not written; give a name that ends in .mp4, or a folder")
+    if suffix == ".mp4" and not out.is_dir():
         if len(videos) != 1:
             raise UserError(f"-o {out}: one file for {len(videos)} videos; give a folder instead")
         targets = [out]
     else:
-        names = [f"{video.stem}.mp4" for video in videos]
-        doubled = sorted(name for name, count in Counter(names).items() if count > 1)
-        if doubled:
-            raise UserError(
-                f"-o {out}: several videos would become {', '.join(doubled)}; rename them or run them apart"
-            )
-        if out.is_file():
+        refuse_doubles(videos, f"all would become one file in {out}")
+        if out.exists() and not out.is_dir():
             raise UserError(f"-o {out}: a file; give a folder, or a name that ends in .mp4")
-        targets = [out / name for name in names]
+        targets = [out / f"{video.stem}.mp4" for video in videos]
     own = [target for video, target in zip(videos, targets, strict=True) if target.resolve() == video.resolve()]
     if own:
         raise UserError(f"-o {out}: {own[0]} would be written over; give another folder")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +26,7 @@ from pipelines.media.read import decode_sound, read_audio
 from pipelines.report.figures import DEADLINE_S, data_uri, loss_curve, player, sound_player, spectrograms
 from pipelines.report.templates import render
 from pipelines.run_config import Config
-from pipelines.stages import STAGES
+from pipelines.stages.clips import PASSED_OVER
 from pipelines.stages.flowley import SOUND_CLIPS, SOUNDS_FOLDER
 
 REPORT = "report/index.html"
@@ -50,11 +51,11 @@ class Media:
     problem: str = ""
 
 
-def build_report(config: Config, stages: list[Stage] = STAGES) -> str:
+def build_report(config: Config, stages: list[Stage]) -> str:
     """Writes `report/index.html`, a page without external resources, to the storage; returns its address.
 
     It shows each stage's output under this configuration. Unreadable media are named on the page.
-    `stages`: all of them, as `planned_stages` gives them where a remembered listing of the source will do.
+    `stages`: all of them, with a listing of the source that may be a remembered one (`planned_stages`).
     Raises UserError as `plan` does: for a source, prompt or checkpoint that is missing.
     """
     storage = open_store(config.root, write=True)
@@ -199,6 +200,11 @@ def _left_out(outputs: Outputs) -> list[dict[str, Any]]:
     """Dropped or quarantined rows by stage, as (row, reason, detail), with the count of each reason."""
     groups = []
     for stage, output in outputs.items():
+        if stage == "clips":
+            found = json.loads(output.read_bytes(PASSED_OVER)).items()
+            listed = [(name, kind, "") for kind, names in found for name in names]
+            columns = zip(*listed, strict=True) if listed else ([], [], [])
+            groups.append((stage, "passed over", pa.table(dict(zip(("name", "kind", "detail"), columns, strict=True)))))
         groups.append((stage, "quarantined", output.quarantine().select(["row_id", "error_class", "message"])))
         if stage == "curation":
             rows = output.rows("clip_id", "rule", "detail", "caption", "kept")

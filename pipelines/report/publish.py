@@ -30,6 +30,9 @@ from pipelines.stages import STAGES
 PUBLICATION = "publication.json"
 """Record of a publication: stages, fingerprints and file names. A folder that has it can be published to again."""
 
+STAGING = ".publication-"
+"""Start of the name of the folder in which a publication is written."""
+
 PUBLISHED_SCHEMA = pa.schema(
     [
         *text_columns("video_id"),
@@ -61,11 +64,14 @@ def publish(config: Config, target: Path) -> Path:
     """Writes the committed captions of `config` to `target`, and returns it.
 
     `data/{stage}/{split}.parquet` for stages captions (those that curation kept) and, once done,
-    silent_captions; README.md, a dataset card; prompts.json, the text behind each prompt fingerprint. The folder
-    appears whole or not at all, and replaces an earlier publication.
+    silent_captions; README.md, a dataset card; prompts.json, the text behind each prompt fingerprint. All of it
+    appears or nothing, and replaces an earlier publication.
 
     Raises UserError while captions or curation are not done, and for a target that holds anything else.
     """
+    if re.match(r"[a-z0-9]+:/", str(target)):
+        raise UserError(f"--to {target}: wanted a local folder; copy it to a bucket from there")
+    target = target.resolve()  # a link is written through
     _check_target(target)
     done, states = _done_outputs(config)
     for stage in ("captions", "curation"):
@@ -81,7 +87,6 @@ def publish(config: Config, target: Path) -> Path:
         published.append(_published(done["silent_captions"], clips, clips["clip_id"]))
     if not any(part.rows.num_rows for part in published):
         raise UserError("nothing to publish: curation kept no caption; `soundcap report CONFIG` shows why")
-    target.parent.mkdir(parents=True, exist_ok=True)
     with _whole_or_not(target) as folder:
         _write(folder, published, done)
     return target
@@ -181,8 +186,6 @@ def _left_out(done: Mapping[str, Output]) -> list[tuple[str, str, str, int]]:
 
 def _check_target(target: Path) -> None:
     """Raises UserError unless `target` is absent, empty, or an earlier publication with nothing added."""
-    if re.match(r"[a-z0-9]+:/", str(target)):
-        raise UserError(f"--to {target}: wanted a local folder; copy it to a bucket from there")
     if target.exists() and not target.is_dir():
         raise UserError(f"{target}: is a file, wanted a folder to publish to; give another path")
     there = _files(target)
@@ -199,22 +202,44 @@ def _check_target(target: Path) -> None:
 
 
 def _files(folder: Path) -> list[str]:
-    return [p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*")) if not p.is_dir()]
+    paths = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if not path.is_dir()]
+    return [path.as_posix() for path in paths if not path.parts[0].startswith(STAGING)]
 
 
 @contextlib.contextmanager
 def _whole_or_not(target: Path) -> Iterator[Path]:
-    """Staging folder that replaces `target` by renaming; an error at any point leaves `target` as it is."""
-    mark = uuid.uuid4().hex[:12]
-    new, old = target.with_name(f".{target.name}.{mark}.new"), target.with_name(f".{target.name}.{mark}.old")
-    new.mkdir()
+    """Staging folder inside `target`, whose entries replace those of `target`; an error leaves `target` as it is.
+
+    Inside, because a folder that is linked to, mounted, or somebody's working folder cannot be replaced itself.
+    """
+    is_new = not target.exists()
+    target.mkdir(parents=True, exist_ok=True)
+    for left in target.glob(f"{STAGING}*"):
+        shutil.rmtree(left)
+    staging = target / f"{STAGING}{uuid.uuid4().hex[:12]}"
+    new, old = staging / "new", staging / "old"
     try:
+        new.mkdir(parents=True)
+        old.mkdir()
         yield new
-        if target.exists():
-            target.rename(old)
-        new.rename(target)
+        _swap(target, new, old)
     finally:
-        if old.exists() and not target.exists():
-            old.rename(target)
-        shutil.rmtree(new, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
+        if is_new:
+            with contextlib.suppress(OSError):  # it is not empty
+                target.rmdir()
+
+
+def _swap(target: Path, new: Path, old: Path) -> None:
+    """Moves the entries of `target` to `old` and those of `new` to `target`; after an error, back."""
+    moved: list[tuple[Path, Path]] = []
+    try:
+        for source, to in ((target, old), (new, target)):
+            for entry in sorted(source.iterdir()):
+                if entry != new.parent:
+                    entry.rename(to / entry.name)
+                    moved.append((entry, to / entry.name))
+    except OSError:
+        for entry, now in reversed(moved):
+            now.rename(entry)
+        raise

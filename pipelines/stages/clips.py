@@ -30,7 +30,8 @@ from pipelines.media.process import Deadline
 from pipelines.run_config import Config
 from pipelines.scratch import scratch
 from pipelines.stages.listing import SourceListing
-from pipelines.stages.source import HASHES, SHA256, HashRecipe, SourceHashes, list_source, read_csv_bytes, split_of
+from pipelines.stages.source import HASHES, SHA256, TABLE, HashRecipe, KnownFiles, SourceHashes, list_source, split_of
+from pipelines.tables import read_table_bytes
 
 CLIP = pa.schema(
     [
@@ -45,37 +46,30 @@ CLIP = pa.schema(
 )
 SETTINGS = fields(NormaliserSettings)
 CLIP_ID_CHARS = 16
+PASSED_OVER = "passed_over.json"
+"""Names of the source's files that are no rows, by what they are."""
 
 
 @dataclass(frozen=True)
 class HashedSource:
-    """Raw files with the SHA-256 of their bytes, and files that are refused: missing, doubled or unreadable.
+    """Raw files with the SHA-256 of their bytes, read when they are needed.
 
-    `read` gives both, when they are needed; `known` is their digest where that is known without.
+    `known`: their digest, where that is known without.
     """
 
-    read: Callable[[], tuple[pa.Table, Sequence[Refused]]]
+    read: Callable[[], KnownFiles]
     known: str | None = None
 
     @cached_property
-    def _found(self) -> tuple[pa.Table, Sequence[Refused]]:
+    def found(self) -> KnownFiles:
         return self.read()
-
-    @property
-    def files(self) -> pa.Table:
-        """Files that can be read, with the columns FILES and `sha256`."""
-        return self._found[0]
-
-    @property
-    def refused(self) -> Sequence[Refused]:
-        return self._found[1]
 
     def meaning(self) -> str:
         """Digest of every file's name, bytes, split and label, and of what is missing."""
         if self.known is not None:
             return self.known
-        present = self.files.select(["name", "sha256", "split", "label", "video_id", "start_s"]).sort_by("name")
-        absent = [[one.row_id, one.error_class] for one in self.refused]
+        present = self.found.files.select(["name", "sha256", "split", "label", "video_id", "start_s"]).sort_by("name")
+        absent = [[one.row_id, one.error_class] for one in self.found.refused]
         return digest([table_digest(present), sorted(absent)])
 
 
@@ -139,12 +133,14 @@ class ClipsStage(RowStage):
     def recipe_to_run(self, config: Config, storage: Storage, say: Callable[[str], None]) -> ClipRecipe:
         listing = SourceListing(config.source.folder, rescan=True)
         hashes = SourceHashes(list_source(config, listing), storage)
+        for kind, names in hashes.source.passed_over.items():
+            say(f"clips: passes over {len(names)} files ({kind}): {', '.join(names[:3])}{', ...' * (len(names) > 3)}")
         hashes.complete(config.clips.execution.workers, say)
         return _known_recipe(config, storage, listing, hashes)  # so that the next plan knows it
 
     def rows(self, context: Context) -> Rows:
         recipe: ClipRecipe = context.recipe
-        files, doubles = _without_doubles(recipe.source.files)
+        files, doubles = _without_doubles(recipe.source.found.files)
         sha256 = files["sha256"].to_pylist()
         splits = map(split_of, files["split"].to_pylist(), sha256, repeat(recipe.test_fraction))
         carried = pa.table(
@@ -160,12 +156,19 @@ class ClipsStage(RowStage):
         worker = ClipWorker(recipe.normaliser, Storage(recipe.folder), context.storage, execution.deadline_s)
         tasks = carried.select(["source_name", "clip_id", "source_sha256"])
         rows = RowSet("clips", recipe, tasks, ("source_sha256",), CLIP, worker)
-        return Rows(carried, [rows], [*recipe.source.refused, *doubles])
+        return Rows(carried, [rows], [*recipe.source.found.refused, *doubles])
 
     def finish(self, context: Context, rows: pa.Table, made: Mapping[str, pa.Table]) -> dict[str, Any]:
+        passed_over = context.recipe.source.found.passed_over
+        context.output.write_json(PASSED_OVER, passed_over)
         of_split = Counter(rows["split"].to_pylist())
         hours = (pc.sum(rows["duration_s"]).as_py() or 0.0) / 3600
-        return {"train": of_split["train"], "test": of_split["test"], "hours": round(hours, 4)}
+        return {
+            "train": of_split["train"],
+            "test": of_split["test"],
+            "hours": round(hours, 4),
+            "passed_over": sum(map(len, passed_over.values())),
+        }
 
 
 class PlannedClipsStage(ClipsStage):
@@ -183,13 +186,13 @@ def _known_recipe(
 ) -> ClipRecipe:
     """Recipe from what is hashed already. Raises NotYetKnown if a file is not."""
     hashes = cache(lambda: made or SourceHashes(list_source(config, listing), storage))  # when it is needed
-    csv = None
+    table = None
     with contextlib.suppress(UserError):  # it is said in its turn, by `list_source`
-        csv = config.source.csv and hashlib.sha256(read_csv_bytes(config.source.csv)).hexdigest()
+        table = config.source.table and hashlib.sha256(read_table_bytes(config.source.table, TABLE.key)).hexdigest()
     hashed = [list(info) for info in storage.files(Ledger(storage, HASHES, SHA256).folder)]
 
     @cache
-    def read() -> tuple[pa.Table, Sequence[Refused]]:
+    def read() -> KnownFiles:
         if lost := hashes().count_missing():  # a part of the ledger was damaged, which its name does not tell
             raise _not_hashed(Counts(hashes().source.files.num_rows, lost))
         return hashes().read()
@@ -201,7 +204,7 @@ def _known_recipe(
         known = None if missing else HashedSource(read).meaning()
         return {"counts": [total, missing, refused], "digest": known}
 
-    of = [storage.url, config.source.csv, csv, config.source.split, hashed, HashRecipe.code_version]
+    of = [storage.url, config.source.table, table, config.source.split, hashed, HashRecipe.code_version]
     fact = listing.fact(f"source-{digest(storage.url)[:8]}", of, look)
     if fact["digest"] is None:
         raise _not_hashed(Counts(*fact["counts"]))

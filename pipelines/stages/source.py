@@ -6,13 +6,11 @@ Hashing 200,000 files takes hours of reading, so digests are kept in a ledger ke
 
 from __future__ import annotations
 
-import csv
 import math
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, get_args
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -21,17 +19,25 @@ import pyarrow.compute as pc
 from pipelines.engine.ledger import Failed, Ledger
 from pipelines.engine.recipe import Recipe
 from pipelines.engine.stage import Refused, RowSet, is_missing, made_rows
-from pipelines.engine.storage import LISTING, Storage
+from pipelines.engine.storage import (
+    BROKEN_LINK,
+    CIRCULAR_LINK,
+    LISTING,
+    NO_FILE,
+    NOT_UTF_8,
+    SPECIAL_FILE,
+    Storage,
+)
 from pipelines.engine.store import text_columns
 from pipelines.errors import UserError, one_line
+from pipelines.media.kinds import VIDEO, kind_of
 from pipelines.run_config import Config, Split, Workers
 from pipelines.stages.listing import SourceListing
+from pipelines.tables import NameFinder, TableKind, UserTable, read_table
 
-MEDIA = r"\.(?:mp4|mkv|webm|mov|avi|m4v|mpg|mpeg|ts|flv|wmv|3gp|ogv|mp3|wav|flac|ogg|m4a|aac)$"
 HIDDEN = r"(?:^|/)\."
 HASHES = "sources"
 HASH_HERE_BYTES = 256 * 2**20
-
 
 FILES = pa.schema(
     [
@@ -45,20 +51,49 @@ FILES = pa.schema(
 SPLITS = frozenset(get_args(Split))
 SHA256 = pa.schema(text_columns("sha256"))
 
+TABLE = TableKind(
+    "source.table",
+    columns={
+        "file": ("filename", "file_name", "path", "name", "video"),
+        "video_id": ("youtube_id", "ytid", "id", "videoid"),
+        "start_s": ("start", "start_seconds", "start_time", "start_sec"),
+        "label": ("labels", "class", "category", "positive_labels"),
+        "split": ("train_test_split", "set", "subset"),
+    },
+    required=(frozenset({"file"}), frozenset({"video_id", "start_s"})),
+    bare=("video_id", "start_s", "label", "split"),
+)
+"""Table of the source: VGGSound's own, without header, or one with a header."""
+
+NO_FILES = {
+    BROKEN_LINK: "a link to nothing; mend the link, or remove it",
+    CIRCULAR_LINK: "a link to a folder that it is in; remove it",
+    NOT_UTF_8: "its name is not UTF-8 text; rename it",
+    SPECIAL_FILE: "a pipe, a socket or a device; move it out of the source folder",
+}
+"""What is the matter with what a listing has and that is no readable file."""
+
 
 @dataclass(frozen=True)
 class SourceFolder:
-    """Listing of the source: raw files with the columns FILES, and refused ones (missing, doubled or no media)."""
+    """Listing of the source.
+
+    Attributes:
+        files: raw files, with the columns FILES.
+        refused: videos that cannot be read as files, and rows of the table without a file of their own.
+        passed_over: names of other files, which are no rows, by what they are.
+    """
 
     folder: Storage
     files: pa.Table
     refused: list[Refused]
+    passed_over: Mapping[str, Sequence[str]]
 
 
 def list_source(config: Config, listing: SourceListing | None = None) -> SourceFolder:
-    """Files of the source, listed now or as of `listing`, through VGGSound's CSV if configured.
+    """Files of the source, listed now or as of `listing`, through its table if one is configured.
 
-    Raises UserError for no files or a bad CSV.
+    Raises UserError for no files or a bad table.
     """
     source = config.source
     listing = listing or SourceListing(source.folder, rescan=True)
@@ -71,109 +106,119 @@ def list_source(config: Config, listing: SourceListing | None = None) -> SourceF
     files = files.filter(pc.invert(pc.match_substring_regex(files["name"], HIDDEN)))
     if not files.num_rows:
         raise UserError(f"source.folder: no files in {source.folder!r}; give a folder of video clips")
-    stems = pc.replace_substring_regex(files["name"], r"^(?:.*/)?(.*)\.[^./]*$|^(?:.*/)?([^./]*)$", r"\1\2")
-    if source.csv is None:
-        found = _from_folder(folder, files, stems)
-    else:
-        found = _from_csv(folder, files, stems, source.csv)
+    is_file = pc.greater(files["size"], NO_FILE)
+    odd = files.filter(pc.invert(is_file)).select(["name", "version"])
+    files = files.filter(is_file)
+    found = _from_folder(folder, files) if source.table is None else _from_table(folder, files, source.table)
+    found = _with_odd(found, odd)
     if source.split is None:
         return found
     split = pa.array([source.split] * found.files.num_rows, pa.string())
     return replace(found, files=found.files.set_column(FILES.get_field_index("split"), "split", split))
 
 
-def _from_folder(folder: Storage, files: pa.Table, stems: pa.ChunkedArray) -> SourceFolder:
-    """Files of a plain folder. A subfolder's name is the label, as in `datasets`' video folders."""
-    is_media = pc.match_substring_regex(files["name"], MEDIA, ignore_case=True)
-    refused = [
-        Refused(name, "NotMedia", f"{name}: not a media file by its name; move it out of the source folder")
-        for name in files.filter(pc.invert(is_media))["name"].to_pylist()
+def _with_odd(found: SourceFolder, odd: pa.Table) -> SourceFolder:
+    """Adds what is no readable file: refused if it is called a video, else passed over."""
+    refused, passed_over = list(found.refused), {kind: list(names) for kind, names in found.passed_over.items()}
+    for name, why in zip(odd["name"].to_pylist(), odd["version"].to_pylist(), strict=True):
+        if why != SPECIAL_FILE and (kind_of(name) == "video" or why == CIRCULAR_LINK):
+            refused.append(Refused(name, why, f"{name}: {NO_FILES[why]}"))
+        else:
+            passed_over.setdefault("no readable file", []).append(name)
+    return replace(found, refused=refused, passed_over=passed_over)
+
+
+def _from_folder(folder: Storage, files: pa.Table) -> SourceFolder:
+    """Videos of a plain folder. A subfolder's name is the label, as in `datasets`' video folders."""
+    is_video = _is_video(files)
+    videos = files.filter(is_video)
+    passed_over: dict[str, list[str]] = {}
+    for name in files.filter(pc.invert(is_video))["name"].to_pylist():
+        passed_over.setdefault(kind_of(name), []).append(name)
+    nothing = pa.nulls(videos.num_rows, pa.string())
+    starts_s = pa.array(np.zeros(videos.num_rows))
+    label = pc.replace_substring_regex(videos["name"], r"^([^/]*)/.*$|^[^/]*$", r"\1")
+    columns = [*videos.columns, label, nothing, _stems(videos), starts_s]
+    return SourceFolder(folder, pa.table(columns, schema=FILES), [], passed_over)
+
+
+def _is_video(files: pa.Table) -> pa.ChunkedArray:
+    return pc.match_substring_regex(files["name"], VIDEO, ignore_case=True)
+
+
+def _stems(files: pa.Table) -> pa.ChunkedArray:
+    """Names without folder and suffix."""
+    return pc.replace_substring_regex(files["name"], r"^(?:.*/)?(.*)\.[^./]*$|^(?:.*/)?([^./]*)$", r"\1\2")
+
+
+def _from_table(folder: Storage, files: pa.Table, path: str) -> SourceFolder:
+    """Files that the table lists, in its order."""
+    table, names = _read_table(path), files["name"].to_pylist()
+    finder = NameFinder(names)
+    owner: dict[int, int] = {}
+    refused: list[Refused] = []
+    rows: list[int] = []
+    for row, wanted in enumerate(table.wanted):
+        places = finder.places(wanted)
+        line = f"{path} line {table.lines[row]}"
+        if len(places) > 1:
+            there = " and ".join(names[place] for place in places)
+            refused.append(Refused(wanted, "AmbiguousFile", f"{line} lists {wanted}, and {there} are there; leave one"))
+        elif not places:
+            message = f"{line} lists {wanted}, but no video of that name is in the source folder"
+            refused.append(Refused(wanted, "MissingFile", message))
+        elif (first := owner.setdefault(places[0], row)) != row:
+            message = f"{line} repeats {wanted} of line {table.lines[first]}; leave one of them"
+            refused.append(Refused(f"{wanted}#{table.lines[row]}", "ListedTwice", message))
+        else:
+            rows.append(row)
+    at = {row: place for place, row in owner.items()}
+    columns = [*files.take([at[row] for row in rows]).columns, *(pa.array(c).take(rows) for c in table.columns)]
+    unlisted = [name for place, name in enumerate(names) if place not in owner]
+    return SourceFolder(folder, pa.table(columns, schema=FILES), refused, {"not listed": unlisted} if unlisted else {})
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """Rows of the source's table: the file that each wants, its line, and the columns after LISTING of FILES."""
+
+    wanted: Sequence[str]
+    lines: Sequence[int]
+    columns: Sequence[Sequence[Any]]
+
+
+def _read_table(path: str) -> _Listed:
+    """Rows of the source's table. Raises UserError that names the bad line."""
+    table = read_table(path, TABLE)
+    nothing = [""] * len(table.lines)
+    files, ids, starts, labels, splits = (table.columns.get(name, nothing) for name in TABLE.columns)
+    starts_s = [_start_s(text, table, row) if text else 0.0 for row, text in enumerate(starts)]
+    wanted = [
+        file or f"{video_id}_{int(start_s):06d}" for file, video_id, start_s in zip(files, ids, starts_s, strict=True)
     ]
-    media = files.filter(is_media)
-    nothing = pa.nulls(media.num_rows, pa.string())
-    starts_s = pa.array(np.zeros(media.num_rows))
-    label = pc.replace_substring_regex(media["name"], r"^([^/]*)/.*$|^[^/]*$", r"\1")
-    columns = [*media.columns, label, nothing, stems.filter(is_media), starts_s]
-    return SourceFolder(folder, pa.table(columns, schema=FILES), refused)
+    for row, (file, video_id, start) in enumerate(zip(files, ids, starts, strict=True)):
+        if not file and not (video_id and start):
+            raise UserError(f"{table.where(row)}: names no file; {TABLE.wanted}")
+    listed = [_split(text, table, row) for row, text in enumerate(splits)] if "split" in table.columns else None
+    ids = [video_id or PurePosixPath(name).stem for video_id, name in zip(ids, wanted, strict=True)]
+    return _Listed(wanted, table.lines, (labels, listed or [None] * len(wanted), ids, starts_s))
 
 
-def _from_csv(folder: Storage, files: pa.Table, stems: pa.ChunkedArray, path: str) -> SourceFolder:
-    """Files that the CSV lists, in its order."""
-    video_ids, starts_s, labels, splits = _read_csv(path)
-    is_media = pc.match_substring_regex(files["name"], MEDIA, ignore_case=True)
-    files, stems = files.filter(is_media), stems.filter(is_media)
-    names_of = Counter(stems.to_pylist())
-    wanted = [f"{video_id}_{int(start_s):06d}" for video_id, start_s in zip(video_ids, starts_s, strict=True)]
-    places = pc.index_in(pa.array(wanted, pa.string()), value_set=stems.combine_chunks())
-    used: set[str] = set()
-    refused, is_listed = [], []
-    for number, (stem, place) in enumerate(zip(wanted, places.to_pylist(), strict=True), start=1):
-        is_listed.append(stem not in used and names_of[stem] == 1)
-        if stem in used:
-            refused.append(Refused(f"{stem}#{number}", "ListedTwice", f"{path} line {number} repeats {stem}"))
-        elif place is None:
-            message = f"{path} line {number} lists {stem}, but no media file {stem}.* is in the source folder"
-            refused.append(Refused(stem, "MissingFile", message))
-        elif names_of[stem] > 1:
-            same = files.filter(pc.equal(stems, stem))["name"].to_pylist()
-            message = f"{path} line {number} lists {stem}, and {' and '.join(same)} are there; leave one"
-            refused.append(Refused(stem, "AmbiguousFile", message))
-        used.add(stem)
-    columns = [*files.take(places).columns, labels, splits, video_ids, starts_s]
-    table = pa.table(columns, schema=FILES)
-    return SourceFolder(folder, table.filter(pa.array(is_listed, pa.bool_())), refused)
-
-
-def read_csv_bytes(path: str) -> bytes:
-    """Content of the CSV. Raises UserError if it does not exist."""
-    folder, _, name = path.rpartition("/")
+def _start_s(text: str, table: UserTable, row: int) -> float:
     try:
-        return Storage(folder or ".").read_bytes(name)
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise UserError(f"source.csv: {path!r} does not exist; give VGGSound's CSV or leave the key out") from error
+        start_s = float(text)
+    except ValueError:
+        start_s = math.nan
+    if not 0 <= start_s < math.inf:
+        raise UserError(f"{table.where(row)}: got the start {text!r}, wanted seconds; {TABLE.wanted}")
+    return start_s
 
 
-def _read_csv(path: str) -> tuple[list[str], list[float], list[str], list[str]]:
-    """Columns of VGGSound's CSV: video ids, starts (s), labels, splits. Raises UserError that names the bad line."""
-    try:
-        text = read_csv_bytes(path).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"source.csv: {path!r} is not UTF-8 text") from error
-    wanted = "wanted youtube_id,start_s,label,split with a split of train or test"
-    video_ids, starts_s, labels, splits = [], [], [], []
-    if not text.strip():
-        raise UserError(f"source.csv: {path} is empty, {wanted}")
-    reader = csv.reader(text.splitlines(), skipinitialspace=True)
-    before = 0
-    while True:
-        try:
-            row = next(reader)
-        except StopIteration:
-            break
-        except csv.Error as error:
-            raise UserError(f"source.csv: {path} line {before + 1}: {error}; {wanted}") from error
-        lines, before = reader.line_num - before, reader.line_num
-        where = f"source.csv: {path} line {before - lines + 1}"
-        if lines > 1:
-            raise UserError(f"{where}: a quote is opened and closed {lines - 1} lines later; {wanted}")
-        if not row:
-            continue
-        if len(row) != 4:
-            raise UserError(f"{where}: got {len(row)} fields, {wanted}")
-        video_id, start_text, label, split = map(str.strip, row)
-        try:
-            start_s = float(start_text)
-        except ValueError:
-            start_s = math.nan
-        if not 0 <= start_s < math.inf:
-            raise UserError(f"{where}: got the start {start_text!r}, {wanted}")
-        if split not in SPLITS:
-            raise UserError(f"{where}: got the split {split!r}, {wanted}")
-        video_ids.append(video_id)
-        starts_s.append(start_s)
-        labels.append(label)
-        splits.append(split)
-    return video_ids, starts_s, labels, splits
+def _split(text: str, table: UserTable, row: int) -> str | None:
+    """Split that a row gives; None, which leaves it to the content hash, where it gives none."""
+    if text and text.casefold() not in SPLITS:
+        raise UserError(f"{table.where(row)}: got the split {text!r}, wanted train or test")
+    return text.casefold() or None
 
 
 def split_of(listed: Split | None, sha256: str, test_fraction: float) -> Split:
@@ -212,6 +257,14 @@ class HashWorker:
             return Failed("UnreadableSource", f"{name}: cannot be read: {one_line(error)}")
 
 
+class KnownFiles(NamedTuple):
+    """Raw files that can be read, with the columns FILES and `sha256`; the other attributes are as of SourceFolder."""
+
+    files: pa.Table
+    refused: list[Refused]
+    passed_over: Mapping[str, Sequence[str]]
+
+
 class SourceHashes:
     """SHA-256 of every file of a source, from the ledger `sources`."""
 
@@ -246,12 +299,12 @@ class SourceHashes:
             fan_out(tasks, keys, self.rows.worker, ledger=self.ledger, workers=execution, say=say)
         self.ledger.settle()
 
-    def read(self) -> tuple[pa.Table, list[Refused]]:
-        """Files with a column `sha256`, and refused files. All must have been hashed."""
+    def read(self) -> KnownFiles:
+        """Files with their digests. All must have been hashed."""
         made = made_rows(self.rows, self.ledger)
         files = self.source.files.append_column("sha256", made["sha256"])
         is_good = pc.equal(made["error_class"], "")
         bad = made.filter(pc.invert(is_good)).select(["error_class", "message"])
         names = files.filter(pc.invert(is_good))["name"].to_pylist()
         refused = [Refused(name, *row.values()) for name, row in zip(names, bad.to_pylist(), strict=True)]
-        return files.filter(is_good), self.source.refused + refused
+        return KnownFiles(files.filter(is_good), self.source.refused + refused, self.source.passed_over)

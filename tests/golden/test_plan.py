@@ -94,7 +94,7 @@ def settings(folder: Path, project: Any) -> list[str]:
     changes = {
         "root": folder / "store",
         "source.folder": folder / "corpus" / "videos",
-        "source.csv": folder / "corpus" / "vggsound.csv",
+        "source.table": folder / "corpus" / "vggsound.csv",
         "captions.model.path": folder / "omni",
         "captions.instruction": folder / "prompts" / "av_caption.yaml",
         "captions.warnings": folder / "prompts" / "warnings.yaml",

@@ -88,7 +88,7 @@ class Chaos:
         return [
             f"root={root}",
             f"source.folder={self.folder}/corpus/videos",
-            f"source.csv={self.folder}/corpus/vggsound.csv",
+            f"source.table={self.folder}/corpus/vggsound.csv",
             "clips.duration_s=2.0",
             "clips.execution.batch_rows=1",
             "captions.execution.batch_rows=2",

@@ -29,7 +29,7 @@ def _soundcap(*arguments: str) -> "subprocess.CompletedProcess[str]":
         (["miniature", "study", "--seeds", "3"], "miniature: this command is now `python -m miniature`"),
         (["plan", "configs/demo.yaml", "--set", "source.folder=/nowhere"], "'/nowhere' does not exist"),
         (["fsck", "configs/demo.yaml", "--set", "root=/nowhere"], "root '/nowhere' holds no store"),
-        (["plan", "configs/demo.yaml", "--set", "source.folder=configs", "--set", "source.csv=no.csv"], "no.csv"),
+        (["plan", "configs/demo.yaml", "--set", "source.folder=configs", "--set", "source.table=no.csv"], "no.csv"),
     ],
 )
 def test_user_errors_are_one_line_with_exit_code_2(
@@ -78,7 +78,7 @@ def test_a_cluster_that_is_not_there_is_one_line(
     (tmp_path / "a.mp4").write_bytes(b"never read")
     done = _soundcap(
         "run", "configs/demo.yaml", "--until", "clips", "--set", f"root={tmp_path}/store",
-        "--set", f"source.folder={tmp_path}", "--set", "source.csv=null",
+        "--set", f"source.folder={tmp_path}", "--set", "source.table=null",
     )  # fmt: skip
     assert done.returncode == 2 and message in done.stderr, done.stderr
 
@@ -87,7 +87,7 @@ def test_plan_json_before_anything_ran(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(b"not looked at before the run")
     done = _soundcap(
         "plan", "configs/demo.yaml", "--json", "--set", f"root={tmp_path}/store",
-        "--set", f"source.folder={tmp_path}", "--set", "source.csv=null",
+        "--set", f"source.folder={tmp_path}", "--set", "source.table=null",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     stages = json.loads(done.stdout)["stages"]
@@ -103,7 +103,7 @@ def test_a_start_that_is_no_time_is_one_line(
 ) -> None:
     (tmp_path / "a_000001.mp4").write_bytes(b"not looked at")
     (tmp_path / "list.csv").write_text(f"a,{start},dog,train\n")
-    sets = ["--set", f"source.folder={tmp_path}", "--set", f"source.csv={tmp_path}/list.csv"]
+    sets = ["--set", f"source.folder={tmp_path}", "--set", f"source.table={tmp_path}/list.csv"]
     monkeypatch.setattr(sys, "argv", ["soundcap", "plan", str(ROOT / "configs/demo.yaml"), *sets])
     with pytest.raises(SystemExit) as ended:
         main()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,13 +16,14 @@ import pytest
 import soundfile
 import torch
 
+from flowley.features.dataset import index_files
 from flowley.network.feature_spec import FeatureSpec
 from flowley.network.presets import preset
 from flowley.network.registry import build_network, load_network
 from miniature.world.corpus import generate_corpus
 from miniature.world.film import World
 from pipelines.cli.flowley import main
-from pipelines.commands.feature_folder import open_dataset
+from pipelines.commands.feature_folder import AV_PATTERN, open_dataset
 from pipelines.media.probe import probe
 from pipelines.media.process import Deadline
 
@@ -119,7 +122,7 @@ def test_from_films_to_scores(flowley: Flowley, folder: Path, parts: list[object
 def test_extraction_goes_on_and_captions_may_change(
     flowley: Flowley, folder: Path, parts: list[object], tmp_path: Path
 ) -> None:
-    """Films that are there are not read again; a film without caption or without sound is said, the rest is kept."""
+    """Films that are there are not encoded again, but for one that was replaced; one without caption is said."""
     films, captions = tmp_path / "films", tmp_path / "captions.csv"
     shutil.copytree(folder / "films", films)
     captions.write_text("name,caption\nfilm0,a bell\nfilm1," + "rain " * 200 + "\n")
@@ -130,11 +133,19 @@ def test_extraction_goes_on_and_captions_may_change(
     assert "film2.mp4 (no caption), film1 (caption)" in err
     assert open_dataset(tmp_path / "out")[1] == 1
     captions.write_text("name,caption\nfilm0,a dog\nfilm1,rain\nfilm2,bell\n")
-    (films / "film0.mp4").write_bytes(b"never read again")
-    code, _, err = flowley(*[films / name if name == films else name for name in extract[:1]], films / "film0.mp4",
-                           films / "film1.mp4", films / "film2.mp4", *extract[2:])  # fmt: skip
+    code, _, err = flowley(*extract)
     assert (code, err) == (0, "")
     assert len(open_dataset(tmp_path / "out")[0]) == 3
+    rows = index_files(sorted((tmp_path / "out").glob(AV_PATTERN)))
+    files = [Path(rows[f"film{k}"].path).name for k in range(3)]
+    assert files == ["av-00000.arrow", "av-00000.arrow", "av-00001.arrow"], "film0 and film1 are there already"
+
+    shutil.copy(films / "film2.mp4", films / "film0.mp4")
+    code, _, err = flowley("extract", films / "film0.mp4", *extract[2:])
+    assert (code, err) == (0, "")
+    clips = {clip.clip_id: clip for clip in open_dataset(tmp_path / "out")[0]}
+    assert np.array_equal(clips["film0"].audio_mean, clips["film2"].audio_mean), "features of a film that is gone"
+    assert not np.array_equal(clips["film1"].audio_mean, clips["film2"].audio_mean)
     other = [*extract[:-1], 1.0]
     code, _, err = flowley(*other)
     assert code == 2 and "holds features of another duration_s" in err
@@ -152,16 +163,21 @@ def test_a_folder_with_other_things_in_it(flowley: Flowley, folder: Path, tmp_pa
     (mixed / "notes.txt").write_text("not a film")
     (mixed / "empty.mp4").write_bytes(b"")
     soundfile.write(mixed / "sound.wav", np.zeros(16_000), 16_000)
+    picture = ["-frames:v", "1", mixed / "good.jpg"]  # beside the video of its name
+    subprocess.run(["ffmpeg", "-v", "error", "-i", mixed / "good.mp4", *picture], check=True)
+    (mixed / "gone.mp4").symlink_to(tmp_path / "nothing")
+    (mixed / "linked.mp4").symlink_to(folder / "films" / "film1.mp4")
+    os.mkfifo(mixed / "pipe.mp4")
     code, out, err = flowley(
         "generate", mixed, "--checkpoint", folder / "checkpoint", "-o", tmp_path / "out", "--steps", 1
     )
     lines = out.splitlines()
-    for name in ("notes.txt", "empty.mp4", "sound.wav"):
+    for name in ("notes.txt", "empty.mp4", "sound.wav", "good.jpg", "gone.mp4", "pipe.mp4"):
         assert sum(line.startswith(f"passed over {name}") for line in lines) == 1, out
     assert "no --caption: the sound follows the picture alone" in lines
     assert any("damaged.mp4: DamagedSource" in line for line in lines), out
-    assert code == 1 and err == "flowley: 1 of 2 videos failed: damaged.mp4\n"
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.mp4"]
+    assert code == 1 and err == "flowley: 1 of 3 videos failed: damaged.mp4\n"
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["good.mp4", "linked.mp4"]
 
 
 def test_a_video_too_short_for_motion(flowley: Flowley, folder: Path, tmp_path: Path) -> None:
@@ -198,6 +214,8 @@ TRAIN = ("train", "{features}", "-o", "{tmp}/run", "--steps", "1", "--batch-size
         wrong("generate", "{tmp}", "--checkpoint", "{checkpoint}", "-o", "{tmp}/o", words="no videos in"),
         wrong("generate", "{films}", "--checkpoint", "{checkpoint}", "-o", "{tmp}/o.mp4", words="for 3 videos; give a"),
         wrong("generate", "{films}", "--checkpoint", "{checkpoint}", "-o", "{films}", words="would be written over"),
+        wrong(*GENERATE[:-1], "{tmp}/o.mov", words="o.mov: .mov is not written; give a name that ends in .mp4"),
+        wrong(*GENERATE[:-1], "{captions}", words="captions.csv: a file; give a folder"),
         wrong(*GENERATE, "--caption", "rain " * 200, words="tokens, this network takes 128: shorten it by"),
         wrong(*GENERATE, "--negative", "rain " * 200, words="tokens, this network takes 128: shorten it by"),
         wrong(*GENERATE, "--negative", "x", "--guidance", "1", words="--negative needs --guidance other than 1"),
@@ -220,7 +238,7 @@ TRAIN = ("train", "{features}", "-o", "{tmp}/run", "--steps", "1", "--batch-size
         wrong("evaluate", "{films}", "{films}", "--hz", "1", words="--hz 1: wanted at least 8000"),
         wrong(*TRAIN, "tiny", words="has no features.json; give a folder that `flowley extract` wrote"),
         wrong("extract", "{films}", "--captions", "{films}", "-o", "{tmp}/f", "--visual", "x", "--text", "x",
-              "--codec", "log_mel", words="no such file; give a CSV with the header name,caption"),
+              "--codec", "log_mel", words="does not exist; give a CSV, TSV or Parquet file"),
         wrong("demo", "--checkpoint", "{tmp}", words="has no config.json"),
     ],
 )  # fmt: skip

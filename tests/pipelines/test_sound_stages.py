@@ -61,7 +61,7 @@ def load(tmp_path_factory: pytest.TempPathFactory, tiny_encoder_builders: dict) 
             ROOT / "configs" / "demo.yaml",
             [
                 f"root={folder}/store", f"source.folder={folder}/corpus/videos",
-                f"source.csv={folder}/corpus/vggsound.csv", "features.captions=label",
+                f"source.table={folder}/corpus/vggsound.csv", "features.captions=label",
                 f"features.visual.path={folder}/clip", f"features.text.path={folder}/t5",
                 "flowley.training={steps: 4, batch_size: 2, duration_s: 4.0, warmup_steps: 1}",
                 f"flowley.execution.settings={EXECUTION}",

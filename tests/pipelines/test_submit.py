@@ -69,7 +69,7 @@ def test_staged_configuration_points_where_this_process_does(workplace: Path) ->
     assert load_config(staging / CONFIG_NAME) == staged, "what the job reads is not what was returned"
     assert staged.root == str(workplace / ".demo/store")
     assert staged.source.folder == str(workplace / ".demo/corpus/videos")
-    assert staged.source.csv == str(workplace / ".demo/corpus/vggsound.csv")
+    assert staged.source.table == str(workplace / ".demo/corpus/vggsound.csv")
     assert staged.features.sync == str(workplace / ".demo/sync")
     assert staged.captions.model.path == str(workplace / _demo_config().captions.model.path)
     assert staged.captioner.model.path == "owner/name", "a hub id is not a path"
@@ -289,7 +289,7 @@ def test_second_submit_attaches_and_another_run_on_the_store_is_refused(
     pipe = workplace / "raw" / "endless.mp4"
     pipe.parent.mkdir()
     os.mkfifo(pipe)
-    config = _clips_only(corpus, workplace / "store", f"source.csv={pipe}")
+    config = _clips_only(corpus, workplace / "store", f"source.table={pipe}")
     client = _client(ray_head)
     job = submit(config, address=ray_head, wait=False, say=print, until="clips")
     try:

@@ -79,7 +79,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_bytes_that_are_normalised_are_those_that_were_hashed(corpus: Path, tmp_path: Path) -> None:
     """One film is replaced by another between hashing and normalising: it gets no row under the old identity."""
     config = load_config(
-        DEMO, [f"root={tmp_path}/store", f"source.folder={corpus}/videos", "source.csv=null", "clips.duration_s=1.5"]
+        DEMO, [f"root={tmp_path}/store", f"source.folder={corpus}/videos", "source.table=null", "clips.duration_s=1.5"]
     )
     first, *_, last = sorted((corpus / "videos").iterdir())
     replaced = first.read_bytes()

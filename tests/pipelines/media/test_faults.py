@@ -30,7 +30,7 @@ from pipelines.media.faults import (
     UnreadableSource,
 )
 from pipelines.media.normalise import normalise
-from pipelines.media.probe import open_source
+from pipelines.media.probe import open_source, probe
 from pipelines.media.process import Deadline
 
 
@@ -258,12 +258,15 @@ def test_a_crash_of_ffmpeg_is_evidence_against_the_source(settings, base, tmp_pa
 
 
 def test_a_picture_that_would_fill_the_memory_is_not_decoded(settings, tmp_path):
-    source = tmp_path / "huge.png"
+    picture, source = tmp_path / "huge.png", tmp_path / "huge.mkv"
     header = struct.pack(">IIBBBBB", 16_000, 16_000, 8, 0, 0, 0, 0)
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(16_001) * 64)), (b"IEND", b"")]
-    source.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(*chunk) for chunk in chunks))
+    picture.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(*chunk) for chunk in chunks))
+    subprocess.run(["ffmpeg", "-v", "error", "-i", picture, "-c", "copy", source], check=True)
     error = refuse(source, settings)
     assert type(error) is UnreadableSource and "more than 134217728 pixels" in str(error)
+    with pytest.raises(NoVideoStream, match="a still picture; wanted a video"):
+        probe(picture, Deadline(60))
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:

@@ -82,7 +82,7 @@ def configure(source: Path, only_min_words: Callable[[int], str]) -> Callable[[P
         overrides = (
             f"root={root}",
             f"source.folder={source / 'videos'}",
-            f"source.csv={source / 'vggsound.csv'}",
+            f"source.table={source / 'vggsound.csv'}",
             "clips.duration_s=2.0",
             f"captions.instruction={ROOT / 'prompts/av_caption.yaml'}",
             f"captions.warnings={ROOT / 'prompts/warnings.yaml'}",
@@ -139,8 +139,7 @@ def report() -> Callable[[Config], str]:
     """Builds the report on exactly the stages of `finished`; returns the page."""
 
     def build(config: Config) -> str:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("pipelines.report.build.STAGES", [kind() for kind in (*STAGES, SamplesStage)])
-            return Path(build_report(config)).read_text(encoding="utf-8")
+        stages = [kind() for kind in (*STAGES, SamplesStage)]
+        return Path(build_report(config, stages)).read_text(encoding="utf-8")
 
     return build

@@ -85,7 +85,7 @@ def test_a_publication_that_cannot_be_replaced_stays(
     rename = Path.rename
 
     def fail(self: Path, to: Path) -> Path:
-        if self.name.endswith(".new"):
+        if self.parent.name == "new" and self.name == "publication.json":  # some entries are in their places
             raise OSError("disk full")
         return rename(self, to)
 
@@ -93,7 +93,29 @@ def test_a_publication_that_cannot_be_replaced_stays(
     with pytest.raises(OSError, match="disk full"):
         publish(finished, target)
     assert (target / "README.md").read_text() == "the earlier one"
-    assert [p.name for p in tmp_path.iterdir()] == ["hub"], "temporary folders were left behind"
+    names = ["README.md", "data", "prompts.json", "publication.json"]
+    assert sorted(p.name for p in target.iterdir()) == names, "temporary folders were left behind"
+
+
+def test_a_link_and_the_working_folder_are_written_through(
+    finished: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, link = tmp_path / "disk", tmp_path / "link"
+    folder.mkdir()
+    link.symlink_to(folder)
+    assert publish(finished, link) == folder and link.is_symlink()
+    monkeypatch.chdir(folder)
+    (folder / "README.md").write_text("old")
+    assert publish(finished, Path()) == folder
+    assert Path("README.md").read_text() != "old", "the working folder was replaced, not written to"
+
+
+def test_what_a_killed_publication_left_is_removed(finished: Config, tmp_path: Path) -> None:
+    left = tmp_path / "hub" / ".publication-0123" / "new"
+    left.mkdir(parents=True)
+    (left / "README.md").write_text("half")
+    target = publish(finished, tmp_path / "hub")
+    assert not left.exists() and (target / "README.md").is_file()
 
 
 def test_a_folder_with_other_files_is_left_alone(finished: Config, tmp_path: Path) -> None:

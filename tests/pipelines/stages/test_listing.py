@@ -32,7 +32,7 @@ def config(tmp_path: Path) -> Config:
     for name in ("cat/a.mp4", "cat/b.mp4", "dog/c.mp4"):
         (tmp_path / "films" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "films" / name).write_text(name)
-    config = load_config(DEMO, [f"root={tmp_path}/store", f"source.folder={tmp_path}/films", "source.csv=null"])
+    config = load_config(DEMO, [f"root={tmp_path}/store", f"source.folder={tmp_path}/films", "source.table=null"])
     _hash(config)
     return config
 

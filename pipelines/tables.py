@@ -1,0 +1,213 @@
+"""Tables that users bring: CSV, TSV and Parquet, read strictly. Every error names the file and the line.
+
+A text table is UTF-8 (or UTF-16 with its mark), one row a line, with any line ends. Its header is optional: the first
+row is one if its cells name the columns that the table must have.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.engine.storage import Storage, parquet_table
+from pipelines.errors import UserError, one_line
+from pipelines.media.kinds import kind_of
+
+_LINE_END = re.compile(r"\r\n|\r|\n")
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+
+
+@dataclass(frozen=True)
+class TableKind:
+    """Kind of table.
+
+    Attributes:
+        key: configuration key or option that gives its address, for messages.
+        columns: names of the columns, each with other names that a header may use. Case, spaces and a leading `#`
+            do not matter.
+        required: sets of columns; a table has all columns of one of them at least.
+        bare: columns of a table without header, in order.
+    """
+
+    key: str
+    columns: Mapping[str, Sequence[str]]
+    required: Sequence[frozenset[str]]
+    bare: Sequence[str]
+
+    @property
+    def wanted(self) -> str:
+        """Words on what a table of this kind holds."""
+        heads = " or ".join(",".join(name for name in self.columns if name in one) for one in self.required)
+        return f"wanted {','.join(self.bare)} in each line, or a header with {heads}"
+
+    def header(self, cells: Sequence[str]) -> list[str] | None:
+        """Column names of a header's cells, "" for an unknown one; None if the cells are no header."""
+        names = [self._column(cell) for cell in cells]
+        return names if any(one <= set(names) for one in self.required) else None
+
+    def _column(self, cell: str) -> str:
+        said = re.sub(r"[\s_/-]+", "_", cell.strip().lstrip("#").strip().casefold())
+        return next((name for name, others in self.columns.items() if said == name or said in others), "")
+
+
+@dataclass(frozen=True)
+class UserTable:
+    """Rows of a table as columns of stripped text, and the line of each row (in Parquet, its number from 1)."""
+
+    kind: TableKind
+    path: str
+    columns: Mapping[str, Sequence[str]]
+    lines: Sequence[int]
+
+    def where(self, row: int) -> str:
+        """Words on the place of a row, for messages."""
+        return f"{self.kind.key}: {self.path} line {self.lines[row]}"
+
+
+class NameFinder:
+    """Files by what a table calls them: their whole name, their name without folder, or, of videos, without suffix.
+
+    The first of these that fits any file holds, so that an exact name never means another file.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._of: tuple[dict[str, list[int]], ...] = ({}, {}, {})
+        for place, name in enumerate(names):
+            base = name.rpartition("/")[2]
+            self._of[0].setdefault(name, []).append(place)
+            self._of[1].setdefault(base, []).append(place)
+            if kind_of(name) == "video":
+                self._of[2].setdefault(base.rpartition(".")[0], []).append(place)
+
+    def places(self, wanted: str) -> list[int]:
+        """Places of the files that `wanted` may mean: one if it is clear."""
+        for known in self._of:
+            if wanted in known:
+                return known[wanted]
+        if kind_of(wanted) != "other":  # dog.wav may stand for dog.mp4, but dog.remix for no other name
+            return self._of[2].get(wanted.rpartition("/")[2].rpartition(".")[0], [])
+        return []
+
+
+def read_table_bytes(path: str, key: str) -> bytes:
+    """Content of a table's file, which may lie in a bucket. Raises UserError if it does not exist."""
+    folder, _, name = path.rpartition("/")
+    try:
+        return Storage(folder or ("/" if path.startswith("/") else ".")).read_bytes(name)
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise UserError(f"{key}: {path!r} does not exist; give a CSV, TSV or Parquet file") from error
+
+
+def read_table(path: str, kind: TableKind) -> UserTable:
+    """Rows of a table. Raises UserError that names the first line which is not as wanted."""
+    data = read_table_bytes(path, kind.key)
+    if path.casefold().endswith(".parquet"):
+        return _from_parquet(data, path, kind)
+    return _from_text(_decoded(data, path, kind), path, kind)
+
+
+def _from_parquet(data: bytes, path: str, kind: TableKind) -> UserTable:
+    try:
+        table = parquet_table(data)
+    except pa.ArrowException as error:
+        raise UserError(f"{kind.key}: {path} cannot be read as Parquet: {one_line(error)}") from error
+    names = kind.header(table.column_names)
+    if names is None:
+        raise UserError(f"{kind.key}: {path} has the columns {', '.join(table.column_names)}; {kind.wanted}")
+    _refuse_doubles(names, kind, f"{kind.key}: {path}")
+    columns = {}
+    for name, column in zip(names, table.columns, strict=True):
+        if name:
+            try:
+                columns[name] = pc.utf8_trim_whitespace(column.cast(pa.string()).fill_null("")).to_pylist()
+            except pa.ArrowException as error:
+                raise UserError(f"{kind.key}: {path} column {name}: {column.type}, wanted text or numbers") from error
+    if not table.num_rows:
+        raise UserError(f"{kind.key}: {path} has no rows; {kind.wanted}")
+    return UserTable(kind, path, columns, range(1, table.num_rows + 1))
+
+
+def _decoded(data: bytes, path: str, kind: TableKind) -> str:
+    if data.startswith(_UTF_16):
+        try:
+            return data.decode("utf-16")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{kind.key}: {path} is cut UTF-16 text; save it again as UTF-8") from error
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = 1 + len(_LINE_END.findall(data[: error.start].decode("latin-1")))
+        raise UserError(
+            f"{kind.key}: {path} line {line}: byte 0x{data[error.start]:02x} is not UTF-8 text; save the file as UTF-8"
+        ) from error
+    if "\0" in text:
+        line = 1 + len(_LINE_END.findall(text[: text.index("\0")]))
+        raise UserError(f"{kind.key}: {path} line {line}: a zero byte; save the file as UTF-8 text")
+    return text
+
+
+def _from_text(text: str, path: str, kind: TableKind) -> UserTable:
+    names: Sequence[str] | None = None
+    rows: list[list[str]] = []
+    lines: list[int] = []
+    for line, cells in _cells(text, path, kind):
+        is_comment = cells[0].startswith("#")
+        if names is None:
+            names = kind.header(cells)
+            if names is not None:
+                _refuse_doubles(names, kind, f"{kind.key}: {path} line {line}")
+                continue
+            if is_comment:
+                continue
+            names = kind.bare
+        if is_comment and len(cells) != len(names):
+            continue
+        if len(cells) != len(names):
+            raise UserError(
+                f"{kind.key}: {path} line {line}: got {len(cells)} fields, wanted {len(names)}; put a text with a "
+                f"{'tab' if _delimiter(path) != ',' else 'comma'} in quotes ({kind.wanted})"
+            )
+        rows.append(cells)
+        lines.append(line)
+    if names is None or not rows:
+        raise UserError(f"{kind.key}: {path} has no rows; {kind.wanted}")
+    columns = {name: column for name, column in zip(names, zip(*rows, strict=True), strict=True) if name}
+    return UserTable(kind, path, columns, lines)
+
+
+def _cells(text: str, path: str, kind: TableKind) -> Iterator[tuple[int, list[str]]]:
+    """Line number and stripped cells of each line that is not blank. A quoted text ends on its line."""
+    lines = _LINE_END.split(text)
+    reader = csv.reader(lines, delimiter=_delimiter(path), skipinitialspace=True, strict=True)
+    before = 0
+    while True:
+        where = f"{kind.key}: {path} line {before + 1}"
+        if before < len(lines) and lines[before].count('"') % 2:
+            raise UserError(f"{where}: a quote is not closed on its line; close it, or double it inside a quoted text")
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise UserError(f"{where}: {error}; {kind.wanted}") from error
+        if reader.line_num > before + 1:
+            raise UserError(f"{where}: a quote is not closed on its line; close it, or double it inside a quoted text")
+        before = reader.line_num
+        cells = [cell.strip() for cell in row]
+        if any(cells):
+            yield before, cells
+
+
+def _delimiter(path: str) -> str:
+    return "\t" if path.casefold().endswith((".tsv", ".tab")) else ","
+
+
+def _refuse_doubles(names: Sequence[str], kind: TableKind, where: str) -> None:
+    doubled = sorted({name for name in names if name and names.count(name) > 1})
+    if doubled:
+        raise UserError(f"{where}: two columns for {', '.join(doubled)}; leave one of each")

@@ -1,0 +1,28 @@
+"""Rows of the clips before any is made."""
+
+from pathlib import Path
+
+from pipelines.engine.plan import resolve
+from pipelines.engine.storage import Storage
+from pipelines.run_config import load_config
+from pipelines.stages.clips import ClipsStage
+
+DEMO = Path(__file__).parents[3] / "configs" / "demo.yaml"
+
+
+def test_the_same_bytes_are_never_in_both_splits(tmp_path: Path) -> None:
+    films = tmp_path / "films"
+    films.mkdir()
+    for name, data in (("a.mp4", "one"), ("b.mp4", "one"), ("c.mp4", "two")):
+        (films / name).write_text(data)
+    (tmp_path / "list.csv").write_text("file,split\nb.mp4,train\na.mp4,test\nc.mp4,test\n")
+    config = load_config(
+        DEMO, [f"root={tmp_path}/store", f"source.folder={films}", f"source.table={tmp_path}/list.csv"]
+    )
+    resolved = resolve(ClipsStage(), config, Storage(config.root), {}, to_run=True)
+    assert not isinstance(resolved, str)
+    rows = ClipsStage().rows(resolved.context)
+    found = rows.carried.select(["source_name", "split"]).to_pylist()
+    assert found == [{"source_name": "b.mp4", "split": "train"}, {"source_name": "c.mp4", "split": "test"}]
+    [refused] = rows.refused
+    assert refused.error_class == "DuplicateSource" and refused.message == "a.mp4: the same bytes as b.mp4"
