@@ -105,7 +105,6 @@ def extract(
 ) -> None:
     """Make feature files of videos with sound and their captions, for `flowley train`."""
     from pipelines.commands import extract as command
-    from pipelines.tables import read_table
 
     require_device(device)
     quiet_libraries()
@@ -115,7 +114,7 @@ def extract(
         spec = replace(spec, duration_s=duration)
     clips = command.extract(
         videos,
-        read_table(str(captions), command.CAPTIONS),
+        captions,
         out,
         network=network,
         spec=spec,

@@ -23,7 +23,7 @@ from pipelines.media.read import read_audio, read_frames
 from pipelines.media.videos import DEADLINE_S, find_videos, one_of_many, refuse_doubles, settings_for
 from pipelines.progress import Progress
 from pipelines.scratch import scratch
-from pipelines.tables import NameFinder, TableKind, UserTable
+from pipelines.tables import NameFinder, TableKind, UserTable, read_table
 
 CLIPS_PER_FILE = 64
 """Clips per feature file, which is the most that an interruption loses."""
@@ -77,7 +77,7 @@ def match_captions(table: UserTable, names: Sequence[str], say: Callable[[str], 
 
 def extract(
     videos: Sequence[Path],
-    captions: UserTable,
+    captions: Path,
     out: Path,
     *,
     network: NetworkConfig,
@@ -91,6 +91,7 @@ def extract(
     The same command resumes after an interruption. Raises UserError for encoders that do not fit the network,
     RunError if any video failed (after the rest).
     """
+    table = read_table(str(captions), CAPTIONS)
     found = find_videos(videos, say)
     refuse_doubles(found, "a clip's name must be its own")
     with user_input():
@@ -99,7 +100,7 @@ def extract(
         encoders.load()
     write_spec(out, spec)
     earlier = rows_by_clip(out, AV_PATTERN).keys() - {video.stem for video in found}
-    caption_of = match_captions(captions, [video.name for video in found] + [f"{clip}.mp4" for clip in earlier], say)
+    caption_of = match_captions(table, [video.name for video in found] + [f"{clip}.mp4" for clip in earlier], say)
     failed = [f"{video.name} (no caption)" for video in found if video.stem not in caption_of]
     for line in failed:
         say(line)

@@ -17,10 +17,9 @@ from flowley.network.registry import load_network
 from flowley.sampling.generator import sample_clips
 from flowley.sampling.solvers import SampleSettings
 from miniature.world.corpus import generate_corpus
-from pipelines.commands.extract import CAPTIONS, extract
+from pipelines.commands.extract import extract
 from pipelines.commands.feature_folder import open_dataset
 from pipelines.commands.train import make_recipe, train
-from pipelines.tables import read_table
 
 CLIPS, DURATION_S, STEPS = 8, 2.0, 1200
 NETWORK = {"D": 256, "N1": 1, "N2": 2, "heads": 4}
@@ -44,7 +43,7 @@ def test_eight_clips_are_learnt_by_heart(tmp_path: Path, tiny_encoder_builders: 
     config = recipe.network
     features = tmp_path / "features"
     extract(
-        [videos], read_table(str(tmp_path / "captions.csv"), CAPTIONS), features, network=config,
+        [videos], tmp_path / "captions.csv", features, network=config,
         spec=FeatureSpec(
             visual=str(tmp_path / "clip"), text=str(tmp_path / "t5"), codec="log_mel", duration_s=DURATION_S
         ),

@@ -308,7 +308,7 @@ def test_second_submit_attaches_and_another_run_on_the_store_is_refused(
 @pytest.mark.slow
 @pytest.mark.usefixtures("has_token")
 def test_failed_job_is_an_error_and_its_log_is_shown(ray_head: str, workplace: Path) -> None:
-    (workplace / "empty").mkdir()
+    (workplace / "empty" / "videos").mkdir(parents=True)
     config = _clips_only(workplace / "empty", workplace / "store")
     lines: list[str] = []
     with pytest.raises(RunError, match="FAILED"):
