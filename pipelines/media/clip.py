@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-NORMALISER_VERSION = 1
+NORMALISER_VERSION = 2
 """Version in a clip's identity. Raise it when the same source and settings would give another result."""
 
 NORMALISED_TAG = f"normalised clip v{NORMALISER_VERSION}: frame index is time"
@@ -44,7 +44,16 @@ class NormaliserSettings:
 
 @dataclass(frozen=True, slots=True)
 class NormalisedClip:
-    """Properties of a finished clip, measured from its files."""
+    """Properties of a finished clip, measured from its files.
+
+    Attributes:
+        is_interlaced: the source was, and the clip is not.
+        still_share: share of the clip in which the picture stands still for half a second or more.
+        silent_share: share of the sound's samples that are digital silence, in all channels.
+        peak: largest level of the sound, of 1.
+        clipped_share: share of the sound's samples that are at full scale, in any channel.
+        mono_from: what `read_audio` takes for mono: "mean", or "left" or "right" where the channels cancel.
+    """
 
     duration_s: float
     fps: int
@@ -54,3 +63,9 @@ class NormalisedClip:
     has_audio: bool
     audio_hz: int | None
     audio_channels: int | None
+    is_interlaced: bool
+    still_share: float
+    silent_share: float | None
+    peak: float | None
+    clipped_share: float | None
+    mono_from: str | None

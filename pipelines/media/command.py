@@ -10,6 +10,18 @@ from pipelines.media.probe import GLOBAL_ARGS, AudioStream, Source, VideoStream,
 HARD_COMPENSATION_S = 0.02
 """Longest gap in sound timestamps that counts as container rounding; longer ones become silence."""
 
+SCALING = "bicubic+accurate_rnd+full_chroma_int"
+STILL_NOISE, STILL_S = 0.001, 0.5
+"""Mean difference of pixels (of 1) below which a picture stands still, and for how long before it counts."""
+
+UNREAD_WIDTHS_PX = frozenset({2, 4, 6, 8, 12, 16, 24, 48, 72})
+"""Widths of pictures that decord 0.6 cannot read. They are stretched to the next width, by at most 4% from 48 px on."""
+
+HDR_TRANSFERS = frozenset({"smpte2084", "arib-std-b67"})
+"""Transfer functions of high dynamic range: PQ and HLG."""
+HDR_WHITE_NITS = 203
+"""Luminance of diffuse white in HDR (ITU-R BT.2408), which becomes white."""
+
 HD_HEIGHT_PX = 720
 """Height from which players decode untagged colours as BT.709; below it as BT.601."""
 
@@ -34,7 +46,10 @@ def output_size_px(video: VideoStream, long_side_px: int) -> tuple[int, int]:
     """(width, height) of the clip: upright, square pixels, even, the long side at most as configured."""
     width, height = video.display_size_px()
     shrink = min(1.0, long_side_px / max(width, height))
-    return max(2, 2 * round(width * shrink / 2)), max(2, 2 * round(height * shrink / 2))
+    width_px, height_px = (max(2, 2 * round(side * shrink / 2)) for side in (width, height))
+    while width_px in UNREAD_WIDTHS_PX:
+        width_px += 2
+    return width_px, height_px
 
 
 def _picture(
@@ -49,20 +64,28 @@ def _picture(
         "out_color_matrix": "bt601",
         "out_range": "tv",
     }
+    frames = opened[str(video.index)].filter("settb", "AVTB").filter("setpts", f"PTS-({source.origin_us})")
+    frames = frames.filter("showinfo", checksum=0)  # the source's own times
+    if video.is_interlaced:
+        frames = frames.filter("bwdif", mode="send_frame", deint="interlaced").filter("settb", "AVTB")
     frames = (
-        opened[str(video.index)]
-        .filter("settb", "AVTB")
-        .filter("setpts", f"PTS-({source.origin_us})")
-        .filter("fps", fps=settings.fps, round="near")
+        frames.filter("fps", fps=settings.fps, round="near")
         # Rounding may leave the last slot empty: one repeated frame is allowed, no more.
         .filter("tpad", stop_mode="clone", stop=1)
         # ffmpeg stops reading when the whole graph has ended, so a long source costs only the wanted seconds.
         .filter("trim", end_frame=settings.n_frames)
-        .filter("showinfo", checksum=0)
-        .filter("scale", width_px, height_px, flags="bicubic+accurate_rnd+full_chroma_int", **colours)
-        .filter("setsar", 1)
+    )
+    if video.transfer in HDR_TRANSFERS:
+        frames = _standard_range(frames.filter("scale", width_px, height_px, flags=SCALING), video.transfer)
+        tags = {"color_primaries": "bt709", "color_trc": "bt709"}
+    else:
+        frames = frames.filter("scale", width_px, height_px, flags=SCALING, **colours)
+        tags = {}
+    frames = (
+        frames.filter("setsar", 1)
         .filter("format", "yuv420p")
-        .filter("setparams", range="tv", colorspace="smpte170m")
+        .filter("setparams", range="tv", colorspace="smpte170m", **tags)
+        .filter("freezedetect", noise=STILL_NOISE, duration=STILL_S)
     )
     encoder = {"c:v": "libx264", "preset": "veryfast", "crf": settings.crf, "threads:v": 1}
     # Without B-frames timestamps are index / fps, with no edit list; two keyframes a second make seeks short.
@@ -70,6 +93,18 @@ def _picture(
     header = {"map_metadata": -1, "map_chapters": -1, "metadata": f"comment={NORMALISED_TAG}"}
     container = {"f": "mp4", "movflags": "+faststart", "video_track_timescale": settings.fps * 512}
     return frames.output(str(out), fflags="+bitexact", **encoder, **timing, **header, **container)
+
+
+def _standard_range(frames: ffmpeg.nodes.FilterableStream, transfer: str) -> ffmpeg.nodes.FilterableStream:
+    """HDR frames in BT.2020 as BT.709, up to the matrix: white stays white, what is brighter is compressed."""
+    given = {"transferin": transfer, "primariesin": "bt2020", "matrixin": "bt2020nc", "rangein": "tv"}
+    return (
+        frames.filter("zscale", **given, transfer="linear", npl=HDR_WHITE_NITS)
+        .filter("format", "gbrpf32le")
+        .filter("zscale", primaries="bt709")
+        .filter("tonemap", tonemap="mobius", desat=0)
+        .filter("zscale", transfer="bt709", matrix="170m", range="tv")
+    )
 
 
 def _sound(

@@ -7,20 +7,25 @@ cut, missing sound is silence. docs/decisions/media-ffmpeg-decord.md tells why.
 from __future__ import annotations
 
 import errno
-import json
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from pipelines.media.clip import NormalisedClip, NormaliserSettings
 from pipelines.media.command import normalising_command
 from pipelines.media.faults import ChangingSource, DamagedSource, MediaError, NoAudioStream, TooShort
 from pipelines.media.probe import Source
 from pipelines.media.process import Deadline, Finished, log_tail, run
+from pipelines.media.read import mixed_down
 
+FULL_SCALE = 2**15
 AUDIO_DAMAGE_FORGIVEN = 2
 """Tolerated number of undecodable sound packets: a cut often starts inside one; two last some 50 ms."""
 
@@ -50,14 +55,14 @@ def normalise(
         log = read_log(done, source)
         n_frames, width_px, height_px = settings.n_frames, 0, 0
         if video_tmp is not None:
-            n_frames, width_px, height_px = _measure_video(video_tmp, deadline)
+            n_frames, width_px, height_px = _measure_video(video_tmp)
         faults = _faults(source, settings, log, n_frames, wants_sound=settings.require_audio and audio_out is not None)
         if faults:
             raise faults[0][0](_complain(source, settings, [text for _, text in faults]))
-        audio_hz, audio_channels = None, None
+        sound = NO_SOUND
         if audio_out is not None and audio_tmp is not None:
             if log.has_sound:
-                audio_hz, audio_channels = _measure_audio(audio_tmp, settings)
+                sound = _measure_audio(audio_tmp, settings)
                 audio_tmp.replace(audio_out)
             else:
                 audio_out.unlink(missing_ok=True)
@@ -70,8 +75,9 @@ def normalise(
         width_px=width_px,
         height_px=height_px,
         has_audio=log.has_sound,
-        audio_hz=audio_hz,
-        audio_channels=audio_channels,
+        is_interlaced=source.video.is_interlaced,
+        still_share=round(log.still_s(settings.duration_s) / settings.duration_s, 4),
+        **sound,
     )
 
 
@@ -104,6 +110,13 @@ def _faults(
         faults.append((DamagedSource, f"{lost}{status} ({log.complaint or 'no reason given'})"))
     if not whole and (source.video.duration_s or 0.0) >= settings.duration_s:
         faults.append((DamagedSource, f"cut off: its header promises {source.video.duration_s:.1f} s"))
+    if log.jump is not None:
+        faults.append(
+            (
+                ChangingSource,
+                "its clock jumps from {:.1f} to {:.1f} s, as where recordings were joined".format(*log.jump),
+            )
+        )
     if log.restarts:
         faults.append((ChangingSource, "its picture changes size, or its sound rate or channels, on the way"))
     if wants_sound and source.audio is None:
@@ -120,24 +133,40 @@ def _complain(source: Source, settings: NormaliserSettings, found: list[str]) ->
     return f"{source.name}: {'; '.join(found)}; wanted {wanted}: fetch it again or leave it out"
 
 
-def _measure_video(video: Path, deadline: Deadline) -> tuple[int, int, int]:
-    """(frames, width_px, height_px) of a written clip; zeros when ffmpeg left nothing readable."""
-    argv = ["ffprobe", "-v", "error", "-count_packets", "-select_streams", "v:0", "-of", "json"]
-    argv += ["-show_entries", "stream=nb_read_packets,width,height,start_pts", f"file:{video}"]
-    streams = json.loads(run(argv, subject=video.name, deadline=deadline).stdout or b"{}").get("streams", [])
-    if not streams or "nb_read_packets" not in streams[0]:
+def _measure_video(video: Path) -> tuple[int, int, int]:
+    """(frames, width_px, height_px) of a written clip, by the reader of the later stages; zeros if it is unreadable."""
+    import decord
+
+    try:
+        reader = decord.VideoReader(str(video), num_threads=1)
+        height_px, width_px, _ = reader[0].shape
+    except (decord.DECORDError, RuntimeError):
         return 0, 0, 0
-    assert streams[0]["start_pts"] == 0, "a clip's timestamps start from 0"
-    return int(streams[0]["nb_read_packets"]), int(streams[0]["width"]), int(streams[0]["height"])
+    assert reader.get_frame_timestamp(0)[0] == 0, "a clip's timestamps start from 0"
+    return len(reader), width_px, height_px
 
 
-def _measure_audio(audio: Path, settings: NormaliserSettings) -> tuple[int, int]:
-    """(hz, channels) of a written sound file."""
+NO_SOUND: dict[str, Any] = dict.fromkeys(
+    ("audio_hz", "audio_channels", "silent_share", "peak", "clipped_share", "mono_from")
+)
+
+
+def _measure_audio(audio: Path, settings: NormaliserSettings) -> dict[str, Any]:
+    """Properties of a written sound file, as of NormalisedClip."""
     import soundfile
 
-    written = soundfile.info(audio)
-    assert written.frames == round(settings.duration_s * written.samplerate), "as long as the picture"
-    return written.samplerate, written.channels
+    samples, hz = soundfile.read(audio, dtype="int16", always_2d=True)
+    assert len(samples) == round(settings.duration_s * hz), "as long as the picture"
+    level = np.abs(samples.astype(np.int32)).max(axis=1)
+    _, mono_from = mixed_down(samples / FULL_SCALE)
+    return {
+        "audio_hz": hz,
+        "audio_channels": samples.shape[1],
+        "silent_share": round(float((level == 0).mean()), 4),
+        "peak": round(float(level.max()) / FULL_SCALE, 4),
+        "clipped_share": round(float((level >= FULL_SCALE - 1).mean()), 4),
+        "mono_from": mono_from,
+    }
 
 
 # --- log of a normalising command ---------------------------------------------------------------------------
@@ -145,8 +174,17 @@ def _measure_audio(audio: Path, settings: NormaliserSettings) -> tuple[int, int]
 # ffmpeg itself prints these three, for every codec alike; they mean lost data. Other complaints of demuxers and
 # decoders (odd edit lists, unordered references) may be harmless and do not count.
 _DAMAGE = re.compile(r"(?:Error while decoding stream #0:|corrupt (?:decoded frame|input packet) in stream )(\d+)")
-_PICTURE_FILTERS = re.compile(r"showinfo.* config in time_base")
+_PICTURE = re.compile(r"Parsed_showinfo_\S+ @ .* n: *\d+ pts: *-?\d+ pts_time:(\S+) ")
+_PICTURE_FILTERS = re.compile(r"Parsed_showinfo.* config in time_base")
 _SOUND = re.compile(r"ashowinfo.* n: *\d+ .*pts_time:(\S+) .*rate:(\d+) nb_samples:(\d+)")
+_STILL = re.compile(r"lavfi\.freezedetect\.freeze_(start|end): (\S+)")
+
+JUMP_S = 1.0
+"""Gap in the times of picture and sound together that is a jump of the clock."""
+BACK_S = 0.1
+"""Step back in the times of the picture that is one."""
+CLOCKS = frozenset({"mpegts", "mpeg"})
+"""Formats of recorders, whose clock jumps where recordings are joined. In others a long frame is a still picture."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +193,8 @@ class DecodingLog:
 
     restarts: reconfigurations of ffmpeg's filter graph after a change of picture or sound format; what
     follows one is misplaced in time.
+    jump: times (s) before and after the first jump of the source's clock.
+    still: starts and ends (s) of still picture; the last may lack its end.
     """
 
     returncode: int
@@ -162,19 +202,43 @@ class DecodingLog:
     damaged_audio: int
     has_sound: bool
     restarts: int
+    jump: tuple[float, float] | None
+    still: Sequence[tuple[str, float]]
     complaint: str
+
+    def still_s(self, duration_s: float) -> float:
+        """Seconds of still picture."""
+        times_s = [time_s for _, time_s in self.still] + [duration_s] * (len(self.still) % 2)
+        return sum(end_s - start_s for start_s, end_s in zip(times_s[::2], times_s[1::2], strict=True))
 
 
 def read_log(done: Finished, source: Source) -> DecodingLog:
     """Parses the log of a normalising command (levels on, ashowinfo before padding)."""
     audio = source.audio
     damaged = [int(index) for index in _DAMAGE.findall(done.stderr)]
-    sounds = _SOUND.findall(done.stderr)
+    sounds = [(float(at), float(at) + int(n) / int(hz)) for at, hz, n in _SOUND.findall(done.stderr)]
     return DecodingLog(
         returncode=done.returncode,
         damaged_video=damaged.count(source.video.index),
         damaged_audio=0 if audio is None else damaged.count(audio.index),
-        has_sound=any(float(start_s) + int(n) / int(hz) > 0 for start_s, hz, n in sounds),
+        has_sound=any(end_s > 0 for _, end_s in sounds),
         restarts=max(0, len(_PICTURE_FILTERS.findall(done.stderr)) - 1),
+        jump=_jump([float(at) for at in _PICTURE.findall(done.stderr)], sounds, source),
+        still=[(kind, float(at)) for kind, at in _STILL.findall(done.stderr)],
         complaint=log_tail(done.stderr, source.path),
     )
+
+
+def _jump(
+    pictures_s: Sequence[float], sounds: Sequence[tuple[float, float]], source: Source
+) -> tuple[float, float] | None:
+    """Times around the first jump of the clock: a step back of the picture, or a gap that the sound has too."""
+    for before_s, after_s in pairwise(pictures_s):
+        if after_s < before_s - BACK_S:
+            return before_s, after_s
+        if after_s - before_s > JUMP_S:
+            middle_s = before_s + JUMP_S / 2
+            sounds_on = any(start_s < middle_s + JUMP_S / 2 and end_s > middle_s for start_s, end_s in sounds)
+            if not sounds_on and (sounds or source.container in CLOCKS):
+                return before_s, after_s
+    return None

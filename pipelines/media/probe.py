@@ -42,6 +42,8 @@ class VideoStream:
     fps: float | None
     duration_s: float | None
     matrix: str | None
+    transfer: str | None
+    is_interlaced: bool
 
     def display_size_px(self) -> tuple[float, float]:
         """(width, height) in square pixels, upright."""
@@ -61,8 +63,9 @@ class AudioStream:
 
 @dataclass(frozen=True, slots=True)
 class Streams:
-    """Streams in a source's header; None if absent."""
+    """Streams in a source's header; None if absent. container: ffmpeg's name of the format."""
 
+    container: str
     video: VideoStream | None
     audio: AudioStream | None
 
@@ -71,10 +74,12 @@ class Streams:
 class Source:
     """Probed source with a video stream.
 
+    container: ffmpeg's name of the format.
     origin_us: time of the first picture on the container's clock, in microseconds; t = 0 of every output.
     """
 
     path: Path
+    container: str
     video: VideoStream
     audio: AudioStream | None
     origin_us: int
@@ -94,7 +99,7 @@ def open_source(path: Path, deadline: Deadline) -> Source:
     """
     streams = probe(path, deadline)
     video = require_picture(path, streams)
-    return Source(path, video, streams.audio, first_shown_us(path, video, deadline))
+    return Source(path, streams.container, video, streams.audio, first_shown_us(path, video, deadline))
 
 
 def require_picture(path: Path, streams: Streams) -> VideoStream:
@@ -133,7 +138,11 @@ def probe(source: Path, deadline: Deadline) -> Streams:
         raise UnreadableSource(
             f"{source.name}: its picture has no size or more than {MAX_PIXELS} pixels; wanted a film: make it smaller"
         )
-    return Streams(None if video is None else _video_stream(video), None if audio is None else _audio_stream(audio))
+    return Streams(
+        container,
+        None if video is None else _video_stream(video),
+        None if audio is None else _audio_stream(audio),
+    )
 
 
 def first_shown_us(source: Path, video: VideoStream, deadline: Deadline) -> int:
@@ -178,7 +187,14 @@ def _choose(streams: list[dict[str, Any]], kind: str) -> dict[str, Any] | None:
         marks = stream.get("disposition", {})
         return any(marks.get(mark) for mark in ("attached_pic", "timed_thumbnails", "still_image"))
 
-    candidates = [s for s in streams if s.get("codec_type") == kind and "codec_name" in s and not is_still(s)]
+    def is_empty(stream: dict[str, Any]) -> bool:
+        return kind == "audio" and stream.get("sample_rate") == "0"  # announced by a transport stream, never sent
+
+    candidates = [
+        stream
+        for stream in streams
+        if stream.get("codec_type") == kind and "codec_name" in stream and not is_still(stream) and not is_empty(stream)
+    ]
     default = [s for s in candidates if s.get("disposition", {}).get("default")]
     return next(iter(default or candidates), None)
 
@@ -197,6 +213,8 @@ def _video_stream(stream: dict[str, Any]) -> VideoStream:
         fps=float(rate) if rate else None,
         duration_s=_seconds(stream.get("duration")),
         matrix=stream.get("color_space"),
+        transfer=stream.get("color_transfer"),
+        is_interlaced=stream.get("field_order") in ("tt", "bb", "tb", "bt"),
     )
 
 

@@ -14,11 +14,14 @@ import numpy as np
 
 from pipelines.media.clip import NORMALISED_TAG
 from pipelines.media.faults import NoAudioStream, NotNormalised, UnreadableSource
-from pipelines.media.probe import open_input
+from pipelines.media.probe import open_input, probe
 from pipelines.media.process import Deadline, run_ffmpeg
 
 HEADER_BYTES = 1 << 18
 """Bytes searched for the header's tag. The header comes first (faststart) and takes a few KiB for 8 s."""
+
+CANCELLED = 0.01
+"""Power of a mean, of that of the louder channel, below which two channels cancel; one channel alone has .25."""
 
 FILTER_ZERO_CROSSINGS = 48
 FILTER_KAISER_BETA = 10.0
@@ -65,7 +68,7 @@ def read_audio(audio: Path, hz: int) -> np.ndarray:
             f"{audio.name}: {missing}; wanted a FLAC file of the store; `soundcap fsck --repair`, then the next "
             "run makes it again"
         ) from error
-    return resample(samples.mean(axis=1), source_hz, hz)
+    return resample(mixed_down(samples)[0], source_hz, hz)
 
 
 def decode_sound(file: Path, hz: int, deadline: Deadline) -> np.ndarray:
@@ -74,11 +77,30 @@ def decode_sound(file: Path, hz: int, deadline: Deadline) -> np.ndarray:
     Raises UnreadableSource, NoAudioStream and DeadlineExceeded.
     """
     wanted = "a video with sound or a sound file"
-    output = open_input(file).output("pipe:", format="f32le", ac=1, ar=hz)
+    audio = probe(file, deadline).audio
+    if audio is None:
+        raise NoAudioStream(f"{file.name}: no sound could be read (no sound in it); wanted {wanted}")
+    channels = min(2, audio.channels)
+    output = open_input(file)[str(audio.index)].output("pipe:", format="f32le", ac=channels, ar=hz)
     wave = np.frombuffer(run_ffmpeg(output, file, deadline, fault="no sound could be read", wanted=wanted), "<f4")
     if wave.size == 0:
         raise NoAudioStream(f"{file.name}: no sound could be read (no sound in it); wanted {wanted}")
-    return wave
+    return mixed_down(wave.reshape(-1, channels))[0]
+
+
+def mixed_down(samples: np.ndarray) -> tuple[np.ndarray, str]:
+    """Mono (N,) of samples (N, channels), and what it is: "mean", or the louder channel where two cancel.
+
+    Recorders that invert one channel make sounds whose mean is silence.
+    """
+    mean = samples.mean(axis=1)
+    if samples.shape[1] != 2:
+        return mean, "mean"
+    power = np.square(samples, dtype=np.float64).mean(axis=0)
+    if np.square(mean, dtype=np.float64).mean() > CANCELLED * power.max():
+        return mean, "mean"
+    louder = int(power.argmax())
+    return (samples[:, louder], ("left", "right")[louder]) if power.max() > 0 else (mean, "mean")
 
 
 def resample(samples: np.ndarray, source_hz: int, hz: int) -> np.ndarray:

@@ -42,6 +42,9 @@ CLIP = pa.schema(
         *((name, pa.int32()) for name in ("n_frames", "width_px", "height_px")),
         ("has_audio", pa.bool_()),
         *((name, pa.int32()) for name in ("audio_hz", "audio_channels")),
+        ("is_interlaced", pa.bool_()),
+        *((name, pa.float64()) for name in ("still_share", "silent_share", "peak", "clipped_share")),
+        *text_columns("mono_from"),
     ]
 )
 SETTINGS = fields(NormaliserSettings)
