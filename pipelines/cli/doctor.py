@@ -10,6 +10,8 @@ import sys
 from dataclasses import dataclass
 from typing import Literal
 
+from pipelines.engine.cluster import local_ray_fault
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -58,6 +60,8 @@ def _gpu() -> Finding:
 def _ray() -> Finding:
     address = os.environ.get("RAY_ADDRESS")
     version = importlib.metadata.version("ray")
+    if not address and (fault := local_ray_fault()):
+        return Finding("ray", "missing", version, fault)
     where = f"cluster at {address}" if address else "a local one will be started"
     return Finding("ray", "ok", f"{version}; {where}")
 

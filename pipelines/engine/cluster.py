@@ -12,6 +12,9 @@ import yaml
 
 from pipelines.errors import RunError, UserError, one_line
 
+SOCKET_FOLDER_BYTES = 107 - len("/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
+"""Length of a folder's name with which Ray's sockets keep to what an address of one may have."""
+
 BOOTSTRAP_CONFIG = Path("~/ray_bootstrap_config.yaml")
 """File in which `ray up` leaves the cluster's limits on its head."""
 
@@ -34,10 +37,34 @@ def ensure_ray() -> None:
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS", "local")
         _check_answers(address)
+        if address == "local" and (fault := local_ray_fault()):
+            raise UserError(fault)
         try:
             ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         except Exception as error:  # Ray raises plain ones, as when a process of its own dies while it starts
             raise RunError(f"Ray does not start here: {one_line(error)}; run the same command again") from error
+
+
+def local_ray_fault() -> str:
+    """What keeps Ray from starting on this machine, with the remedy; empty if nothing is known to."""
+    name = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
+    folder = os.environ.get(name, "/tmp")
+    remedy = "export RAY_TMPDIR=/tmp, or another short one"
+    if not folder.isascii():
+        return f"{name}: got {folder!r}, wanted a folder with a plain ASCII name for Ray's sockets; {remedy}"
+    if len(folder) > SOCKET_FOLDER_BYTES:
+        return (
+            f"{name}: got {folder!r} of {len(folder)} bytes, wanted at most {SOCKET_FOLDER_BYTES} for Ray's sockets; "
+            f"{remedy}"
+        )
+    kept = Path("~/.ray").expanduser()
+    try:
+        kept.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return (
+            f"HOME: {kept} cannot be made ({error.strerror}), where Ray keeps its token; export HOME to another folder"
+        )
+    return ""
 
 
 def _check_answers(address: str) -> None:
