@@ -287,6 +287,16 @@ class Config(Section):
                 raise ValueError(f"{name}: got {fps}, wanted at most clips.fps = {self.clips.fps}")
         return self
 
+    @model_validator(mode="after")
+    def _durations_fit(self) -> Config:
+        trained_s = self.flowley.training.duration_s
+        if self.flowley.checkpoint is None and trained_s > self.clips.duration_s:
+            raise ValueError(
+                f"flowley.training.duration_s: got {trained_s:g}, wanted at most clips.duration_s = "
+                f"{self.clips.duration_s:g}"
+            )
+        return self
+
 
 class _OnceLoader(yaml.SafeLoader):
     """YAML loader that refuses a key that is given twice, of which the last would win in silence."""

@@ -10,6 +10,7 @@ import csv
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -69,29 +70,41 @@ class UserTable:
         return f"{self.kind.key}: {self.path} line {self.lines[row]}"
 
 
-class NameFinder:
-    """Files by what a table calls them: their whole name, their name without folder, or, of videos, without suffix.
+class Found(NamedTuple):
+    """Places of the files that a name may mean, one if it is clear; and how loosely it was taken, 0 for exactly."""
 
-    The first of these that fits any file holds, so that an exact name never means another file.
+    looseness: int
+    places: Sequence[int]
+
+
+class NameFinder:
+    """Files by what a table calls them: their whole name; without folder, or, of videos, without suffix, or both.
+
+    The first of these that fits any file holds, so that an exact name never means another file. A name that has a
+    folder means no file of another folder.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
-        self._of: tuple[dict[str, list[int]], ...] = ({}, {}, {})
+        self._of: tuple[dict[str, list[int]], ...] = ({}, {}, {}, {})
         for place, name in enumerate(names):
             base = name.rpartition("/")[2]
-            self._of[0].setdefault(name, []).append(place)
-            self._of[1].setdefault(base, []).append(place)
+            keys = [name, base]
             if kind_of(name) == "video":
-                self._of[2].setdefault(base.rpartition(".")[0], []).append(place)
+                keys += [name.rpartition(".")[0], base.rpartition(".")[0]]
+            for known, key in zip(self._of, keys, strict=False):
+                known.setdefault(key, []).append(place)
 
-    def places(self, wanted: str) -> list[int]:
-        """Places of the files that `wanted` may mean: one if it is clear."""
-        for known in self._of:
+    def find(self, wanted: str) -> Found:
+        """Files that `wanted` may mean."""
+        wanted = wanted.removeprefix("./")
+        whole, base, whole_stem, base_stem = self._of
+        names, stems = ((whole,), whole_stem) if "/" in wanted else ((whole, base), base_stem)
+        for looseness, known in enumerate((*names, stems)):
             if wanted in known:
-                return known[wanted]
-        if kind_of(wanted) != "other":  # dog.wav may stand for dog.mp4, but dog.remix for no other name
-            return self._of[2].get(wanted.rpartition("/")[2].rpartition(".")[0], [])
-        return []
+                return Found(looseness, known[wanted])
+        # dog.wav may stand for dog.mp4, but dog.remix for no other name
+        stem = wanted.rpartition(".")[0] if kind_of(wanted) != "other" else ""
+        return Found(len(self._of), stems.get(stem, ()))
 
 
 def read_table_bytes(path: str, key: str) -> bytes:
@@ -169,8 +182,7 @@ def _from_text(text: str, path: str, kind: TableKind) -> UserTable:
             continue
         if len(cells) != len(names):
             raise UserError(
-                f"{kind.key}: {path} line {line}: got {len(cells)} fields, wanted {len(names)}; put a text with a "
-                f"{'tab' if _delimiter(path) != ',' else 'comma'} in quotes ({kind.wanted})"
+                f"{kind.key}: {path} line {line}: {_miscount(cells, names, path, is_first=not rows)}; {kind.wanted}"
             )
         rows.append(cells)
         lines.append(line)
@@ -178,6 +190,16 @@ def _from_text(text: str, path: str, kind: TableKind) -> UserTable:
         raise UserError(f"{kind.key}: {path} has no rows; {kind.wanted}")
     columns = {name: column for name, column in zip(names, zip(*rows, strict=True), strict=True) if name}
     return UserTable(kind, path, columns, lines)
+
+
+def _miscount(cells: Sequence[str], names: Sequence[str], path: str, *, is_first: bool) -> str:
+    """Words on a line of another number of fields than `names`, with the likely cause."""
+    got = f"got {len(cells)} fields, wanted {len(names)}"
+    if len(cells) == 1 and (other := next((mark for mark in ";\t|," if mark in cells[0]), None)):
+        return f"{got}: put {'a tab' if _delimiter(path) != ',' else 'a comma'} between them, not {other!r}"
+    if is_first:
+        return f"{got}, and {', '.join(cells)} is no header that is known"
+    return f"{got}: put a text with a {'tab' if _delimiter(path) != ',' else 'comma'} in quotes"
 
 
 def _cells(text: str, path: str, kind: TableKind) -> Iterator[tuple[int, list[str]]]:

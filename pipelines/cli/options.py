@@ -92,10 +92,11 @@ def chosen_features(
 
 
 def quiet_libraries() -> None:
-    """Turns off transformers' progress bars, which would mix with the command's own lines."""
+    """Turns off transformers' progress bars and reports; what a checkpoint lacks is checked where it is loaded."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
 
 
 def require_gradio() -> None:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.engine.ledger import DAMAGED, LEDGERS, Damage, Ledger, Part, names_any
+from pipelines.engine.ledger import DAMAGED, LEDGERS, LIVE, Damage, Ledger, Part, names_any
 from pipelines.engine.storage import Storage
-from pipelines.engine.store import MANIFEST, ROWS, SHA256_SUFFIX, Output
+from pipelines.engine.store import LATEST, MANIFEST, ROWS, SHA256_SUFFIX, Output
 from pipelines.errors import RunError
 
 
@@ -80,6 +80,9 @@ def fsck(storage: Storage) -> Iterator[Finding]:
                     yield Finding(file.as_py(), problem, f"{len(rows)} rows of ledger {name}, such as {rows[0]}")
     for manifest in _manifests(storage):
         yield from _check_output(storage, manifest)
+    for info in storage.files(recursive=True):
+        if info.name.rpartition("/")[2] in (LIVE, LATEST) and storage.find_record(info.name) is None:
+            yield Finding(info.name, "its content is not what was written", "nothing: --repair writes it again")
 
 
 def repair(storage: Storage, findings: list[Finding]) -> None:
@@ -134,10 +137,13 @@ def _problem(storage: Storage, name: str, sha256: str) -> str:
         return "" if storage.sha256(name) == sha256 else "its bytes are not those that were written"
     except FileNotFoundError:
         return "it is gone"
+    except IsADirectoryError:
+        return "a folder is in its place"
 
 
 def _ledgers(storage: Storage) -> list[str]:
-    return sorted({info.name.split("/")[1] for info in storage.files(LEDGERS, recursive=True)})
+    places = [info.name.split("/") for info in storage.files(LEDGERS, recursive=True)]
+    return sorted({place[1] for place in places if len(place) == 3})  # others are none of ours
 
 
 def _manifests(storage: Storage) -> list[str]:

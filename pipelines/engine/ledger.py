@@ -189,11 +189,11 @@ class Ledger:
 
     def _record(self, live: _Live) -> None:
         record = {"parts": [str(part) for part in live.parts], "retired": live.retired}
-        self.storage.write_json(f"{self.folder}/{LIVE}", record)
+        self.storage.write_record(f"{self.folder}/{LIVE}", record)
 
     def _live(self) -> _Live:
-        found = self.storage.find_json(f"{self.folder}/{LIVE}")
-        if not isinstance(found, dict) or not {"parts", "retired"} <= found.keys():
+        found = self.storage.find_record(f"{self.folder}/{LIVE}")
+        if found is None:
             return _Live()
         return _Live([part for name in found["parts"] if (part := Part.parse(name))], dict(found["retired"]))
 

@@ -106,11 +106,14 @@ def _plan_one(stage: Stage, resolved: Resolved) -> StagePlan:
         return StagePlan(stage.name, "done", "nothing to do", manifest.rows_in, 0, fingerprint)
     counts = stage.work(resolved.context).counts
     state: State = "partial" if counts.has_begun or _begun(resolved) else "to_run"
+    storage = resolved.context.storage
     if manifest is not None:
         reason = f"{counts.to_run} quarantined rows to try again"
     else:
-        reason = explain(latest_spec(resolved.context.storage, stage.name), resolved.spec, stage.config_keys)
-        reason += _other_total(stage, resolved.context.storage, counts.total)
+        reason = explain(
+            latest_spec(storage, stage.name), resolved.spec, stage.config_keys, has_begun=state == "partial"
+        )
+        reason += _other_total(stage, storage, counts.total)
     return StagePlan(stage.name, state, reason, counts.total, counts.to_run, fingerprint)
 
 
@@ -155,13 +158,15 @@ def _status_of(stage: Stage, plan: StagePlan, storage: Storage) -> dict[str, Any
     }
 
 
-def explain(before: dict[str, Any] | None, now: dict[str, Any], config_keys: Mapping[str, str]) -> str:
+def explain(
+    before: dict[str, Any] | None, now: dict[str, Any], config_keys: Mapping[str, str], *, has_begun: bool
+) -> str:
     """Reason to recompute an output: its differences from the last one, by configuration key or file.
 
     `config_keys`: as of the stage.
     """
     if before is None:
-        return "never run"
+        return "begun and not finished" if has_begun else "never run"
     changes = [f"input {name} changed" for name in now["inputs"] if before["inputs"].get(name) != now["inputs"][name]]
     old, new = flatten(before["meaning"]), flatten(now["meaning"])
     named: list[str] = []
@@ -172,7 +177,7 @@ def explain(before: dict[str, Any] | None, now: dict[str, Any], config_keys: Map
         key = _config_key(path, now["stage"], config_keys)
         named.append(f"{origin} changed" if origin else _change(key, old.get(path, _NONE), new.get(path, _NONE)))
     changes += list(dict.fromkeys(named))
-    return "; ".join(changes) if changes else "interrupted before it was finished"
+    return "; ".join(changes) if changes else "begun and not finished, or rows were set aside"
 
 
 def flatten(value: Any, path: str = "") -> dict[str, Any]:

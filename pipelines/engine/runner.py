@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -113,7 +114,10 @@ def _run_one(stage: Stage, resolved: Resolved, held: Lease, say: Callable[[str],
     manifest = commit(resolved, result, seconds)
     out = f"{manifest.rows_out} rows out"
     if manifest.rows_quarantined:
-        out += f", {manifest.rows_quarantined} quarantined"
+        classes = Counter(row.error_class for row in result.quarantined).most_common()
+        out += (
+            f", {manifest.rows_quarantined} quarantined ({', '.join(f'{name} {n}' for name, n in classes)}; see status)"
+        )
     say(f"{stage.name}: done, {out}, {human_time(seconds)}")
     return manifest
 

@@ -10,8 +10,10 @@ import shutil
 import stat
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from operator import itemgetter
@@ -36,12 +38,15 @@ DELETIONS = 1000
 ANSWER_S = 10.0
 """Time in which a bucket has to answer a first request."""
 PIECE_BYTES = 8 * 2**20
+DIGEST = "sha256"
+"""Key of a record's own digest."""
+NO_SUCH_FILE = (FileNotFoundError, IsADirectoryError)
 
 
 LISTING = pa.schema([("name", pa.string()), ("size", pa.int64()), ("version", pa.string())])
 """Columns of a listing, as of FileInfo. What cannot be read as a file has the size NO_FILE, and as version why."""
 NO_FILE = -1
-BROKEN_LINK, CIRCULAR_LINK, SPECIAL_FILE, NOT_UTF_8 = "BrokenLink", "CircularLink", "SpecialFile", "NameNotUtf8"
+BROKEN_LINK, LISTED_FOLDER, SPECIAL_FILE, NOT_UTF_8 = "BrokenLink", "ListedFolder", "SpecialFile", "NameNotUtf8"
 
 
 class FileInfo(NamedTuple):
@@ -129,10 +134,13 @@ class Storage:
     ) -> tuple[list[str], list[int], list[str]]:
         """Names, sizes and versions of the files in `folder`, in any order. Adds a disk's folders to `folders`."""
         top, start = self.path(folder), len(self.path()) + 1
-        columns: tuple[list[str], list[int], list[str]] = ([], [], [])
         if self.is_local:
-            _list_local(top or "/", start, recursive, columns, {} if folders is None else folders)
-            return columns
+            listing = _LocalListing(start, recursive)
+            listing.read(top or "/")
+            if folders is not None:
+                folders |= listing.folders
+            return listing.columns
+        columns: tuple[list[str], list[int], list[str]] = ([], [], [])
         for full, info in self._find(top, recursive=recursive).items():
             if info["type"] == "file" and not full.endswith("/") and len(full) >= start:  # else a console's folder
                 columns[0].append(full[start:])
@@ -175,7 +183,7 @@ class Storage:
         def read(name: str) -> bytes | None:
             try:
                 return self.read_bytes(name)
-            except FileNotFoundError:
+            except NO_SUCH_FILE:
                 return None
 
         if self.is_local or len(names) < 2:
@@ -202,6 +210,10 @@ class Storage:
         try:
             yield partial
             _sync(partial)
+            if replace and target.is_dir():
+                raise IsADirectoryError(
+                    f"{target} is a folder, wanted a file; remove it, then run the same command again"
+                )
             if replace:
                 partial.replace(target)
             else:
@@ -311,12 +323,19 @@ class Storage:
     def read_json(self, name: str) -> Any:
         return json.loads(self.read_bytes(name))
 
-    def find_json(self, name: str) -> Any:
-        """Content of a JSON file, or None if it is absent, empty or cut: then it is made again."""
+    def find_record(self, name: str) -> dict[str, Any] | None:
+        """What `write_record` wrote, or None if it is absent, cut or changed: then it is made again."""
         try:
-            return self.read_json(name)
-        except (FileNotFoundError, ValueError):
+            found = self.read_json(name)
+        except (*NO_SUCH_FILE, ValueError):
             return None
+        if not isinstance(found, dict) or found.pop(DIGEST, None) != _digest(found):
+            return None
+        return found
+
+    def write_record(self, name: str, record: Mapping[str, Any]) -> None:
+        """Writes a JSON object with a digest of itself, by which damage is seen."""
+        self.write_json(name, {**record, DIGEST: _digest(record)})
 
     def write_json(self, name: str, value: Any) -> None:
         self.write_bytes(name, json_bytes(value))
@@ -326,6 +345,10 @@ class Storage:
 
     def write_table(self, name: str, table: pa.Table) -> None:
         self.write_bytes(name, parquet_bytes(table))
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def json_bytes(value: Any) -> bytes:
@@ -346,49 +369,65 @@ def parquet_bytes(table: pa.Table) -> bytes:
     return data
 
 
-def _list_local(
-    folder: str,
-    start: int,
-    recursive: bool,
-    columns: tuple[list[str], list[int], list[str]],
-    folders: dict[str, int],
-    above: frozenset[tuple[int, int]] = frozenset(),
-) -> None:
-    """Adds what is in a local folder; names begin at `start` of their paths. Half-written files are left out.
+@dataclass
+class _LocalListing:
+    """Listing of a local folder and of folders that are linked to, each once, by its own place if it has one.
 
-    `above`: device and inode of the folders that this one is in, by which a link back to one of them is known.
+    Attributes:
+        start: length of what is cut off a path for its name.
+        columns: names, sizes and versions.
+        folders: time of change (ns) of each folder.
     """
 
-    def add(path: str, size: int, version: str) -> None:
-        name = path[start:]
-        if not name.isascii() and not _is_utf_8(name):
-            name, size, version = os.fsencode(name).decode("utf-8", "backslashreplace"), NO_FILE, NOT_UTF_8
-        for column, value in zip(columns, (name, size, version), strict=True):
-            column.append(value)  # type: ignore[attr-defined]
+    start: int
+    recursive: bool
+    columns: tuple[list[str], list[int], list[str]] = field(default_factory=lambda: ([], [], []))
+    folders: dict[str, int] = field(default_factory=dict)
+    _seen: set[tuple[int, int]] = field(default_factory=set)
+    _linked: deque[tuple[str, tuple[int, int]]] = field(default_factory=deque)
 
-    try:
-        status = Path(folder).stat()
-        folders[folder] = status.st_mtime_ns  # before its files, so that a later change is seen
-        entries = os.scandir(folder)
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    above |= {(status.st_dev, status.st_ino)}
-    with entries:
-        for entry in entries:
-            try:
-                found = entry.stat()
-            except OSError:
-                if entry.is_symlink():
-                    add(entry.path, NO_FILE, BROKEN_LINK)
-                continue  # else it is gone since the listing
-            if stat.S_ISREG(found.st_mode):
-                add(entry.path, found.st_size, str(found.st_mtime_ns))
-            elif not stat.S_ISDIR(found.st_mode):
-                add(entry.path, NO_FILE, SPECIAL_FILE)
-            elif (found.st_dev, found.st_ino) in above:
-                add(entry.path, NO_FILE, CIRCULAR_LINK)
-            elif recursive and entry.name != PARTIAL:
-                _list_local(entry.path, start, recursive, columns, folders, above)
+    def read(self, folder: str) -> None:
+        """Lists a folder and what is below it."""
+        self._read(folder)
+        while self._linked:
+            path, inode = self._linked.popleft()
+            if inode in self._seen:
+                self._add(path, NO_FILE, LISTED_FOLDER)
+            else:
+                self._read(path)
+
+    def _read(self, folder: str) -> None:
+        try:
+            status = Path(folder).stat()
+            self.folders[folder] = status.st_mtime_ns  # before its files, so that a later change is seen
+            entries = os.scandir(folder)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        self._seen.add((status.st_dev, status.st_ino))
+        with entries:
+            for entry in entries:
+                try:
+                    found = entry.stat()
+                except OSError:
+                    if entry.is_symlink():
+                        self._add(entry.path, NO_FILE, BROKEN_LINK)
+                    continue  # else it is gone since the listing
+                if stat.S_ISREG(found.st_mode):
+                    self._add(entry.path, found.st_size, str(found.st_mtime_ns))
+                elif not stat.S_ISDIR(found.st_mode):
+                    self._add(entry.path, NO_FILE, SPECIAL_FILE)
+                elif self.recursive and entry.is_symlink():
+                    self._linked.append((entry.path, (found.st_dev, found.st_ino)))
+                elif self.recursive and entry.name != PARTIAL:
+                    self._read(entry.path)
+
+    def _add(self, path: str, size: int, version: str) -> None:
+        name = path[self.start :]
+        if not name.isascii() and not _is_utf_8(name):
+            escaped = os.fsencode(name).replace(b"\\", b"\\\\")
+            name, size, version = escaped.decode("utf-8", "backslashreplace"), NO_FILE, NOT_UTF_8
+        for column, value in zip(self.columns, (name, size, version), strict=True):
+            column.append(value)  # type: ignore[attr-defined]
 
 
 def _is_utf_8(name: str) -> bool:

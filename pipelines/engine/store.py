@@ -15,13 +15,13 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.engine.fingerprint import file_sha256
-from pipelines.engine.storage import PARTIAL, Storage, json_bytes, parquet_bytes, parquet_table
+from pipelines.engine.storage import NO_SUCH_FILE, PARTIAL, Storage, json_bytes, parquet_bytes, parquet_table
 from pipelines.errors import RunError, UserError
 
 FORMAT = 1
 """Version of the store's layout. A store of another version is refused, never read."""
 
-STORE, MANIFEST, SPEC = "store.json", "manifest.json", "spec.json"
+STORE, MANIFEST, SPEC, LATEST = "store.json", "manifest.json", "spec.json", "latest.json"
 ROWS, QUARANTINE = "rows.parquet", "quarantine.parquet"
 RUNS = "runs"
 """Folder for the working files of training runs: `runs/{stage}/{fingerprint}...`."""
@@ -94,9 +94,8 @@ class Output:
     def manifest(self) -> Manifest | None:
         """Manifest, or None while the output is not committed."""
         if self._manifest is None:
-            found = self.storage.find_json(self.name(MANIFEST))
-            with contextlib.suppress(TypeError):  # other fields than a manifest's: not committed by this version
-                self._manifest = None if found is None else Manifest(**found)
+            found = self.storage.find_record(self.name(MANIFEST))
+            self._manifest = None if found is None else Manifest(**found)
         return self._manifest
 
     def committed(self) -> Manifest:
@@ -125,7 +124,7 @@ class Output:
         """
         try:
             data = self.storage.read_bytes(self.name(file))
-        except FileNotFoundError:
+        except NO_SUCH_FILE:
             data = None
         if data is None or hashlib.sha256(data).hexdigest() != self.committed().files.get(file):
             what = "is gone" if data is None else "holds other bytes than were written"
@@ -161,7 +160,7 @@ class Output:
         self.write_bytes(QUARANTINE, parquet_bytes(quarantine))
         self.write_json(SPEC, spec)
         self._manifest = replace(manifest, files=dict(sorted(self._written.items())))
-        self.storage.write_json(self.name(MANIFEST), asdict(self._manifest))
+        self.storage.write_record(self.name(MANIFEST), asdict(self._manifest))
         return self._manifest
 
 
@@ -225,18 +224,20 @@ def _may_hold_a_store(root: Path, *, write: bool) -> bool:
 
 def latest(storage: Storage, stage: str) -> str | None:
     """Fingerprint of the output that this stage used last, or None."""
-    found = storage.find_json(f"{stage}/latest.json")
+    found = storage.find_record(f"{stage}/{LATEST}")
     return None if found is None else str(found["fingerprint"])
 
 
 def latest_spec(storage: Storage, stage: str) -> dict[str, Any] | None:
     """Spec of the output that this stage used last, the reference for explaining changes."""
     fingerprint = latest(storage, stage)
-    spec: dict[str, Any] | None = storage.find_json(f"{stage}/{fingerprint}/{SPEC}") if fingerprint else None
-    return spec
+    output = Output(storage, stage, fingerprint) if fingerprint else None
+    with contextlib.suppress(RunError):  # it is gone or damaged
+        return output.spec() if output is not None and output.manifest() is not None else None
+    return None
 
 
 def mark_latest(storage: Storage, stage: str, fingerprint: str) -> None:
     """Records `fingerprint` as the output that this stage used last."""
     if latest(storage, stage) != fingerprint:
-        storage.write_json(f"{stage}/latest.json", {"fingerprint": fingerprint})
+        storage.write_record(f"{stage}/{LATEST}", {"fingerprint": fingerprint})

@@ -130,7 +130,7 @@ def _faults(
 
 def _complain(source: Source, settings: NormaliserSettings, found: list[str]) -> str:
     wanted = f"{settings.duration_s:g} s of undamaged picture" + (" with sound" * settings.require_audio)
-    return f"{source.name}: {'; '.join(found)}; wanted {wanted}: fetch it again or leave it out"
+    return f"{source.name}: {'; '.join(found)}; wanted {wanted}: replace the file, or leave it out"
 
 
 def _measure_video(video: Path) -> tuple[int, int, int]:

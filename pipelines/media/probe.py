@@ -128,7 +128,7 @@ def probe(source: Path, deadline: Deadline) -> Streams:
     if done.returncode != 0 or not container or container in NOT_MEDIA_FORMATS:
         saw = log_tail(done.stderr, source) or f"its format looks like {container or 'none'}"
         raise UnreadableSource(
-            f"{source.name}: not readable as media ({saw}); wanted a complete video file: fetch it again"
+            f"{source.name}: not readable as media ({saw}); wanted a complete video file: replace it, or leave it out"
         )
     if container == "image2" or container.endswith("_pipe"):
         raise NoVideoStream(f"{source.name}: a still picture; wanted a video: leave this file out")
@@ -163,7 +163,7 @@ def first_shown_us(source: Path, video: VideoStream, deadline: Deadline) -> int:
     if shown is None:
         raise DamagedSource(
             f"{source.name}: not one frame of its {video.codec} picture could be decoded "
-            f"({log_tail(done.stderr, source) or 'no reason given'}); fetch it again"
+            f"({log_tail(done.stderr, source) or 'no reason given'}); replace the file, or leave it out"
         )
     return int(shown.group(1))
 
@@ -179,7 +179,7 @@ def _require_regular_file(source: Path) -> None:
     if not regular:
         raise UnreadableSource(f"{source.name}: not a regular file; wanted a video file: copy it to a disk")
     if status.st_size == 0:
-        raise EmptyFile(f"{source.name}: 0 bytes, wanted a video file: fetch it again")
+        raise EmptyFile(f"{source.name}: 0 bytes, wanted a video file: replace it, or leave it out")
 
 
 def _choose(streams: list[dict[str, Any]], kind: str) -> dict[str, Any] | None:

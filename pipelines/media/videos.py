@@ -96,6 +96,8 @@ def find_videos(paths: Sequence[Path], say: Callable[[str], None]) -> list[Path]
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
+            for folder in sorted(p for p in path.iterdir() if not p.name.startswith(".") and p.is_dir()):
+                say(f"passed over the folder {folder}; name it too if its videos are meant")
             for file in sorted(p for p in path.iterdir() if not p.name.startswith(".") and not p.is_dir()):
                 try:
                     require_picture(file, probe(file, Deadline(DEADLINE_S)))

@@ -19,7 +19,7 @@ from pipelines.engine.plan import read_status
 from pipelines.engine.stage import Stage
 from pipelines.engine.storage import Storage
 from pipelines.engine.store import Output, open_store
-from pipelines.errors import one_line
+from pipelines.errors import UserError, one_line
 from pipelines.media.faults import MediaError
 from pipelines.media.process import Deadline
 from pipelines.media.read import decode_sound, read_audio
@@ -58,7 +58,9 @@ def build_report(config: Config, stages: list[Stage]) -> str:
     `stages`: all of them, with a listing of the source that may be a remembered one (`planned_stages`).
     Raises UserError as `plan` does: for a source, prompt or checkpoint that is missing.
     """
-    storage = open_store(config.root, write=True)
+    storage = open_store(config.root)
+    if storage.is_empty():
+        raise UserError(f"root {config.root!r} holds no store; `soundcap run CONFIG` makes one")
     statuses = read_status(stages, config, storage)
     outputs = {s["name"]: Output(storage, s["name"], s["fingerprint"]) for s in statuses if s["rows_in"] > 0}
     page = render(

@@ -191,9 +191,11 @@ def _check_target(target: Path) -> None:
     there = _files(target)
     if not there:
         return
-    record = target / PUBLICATION
-    known = json.loads(record.read_text())["files"] if record.is_file() else []
-    foreign = sorted(set(there) - set(known))
+    try:
+        known = set(json.loads((target / PUBLICATION).read_text())["files"])
+    except (OSError, ValueError, TypeError, KeyError):  # none, or none of ours
+        known = set()
+    foreign = sorted(set(there) - known)
     if foreign:
         what = f"holds {foreign[0]}" + (f" and {len(foreign) - 1} more files" if len(foreign) > 1 else "")
         raise UserError(

@@ -61,19 +61,24 @@ class HashedSource:
     """
 
     read: Callable[[], KnownFiles]
-    known: str | None = None
+    known: dict[str, str] | None = None
 
     @cached_property
     def found(self) -> KnownFiles:
         return self.read()
 
-    def meaning(self) -> str:
-        """Digest of every file's name, bytes, split and label, and of what is missing."""
+    def meaning(self) -> dict[str, str]:
+        """Digests of every file's name and bytes, of what is told of it, and of what is missing."""
         if self.known is not None:
             return self.known
-        present = self.found.files.select(["name", "sha256", "split", "label", "video_id", "start_s"]).sort_by("name")
-        absent = [[one.row_id, one.error_class] for one in self.found.refused]
-        return digest([table_digest(present), sorted(absent)])
+        files, refused, _ = self.found
+        files = files.sort_by("name")
+        absent = sorted([one.row_id, one.error_class] for one in refused)
+        return {
+            "files": table_digest(files.select(["name", "sha256"])),
+            "told": table_digest(files.select(["name", "split", "label", "video_id", "start_s"])),
+            "absent": digest(absent),
+        }
 
 
 @dataclass(frozen=True)
@@ -99,11 +104,16 @@ class ClipRecipe(Recipe):
     source: HashedSource = per_row()
     test_fraction: float = per_row()
     folder: str = unhashed()
+    table: str | None = unhashed()
     normaliser_version: int = NORMALISER_VERSION
 
     @property
     def origins(self) -> Mapping[str, str]:
-        return {"source": f"the source folder {self.folder}"}
+        return {
+            "source.files": f"files of {self.folder}",
+            "source.told": f"labels and splits in {self.table or self.folder}",
+            "source.absent": f"what is missing or refused of {self.folder}",
+        }
 
     @property
     def identity(self) -> ClipIdentity:
@@ -137,7 +147,7 @@ class ClipsStage(RowStage):
         listing = SourceListing(config.source.folder, rescan=True)
         hashes = SourceHashes(list_source(config, listing), storage)
         for kind, names in hashes.source.passed_over.items():
-            say(f"clips: passes over {len(names)} files ({kind}): {', '.join(names[:3])}{', ...' * (len(names) > 3)}")
+            say(f"clips: passes over, {kind}: {', '.join(names[:3])}{', ...' * (len(names) > 3)} ({len(names)})")
         hashes.complete(config.clips.execution.workers, say)
         return _known_recipe(config, storage, listing, hashes)  # so that the next plan knows it
 
@@ -165,6 +175,12 @@ class ClipsStage(RowStage):
         passed_over = context.recipe.source.found.passed_over
         context.output.write_json(PASSED_OVER, passed_over)
         of_split = Counter(rows["split"].to_pylist())
+        for split, lacking in (("train", "no stage can train"), ("test", "samples and scores have nothing to show")):
+            if not of_split[split]:
+                context.say(
+                    f"clips: none of {rows.num_rows} clips is in the split {split}, so {lacking}; change "
+                    "source.test_fraction, or give splits in source.table"
+                )
         hours = (pc.sum(rows["duration_s"]).as_py() or 0.0) / 3600
         return {
             "train": of_split["train"],
@@ -224,6 +240,7 @@ def _recipe(config: Config, source: HashedSource) -> ClipRecipe:
         source=source,
         test_fraction=config.source.test_fraction,
         folder=config.source.folder,
+        table=config.source.table,
     )
 
 

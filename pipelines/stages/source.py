@@ -21,7 +21,7 @@ from pipelines.engine.recipe import Recipe
 from pipelines.engine.stage import Refused, RowSet, is_missing, made_rows
 from pipelines.engine.storage import (
     BROKEN_LINK,
-    CIRCULAR_LINK,
+    LISTED_FOLDER,
     LISTING,
     NO_FILE,
     NOT_UTF_8,
@@ -67,11 +67,16 @@ TABLE = TableKind(
 
 NO_FILES = {
     BROKEN_LINK: "a link to nothing; mend the link, or remove it",
-    CIRCULAR_LINK: "a link to a folder that it is in; remove it",
     NOT_UTF_8: "its name is not UTF-8 text; rename it",
-    SPECIAL_FILE: "a pipe, a socket or a device; move it out of the source folder",
 }
-"""What is the matter with what a listing has and that is no readable file."""
+"""What is the matter with a video that is no readable file."""
+PASSED_OVER = {
+    LISTED_FOLDER: "a link to a folder that is read already",
+    SPECIAL_FILE: "a pipe, a socket or a device",
+    BROKEN_LINK: "a link to nothing",
+    NOT_UTF_8: "its name is not UTF-8 text",
+}
+"""What other things are that are no readable files."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,11 @@ def list_source(config: Config, listing: SourceListing | None = None) -> SourceF
         raise UserError(f"source.folder: {source.folder!r} does not exist; give the folder of video clips")
     if folder.is_local and Path(folder.url).is_file():
         raise UserError(f"source.folder: {source.folder!r} is a file; give the folder of video clips")
+    if folder.is_local and Path(Storage(config.root).url).resolve().is_relative_to(Path(folder.url).resolve()):
+        raise UserError(
+            f"root: {config.root!r} lies in source.folder, {source.folder!r}, and its media would become sources; "
+            "give a root outside"
+        )
     files = listing.files
     files = files.filter(pc.invert(pc.match_substring_regex(files["name"], HIDDEN)))
     if not files.num_rows:
@@ -111,6 +121,11 @@ def list_source(config: Config, listing: SourceListing | None = None) -> SourceF
     files = files.filter(is_file)
     found = _from_folder(folder, files) if source.table is None else _from_table(folder, files, source.table)
     found = _with_odd(found, odd)
+    if source.table is None and not found.files.num_rows and not found.refused:
+        kinds = ", ".join(f"{kind} {len(names)}" for kind, names in found.passed_over.items())
+        raise UserError(
+            f"source.folder: no videos in {source.folder!r}, only others ({kinds}); give a folder of videos"
+        )
     if source.split is None:
         return found
     split = pa.array([source.split] * found.files.num_rows, pa.string())
@@ -121,10 +136,10 @@ def _with_odd(found: SourceFolder, odd: pa.Table) -> SourceFolder:
     """Adds what is no readable file: refused if it is called a video, else passed over."""
     refused, passed_over = list(found.refused), {kind: list(names) for kind, names in found.passed_over.items()}
     for name, why in zip(odd["name"].to_pylist(), odd["version"].to_pylist(), strict=True):
-        if why != SPECIAL_FILE and (kind_of(name) == "video" or why == CIRCULAR_LINK):
+        if why in NO_FILES and kind_of(name) == "video":
             refused.append(Refused(name, why, f"{name}: {NO_FILES[why]}"))
         else:
-            passed_over.setdefault("no readable file", []).append(name)
+            passed_over.setdefault(PASSED_OVER[why], []).append(name)
     return replace(found, refused=refused, passed_over=passed_over)
 
 
@@ -155,27 +170,33 @@ def _from_table(folder: Storage, files: pa.Table, path: str) -> SourceFolder:
     """Files that the table lists, in its order."""
     table, names = _read_table(path), files["name"].to_pylist()
     finder = NameFinder(names)
+    found = [finder.find(wanted) for wanted in table.wanted]
     owner: dict[int, int] = {}
-    refused: list[Refused] = []
-    rows: list[int] = []
-    for row, wanted in enumerate(table.wanted):
-        places = finder.places(wanted)
-        line = f"{path} line {table.lines[row]}"
+    refused: dict[int, Refused] = {}
+    for row in sorted(range(len(found)), key=lambda row: found[row].looseness):  # so that an exact name comes first
+        wanted, places, line = table.wanted[row], found[row].places, f"{path} line {table.lines[row]}"
         if len(places) > 1:
             there = " and ".join(names[place] for place in places)
-            refused.append(Refused(wanted, "AmbiguousFile", f"{line} lists {wanted}, and {there} are there; leave one"))
+            message = f"{line} lists {wanted}, and {there} are there; leave one"
+            refused[row] = Refused(wanted, "AmbiguousFile", message)
         elif not places:
             message = f"{line} lists {wanted}, but no video of that name is in the source folder"
-            refused.append(Refused(wanted, "MissingFile", message))
+            refused[row] = Refused(wanted, "MissingFile", message)
         elif (first := owner.setdefault(places[0], row)) != row:
-            message = f"{line} repeats {wanted} of line {table.lines[first]}; leave one of them"
-            refused.append(Refused(f"{wanted}#{table.lines[row]}", "ListedTwice", message))
-        else:
-            rows.append(row)
+            message = f"{line} lists {wanted}, as line {table.lines[first]} does; leave one of them"
+            refused[row] = Refused(f"{wanted}#{table.lines[row]}", "ListedTwice", message)
+    if not owner:
+        raise UserError(
+            f"{TABLE.key}: {path}: none of its {len(found)} rows names a video in the source folder, such as line "
+            f"{table.lines[0]}, {table.wanted[0]}; in the folder is {names[0] if names else 'nothing'}"
+        )
     at = {row: place for place, row in owner.items()}
+    rows = sorted(at)
     columns = [*files.take([at[row] for row in rows]).columns, *(pa.array(c).take(rows) for c in table.columns)]
     unlisted = [name for place, name in enumerate(names) if place not in owner]
-    return SourceFolder(folder, pa.table(columns, schema=FILES), refused, {"not listed": unlisted} if unlisted else {})
+    passed_over = {"not in the table": unlisted} if unlisted else {}
+    listed = pa.table(columns, schema=FILES)
+    return SourceFolder(folder, listed, [refused[row] for row in sorted(refused)], passed_over)
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,12 @@ def test_parquet_with_numbers_and_nulls(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        ("name,caption\nclip1,a dog, barks\n", "line 2: got 3 fields, wanted 2"),
+        (
+            "name,caption\nclip1,a dog\nclip2,a dog, barks\n",
+            "line 3: got 3 fields, wanted 2: put a text with a comma in",
+        ),
+        ("filenam,labl,split\na,b,c\n", "line 1: got 3 fields, wanted 2, and filenam, labl, split is no header"),
+        ("name;caption\na;b\n", "line 1: got 1 fields, wanted 2: put a comma between them, not ';'"),
         ('a,x\nb,"open\nc,y\n', "line 2: a quote is not closed on its line"),
         ('a,x\nb,wa"ter\nc,y"\n', "line 2: a quote is not closed"),
         ('a,x\nb,"two" words\n', "line 2: ',' expected after '\"'"),
@@ -100,6 +105,10 @@ def test_files_that_are_no_tables(tmp_path: Path) -> None:
         ("two", ["sub/two.mkv", "two.mp4"]),
         ("two.mkv", ["sub/two.mkv"]),
         ("sub/two.mkv", ["sub/two.mkv"]),
+        ("sub/two", ["sub/two.mkv"]),
+        ("sub/two.wav", ["sub/two.mkv"]),
+        ("other/two.mkv", []),
+        ("./dog.mp4", ["dog.mp4"]),
         ("one.jpg", ["one.jpg"]),
         ("one", ["one.mp4"]),
     ],
@@ -107,4 +116,4 @@ def test_files_that_are_no_tables(tmp_path: Path) -> None:
 def test_a_name_means_the_file_of_that_name_before_any_of_its_stem(wanted: str, found: list[str]) -> None:
     names = ["cat.mp4", "dog.mp4", "dog.remix.mp4", "Y0a1b_30.000_40.000.mp4", "sub/two.mkv", "two.mp4", "one.jpg",
              "one.mp4", "one.txt"]  # fmt: skip
-    assert [names[place] for place in NameFinder(names).places(wanted)] == found
+    assert [names[place] for place in NameFinder(names).find(wanted).places] == found

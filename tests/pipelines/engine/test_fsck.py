@@ -146,3 +146,46 @@ def test_a_repaired_store_is_planned_as_one_that_lacks_rows(config: Config) -> N
     [plan] = make_plan([NotesStage()], config, storage)
     assert (plan.state, plan.rows_to_run) == ("partial", 2)
     assert run(config)[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("pattern", "content"),
+    [
+        ("clips/latest.json", "{}"),
+        ("ledger/notes/live.json", '{"parts": null, "retired": {}}'),
+        ("ledger/notes/live.json", '{"parts": [], "retired": [1]}'),
+        ("clips/*/manifest.json", None),
+    ],
+)
+def test_a_record_of_another_content_is_named_and_written_again(
+    config: Config, pattern: str, content: str | None
+) -> None:
+    [file] = Path(config.root).glob(pattern)
+    file.write_text(content or file.read_text().replace('"rows_in": 6', '"rows_in": 5'))
+    storage = Storage(config.root)
+    [finding] = fsck(storage)
+    assert finding.name == file.relative_to(config.root).as_posix()
+    before = Path(config.root, "notes", "row0.txt").stat().st_mtime_ns
+    computed, rows = run(config)
+    assert computed == 0 and len(rows) == ROWS
+    assert Path(config.root, "notes", "row0.txt").stat().st_mtime_ns == before
+    repair(storage, list(fsck(storage)))
+    assert list(fsck(storage)) == []
+
+
+def test_what_is_none_of_the_stores_is_left_alone(config: Config) -> None:
+    (Path(config.root) / "ledger" / ".DS_Store").write_text("x")
+    storage = Storage(config.root)
+    assert list(fsck(storage)) == []
+    repair(storage, [])
+
+
+def test_a_folder_in_the_place_of_a_file_is_named(config: Config) -> None:
+    note = Path(config.root, "notes", "row0.txt")
+    note.unlink()
+    note.mkdir()
+    storage = Storage(config.root)
+    findings = list(fsck(storage))
+    assert [(one.name, one.problem) for one in findings] == [("notes/row0.txt", "a folder is in its place")]
+    repair(storage, findings)
+    assert run(config)[0] == 1 and note.is_file()

@@ -13,7 +13,14 @@ DEMO = Path(__file__).parents[3] / "configs" / "demo.yaml"
 
 @pytest.mark.parametrize("preset", ["tiny", "mmaudio_small_16k"])
 def test_training_changes_the_presets_recipe(preset: str) -> None:
-    config = load_config(DEMO, [f"flowley.preset={preset}", "flowley.training={steps: 7, batch_size: 4, seed: 3}"])
+    config = load_config(
+        DEMO,
+        [
+            f"flowley.preset={preset}",
+            "clips.duration_s=8.0",
+            "flowley.training={steps: 7, batch_size: 4, seed: 3}",
+        ],
+    )
     assert config.flowley.training == TrainSettings(**RECIPES[preset], steps=7, batch_size=4, seed=3)
 
 

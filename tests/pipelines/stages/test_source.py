@@ -74,7 +74,7 @@ def test_a_table_with_a_header_names_files(config: Config, tmp_path: Path) -> No
         ("dogs/b.MKV", "bark", None, "b"),
         ("a.mp4", "", "train", "a"),
     ]
-    assert source.passed_over == {"not listed": ["mp4", "notes.txt"]}
+    assert source.passed_over == {"not in the table": ["mp4", "notes.txt"]}
 
 
 def test_links_pipes_and_names_that_are_no_text(config: Config, tmp_path: Path) -> None:
@@ -96,11 +96,52 @@ def test_links_pipes_and_names_that_are_no_text(config: Config, tmp_path: Path) 
     ]  # fmt: skip
     assert sorted((one.row_id, one.error_class) for one in source.refused) == [
         ("caf\\xe9.mp4", "NameNotUtf8"),
-        ("dogs/deep/up", "CircularLink"),
         ("gone.mp4", "BrokenLink"),
         ("self.mp4", "BrokenLink"),
     ]
-    assert source.passed_over["no readable file"] == ["pipe.mp4"]
+    assert source.passed_over["a pipe, a socket or a device"] == ["pipe.mp4"]
+    assert source.passed_over["a link to a folder that is read already"] == ["dogs/deep/up"]
+
+
+def test_folders_that_link_to_one_another_are_read_once(config: Config, tmp_path: Path) -> None:
+    """Ten of them have millions of paths."""
+    folder = tmp_path / "films" / "linked"
+    for one in "abcdefghij":
+        (folder / one).mkdir(parents=True)
+        for other in set("abcdefghij") - {one}:
+            (folder / one / other).symlink_to(f"../{other}")
+    (folder / "a" / "film.mp4").write_text("x")
+    names = list_source(config).files["name"].to_pylist()
+    assert [name for name in names if name.startswith("linked")] == ["linked/a/film.mp4"]
+
+
+def test_a_listed_file_of_another_folder_is_missing(config: Config, tmp_path: Path) -> None:
+    """A row takes no other folder's file of the same name, and an exact name on a later line comes first."""
+    (tmp_path / "films" / "001.mp4").write_text("root")
+    (tmp_path / "films" / "dogs" / "001.mp4").write_text("dog")
+    text = "file,label,split\ncats/001.mp4,cat,test\n001,any,test\ndogs/001,dog,train\n001.mp4,root,train\n"
+    source = list_source(_with_csv(config, tmp_path / "list.csv", text))
+    rows = [(row["name"], row["label"], row["split"]) for row in source.files.to_pylist()]
+    assert rows == [("dogs/001.mp4", "dog", "train"), ("001.mp4", "root", "train")]
+    assert [(one.row_id, one.error_class) for one in source.refused] == [
+        ("cats/001.mp4", "MissingFile"),
+        ("001", "AmbiguousFile"),
+    ]
+
+
+def test_a_table_that_names_no_file_is_said(config: Config, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none of its 1 rows names a video .*line 2, A\.MP4; in the folder is a\.mp4"):
+        list_source(_with_csv(config, tmp_path / "list.csv", "file,label\nA.MP4,bark\n"))
+
+
+def test_a_folder_without_videos_and_a_root_inside_are_refused(config: Config, tmp_path: Path) -> None:
+    inside = config.model_copy(update={"root": f"{tmp_path}/films/store"})
+    with pytest.raises(UserError, match="lies in source.folder, .*give a root outside"):
+        list_source(inside)
+    for name in ("a.mp4", "dogs/b.MKV", "dogs/deep/c.d.webm"):
+        (tmp_path / "films" / name).unlink()
+    with pytest.raises(UserError, match=r"no videos in .*films', only others \(other 2\); give a folder of videos"):
+        list_source(config)
 
 
 def test_a_linked_source_folder_is_read(config: Config, tmp_path: Path) -> None:
