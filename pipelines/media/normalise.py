@@ -110,7 +110,7 @@ def _faults(
         faults.append((DamagedSource, f"{lost}{status} ({log.complaint or 'no reason given'})"))
     if not whole and (source.video.duration_s or 0.0) >= settings.duration_s:
         faults.append((DamagedSource, f"cut off: its header promises {source.video.duration_s:.1f} s"))
-    if log.jump is not None:
+    if log.jump is not None and not damaged:
         faults.append(
             (
                 ChangingSource,
