@@ -88,10 +88,26 @@ class ClipsExecution(Workers):
             )
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+@dataclass(frozen=True)
+class ClipLimits:
+    """Largest shares, measured in a clip, with which it is a row; a clip beyond them is quarantined. None: no limit."""
+
+    silent_share: Share | None = None
+    """Of the sound's samples that are digital silence."""
+    clipped_share: Share | None = None
+    """Of the sound's samples at full scale."""
+    still_share: Share | None = None
+    """Of the clip in which the picture stands still."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClipsConfig(NormaliserSettings):
     """Normalisation of raw files to clips."""
 
+    limits: ClipLimits = ClipLimits()
     execution: ClipsExecution = ClipsExecution()
 
 
@@ -256,7 +272,7 @@ class ScoresConfig(Section):
 
 
 for _settings in (
-    CaptioningExecution, ClipsConfig, ClipsExecution, EngineOptions, FeaturesExecution, FinetuneExecution,
+    CaptioningExecution, ClipLimits, ClipsConfig, ClipsExecution, EngineOptions, FeaturesExecution, FinetuneExecution,
     FinetuneSettings, FrameSettings, Rules, SamplesConfig, SamplesExecution, Sampling, TrainExecution, TrainSettings,
 ):  # fmt: skip
     setattr(_settings, "__pydantic_config__", ConfigDict(extra="forbid"))  # noqa: B010 (mypy knows no such field)
@@ -285,16 +301,6 @@ class Config(Section):
         ):
             if fps > self.clips.fps:
                 raise ValueError(f"{name}: got {fps}, wanted at most clips.fps = {self.clips.fps}")
-        return self
-
-    @model_validator(mode="after")
-    def _durations_fit(self) -> Config:
-        trained_s = self.flowley.training.duration_s
-        if self.flowley.checkpoint is None and trained_s > self.clips.duration_s:
-            raise ValueError(
-                f"flowley.training.duration_s: got {trained_s:g}, wanted at most clips.duration_s = "
-                f"{self.clips.duration_s:g}"
-            )
         return self
 
 

@@ -199,6 +199,10 @@ class RowStage(Stage):
     def rows(self, context: Context) -> Rows:
         """All rows of this stage."""
 
+    def unwanted(self, context: Context, rows: pa.Table) -> Mapping[int, Refused]:
+        """Hook before `finish`: rows that were made and that the configuration does not want, by their place."""
+        return {}
+
     def finish(self, context: Context, rows: pa.Table, made: Mapping[str, pa.Table]) -> dict[str, Any]:
         """Hook before the commit; returns extra figures for the manifest.
 
@@ -303,6 +307,9 @@ class RowWork:
             rows = rows.append_column(one.ledger, one.keys.slice(0, rows.num_rows))
         self._check_share(int(bad.sum()))
         rows = rows.filter(pa.array(~bad))
+        unwanted = stage.unwanted(self.context, rows)
+        quarantined += unwanted.values()
+        rows = rows.take(pa.array([place for place in range(rows.num_rows) if place not in unwanted], pa.int64()))
         self.context.output.write_rows(rows.select(stage.schema.names).cast(stage.schema))
         figures = stage.finish(self.context, rows, made)
         total = carried.num_rows + len(refused)

@@ -12,6 +12,7 @@ from functools import cache, cached_property
 from itertools import repeat
 from typing import Any, ClassVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -27,7 +28,7 @@ from pipelines.media.faults import MediaError
 from pipelines.media.normalise import normalise
 from pipelines.media.probe import open_source
 from pipelines.media.process import Deadline
-from pipelines.run_config import Config
+from pipelines.run_config import ClipLimits, Config
 from pipelines.scratch import scratch
 from pipelines.stages.listing import SourceListing
 from pipelines.stages.source import HASHES, SHA256, TABLE, HashRecipe, KnownFiles, SourceHashes, list_source, split_of
@@ -103,6 +104,7 @@ class ClipRecipe(Recipe):
     normaliser: NormaliserSettings
     source: HashedSource = per_row()
     test_fraction: float = per_row()
+    limits: ClipLimits = per_row()
     folder: str = unhashed()
     table: str | None = unhashed()
     normaliser_version: int = NORMALISER_VERSION
@@ -126,7 +128,11 @@ class ClipsStage(RowStage):
 
     name = "clips"
     ledgers = ("clips",)
-    config_keys: ClassVar[Mapping[str, str]] = {"normaliser": "clips", "test_fraction": "source.test_fraction"}
+    config_keys: ClassVar[Mapping[str, str]] = {
+        "normaliser": "clips",
+        "limits": "clips.limits",
+        "test_fraction": "source.test_fraction",
+    }
     schema = pa.schema(
         [
             *text_columns("clip_id", "source_name", "source_sha256", "video_id"),
@@ -170,6 +176,16 @@ class ClipsStage(RowStage):
         tasks = carried.select(["source_name", "clip_id", "source_sha256"])
         rows = RowSet("clips", recipe, tasks, ("source_sha256",), CLIP, worker)
         return Rows(carried, [rows], [*recipe.source.found.refused, *doubles])
+
+    def unwanted(self, context: Context, rows: pa.Table) -> Mapping[int, Refused]:
+        found: dict[int, Refused] = {}
+        for name, limit in vars(context.recipe.limits).items():
+            beyond = pc.fill_null(pc.greater(rows[name], pa.scalar(limit, pa.float64())), False)
+            for place in np.flatnonzero(beyond.to_numpy()):
+                source, share = rows["source_name"][place].as_py(), rows[name][place].as_py()
+                message = f"{source}: {name} {share:g}, wanted at most clips.limits.{name} = {limit:g}"
+                found.setdefault(int(place), Refused(source, "BeyondLimits", message))
+        return found
 
     def finish(self, context: Context, rows: pa.Table, made: Mapping[str, pa.Table]) -> dict[str, Any]:
         passed_over = context.recipe.source.found.passed_over
@@ -239,6 +255,7 @@ def _recipe(config: Config, source: HashedSource) -> ClipRecipe:
         normaliser=NormaliserSettings(**{one.name: getattr(config.clips, one.name) for one in SETTINGS}),
         source=source,
         test_fraction=config.source.test_fraction,
+        limits=config.clips.limits,
         folder=config.source.folder,
         table=config.source.table,
     )

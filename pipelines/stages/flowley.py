@@ -21,6 +21,7 @@ from pipelines.engine.recipe import Recipe, unhashed
 from pipelines.engine.stage import Context, Result, Stage, WholeWork
 from pipelines.engine.storage import Storage
 from pipelines.engine.store import RUNS
+from pipelines.errors import UserError
 from pipelines.progress import human_time
 from pipelines.run_config import Config
 from pipelines.scratch import scratch
@@ -77,6 +78,11 @@ class FlowleyStage(Stage):
         section = config.flowley
         if section.checkpoint is not None:
             return CheckpointRecipe(weights_of(section.checkpoint, CHECKPOINT_FILES, "flowley.checkpoint"))
+        if section.training.duration_s > config.clips.duration_s:
+            raise UserError(
+                f"flowley.training.duration_s: got {section.training.duration_s:g}, wanted at most clips.duration_s = "
+                f"{config.clips.duration_s:g}"
+            )
         return FlowleyRecipe(
             network=preset(section.preset, **section.overrides),
             training=section.training,

@@ -211,7 +211,7 @@ SETTINGS = {
     "flowley's training": ("flowley.training.steps=20", "flowley.training.learning_rate=0.001"),
     "sampler": ("samples.steps=5", "samples.guidance=3.5", "samples.solver=midpoint", "samples.seed=1"),
     "rate of the scores": ("scores.audio_hz=8000",),
-    "clips' length": ("clips.duration_s=3.0", "flowley.training.duration_s=3.0"),
+    "clips' length": ("clips.duration_s=3.0",),
     "execution only": (
         "clips.execution.workers=1", "captions.execution.device=cuda", "captions.execution.engine=vllm",
         "captions.execution.workers=5", "captioner.execution.workers=2", "captioner.execution.use_gpu=true",

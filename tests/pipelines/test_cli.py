@@ -75,19 +75,23 @@ def test_a_cluster_that_is_not_there_is_one_line(
     address: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", address)
-    (tmp_path / "a.mp4").write_bytes(b"never read")
+    films = tmp_path / "films"
+    films.mkdir()
+    (films / "a.mp4").write_bytes(b"never read")
     done = _soundcap(
         "run", "configs/demo.yaml", "--until", "clips", "--set", f"root={tmp_path}/store",
-        "--set", f"source.folder={tmp_path}", "--set", "source.table=null",
+        "--set", f"source.folder={films}", "--set", "source.table=null",
     )  # fmt: skip
     assert done.returncode == 2 and message in done.stderr, done.stderr
 
 
 def test_plan_json_before_anything_ran(tmp_path: Path) -> None:
-    (tmp_path / "a.mp4").write_bytes(b"not looked at before the run")
+    films = tmp_path / "films"
+    films.mkdir()
+    (films / "a.mp4").write_bytes(b"not looked at before the run")
     done = _soundcap(
         "plan", "configs/demo.yaml", "--json", "--set", f"root={tmp_path}/store",
-        "--set", f"source.folder={tmp_path}", "--set", "source.table=null",
+        "--set", f"source.folder={films}", "--set", "source.table=null",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     stages = json.loads(done.stdout)["stages"]
@@ -103,7 +107,7 @@ def test_a_start_that_is_no_time_is_one_line(
 ) -> None:
     (tmp_path / "a_000001.mp4").write_bytes(b"not looked at")
     (tmp_path / "list.csv").write_text(f"a,{start},dog,train\n")
-    sets = ["--set", f"source.folder={tmp_path}", "--set", f"source.table={tmp_path}/list.csv"]
+    sets = ["--set", f"source.folder={films}", "--set", f"source.table={tmp_path}/list.csv"]
     monkeypatch.setattr(sys, "argv", ["soundcap", "plan", str(ROOT / "configs/demo.yaml"), *sets])
     with pytest.raises(SystemExit) as ended:
         main()

@@ -13,6 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from pipelines.engine.store import open_store
+from pipelines.errors import UserError
 from pipelines.report.build import choose
 from pipelines.report.figures import loss_curve, spectrograms
 from pipelines.run_config import Config
@@ -83,7 +85,11 @@ def test_player_has_the_clips_picture_and_sound(html: str, tmp_path: Path) -> No
 def test_empty_store_says_that_nothing_has_run(
     configure: Callable[..., Config], report: Callable[[Config], str], tmp_path: Path
 ) -> None:
-    text = _Page(report(configure(tmp_path / "store"))).text
+    config = configure(tmp_path / "store")
+    with pytest.raises(UserError, match="holds no store; `soundcap run CONFIG` makes one"):
+        report(config)
+    open_store(config.root, write=True)
+    text = _Page(report(config)).text
     assert "Nothing has run yet" in text
     assert "No training has finished yet" in text
     assert "Stage samples has not run yet" in text

@@ -2,10 +2,14 @@
 
 from pathlib import Path
 
+import pyarrow as pa
+
 from pipelines.engine.plan import resolve
+from pipelines.engine.stage import Context
 from pipelines.engine.storage import Storage
 from pipelines.run_config import load_config
-from pipelines.stages.clips import ClipsStage
+from pipelines.stages.clips import ClipsStage, HashedSource, _recipe
+from pipelines.stages.source import KnownFiles
 
 DEMO = Path(__file__).parents[3] / "configs" / "demo.yaml"
 
@@ -26,3 +30,20 @@ def test_the_same_bytes_are_never_in_both_splits(tmp_path: Path) -> None:
     assert found == [{"source_name": "b.mp4", "split": "train"}, {"source_name": "c.mp4", "split": "test"}]
     [refused] = rows.refused
     assert refused.error_class == "DuplicateSource" and refused.message == "a.mp4: the same bytes as b.mp4"
+
+
+def test_clips_beyond_the_limits_are_no_rows(tmp_path: Path) -> None:
+    limits = ["clips.limits.silent_share=0.9", "clips.limits.still_share=0.5"]
+    config = load_config(DEMO, [f"root={tmp_path}/store", f"source.folder={tmp_path}", *limits])
+    recipe = _recipe(config, HashedSource(read=lambda: KnownFiles(pa.table({}), [], {})))
+    rows = pa.table(
+        {
+            "source_name": ["good", "silent", "still", "without sound"],
+            "silent_share": [0.9, 0.91, 0.0, None],
+            "clipped_share": [1.0, 0.0, 0.0, None],
+            "still_share": [0.5, 0.0, 0.51, 0.0],
+        }
+    )
+    found = ClipsStage().unwanted(Context(config, None, {}, None, recipe, print), rows)  # type: ignore[arg-type]
+    assert {place: one.error_class for place, one in found.items()} == {1: "BeyondLimits", 2: "BeyondLimits"}
+    assert found[1].message == "silent: silent_share 0.91, wanted at most clips.limits.silent_share = 0.9"
