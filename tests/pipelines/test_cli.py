@@ -107,7 +107,7 @@ def test_a_start_that_is_no_time_is_one_line(
 ) -> None:
     (tmp_path / "a_000001.mp4").write_bytes(b"not looked at")
     (tmp_path / "list.csv").write_text(f"a,{start},dog,train\n")
-    sets = ["--set", f"source.folder={films}", "--set", f"source.table={tmp_path}/list.csv"]
+    sets = ["--set", f"source.folder={tmp_path}", "--set", f"source.table={tmp_path}/list.csv"]
     monkeypatch.setattr(sys, "argv", ["soundcap", "plan", str(ROOT / "configs/demo.yaml"), *sets])
     with pytest.raises(SystemExit) as ended:
         main()
