@@ -138,3 +138,24 @@ def test_what_is_written_can_be_read(make, settings, width_px, height_px):
     frames = read_frames(video, 10)
     assert frames.shape == (10, clip.height_px, clip.width_px, 3)
     assert max(frames.shape[1:3]) <= 112
+
+
+@pytest.mark.parametrize(
+    ("coded", "tags"),
+    [
+        ("scale=out_color_matrix=bt709:out_range=tv,format=yuv420p", ("bt709", "tv")),
+        ("scale=out_color_matrix=bt709:out_range=pc,format=yuv420p", ("bt709", "pc")),
+        ("scale=out_color_matrix=bt601:out_range=tv,format=yuv420p", ("smpte170m", "tv")),
+        ("scale=out_color_matrix=bt2020:out_range=tv,format=yuv420p10", ("bt2020nc", "tv")),
+        ("scale=out_color_matrix=smpte240m:out_range=tv,format=yuv444p", ("smpte240m", "tv")),
+        ("format=gbrp", ("rgb", "pc")),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_an_orange_stays_orange_whatever_its_matrix(make, settings, coded, tags):
+    orange = f"color=c=0xE07828:s=320x180:r=25:d=1,format=gbrp,{coded}"
+    tagged = ("-colorspace", tags[0], "-color_range", tags[1])
+    source = make("orange.mkv", "-f", "lavfi", "-i", orange, "-c:v", "ffv1", *tagged)
+    _, video, _ = run(source, settings, duration_s=1.0, require_audio=False)
+    shown = read_frames(video, 1)[0].mean(axis=(0, 1))
+    assert np.abs(shown - [0xE0, 0x78, 0x28]).max() < 8, f"got RGB {shown}"
