@@ -119,22 +119,23 @@ def _page(
     def row(cells: Sequence[str], tag: str = "td") -> str:
         return "<tr>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in cells) + "</tr>"
 
-    scores = [row(["captions", *(label for label, _ in TABLED_SCORES.values())], "th")]
+    scores = [row(["captions", *(" ".join(heading) for heading in TABLED_SCORES.values())], "th")]
     scores += [row([escape(title), *(_percent(one[name]) for name in TABLED_SCORES)]) for title, one in table.items()]
     texts = [row(["clip", "in truth", *map(escape, lines)], "th")]
     for clip_id, clip in test.items():
         said = [escape(captions.get(clip_id, "(left out)")) for captions in lines.values()]
         texts.append(row([escape(clip_id), escape(_truth_in_words(clip)), *said]))
     onsets = " and ".join(f"{value:.2f} for the {name} sound" for name, value in sounds.items())
-    return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>Scorecard of the demo</title>
+    return f"""<!doctype html><html lang="en"><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1"><title>Scorecard of the demo</title>
 <style>body{{font:15px/1.5 system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem}}
 table{{border-collapse:collapse;margin:1rem 0}}td,th{{border:1px solid #ccc;padding:.3rem .6rem;text-align:left;
-vertical-align:top}}th{{background:#f3f3f3}}</style>
+vertical-align:top}}th{{background:#f3f3f3}}div{{overflow-x:auto}}</style>
 <h1>Scorecard of the demo</h1>
 <p>{len(test)} test clips against the truth that was written with them. No stage reads that truth.</p>
-<table>{"".join(scores)}</table>
-<p>Events that are seen and heard, against onsets of sound within {ONSET_TOLERANCE_S:g} s: F1 is {onsets}.</p>
-<table>{"".join(texts)}</table></html>
+<div><table>{"".join(scores)}</table></div>
+<p>Events that are seen and heard, against onsets of sound within {ONSET_TOLERANCE_S:g} s: F1 ↑ is {onsets}.</p>
+<div><table>{"".join(texts)}</table></div></html>
 """
 
 
