@@ -49,7 +49,9 @@ class ModelRef(Section):
     """Reference to a checkpoint: a local folder, or a hub id pinned to a commit."""
 
     path: str
+    """Local folder, or hub id."""
     revision: str | None = None
+    """Commit of a hub id; of a folder the content counts."""
 
 
 @dataclass(frozen=True)
@@ -57,22 +59,29 @@ class Workers:
     """Fan-out of a stage's rows. A crash can cost a batch; too many quarantined rows end the run."""
 
     workers: Annotated[int, Field(ge=1)] = 2
+    """Processes, wherever the cluster has room for them."""
     cpus_per_worker: Annotated[float, Field(ge=0)] = 1
+    """Cores that each reserves."""
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0
+    """GPUs that each reserves; a half lets two share one."""
     batch_rows: Annotated[int, Field(ge=1)] = 8
+    """Rows that a worker gets at once, the most that a crash costs."""
     batch_deadline_s: Annotated[float, Field(gt=0)] = 1800
+    """Time after which a batch is killed and tried again in halves."""
     max_quarantined_share: Annotated[float, Field(ge=0, le=1, description="of the rows worked on; ten may always")] = (
         0.1
     )
 
 
 class SourceConfig(Section):
-    """Location of the raw clips: a folder, or VGGSound's headerless CSV (id, start_s, label, split) plus a folder."""
+    """Location of the raw clips: a folder, and a table that lists them if there is one."""
 
     folder: str
+    """Folder of the videos, or an s3:// address."""
     table: str | None = None
+    """CSV, TSV or Parquet that lists them (docs/inputs.md); without one, every video of the folder."""
     split: Split | None = Field(default=None, description="puts every clip into this split")
-    test_fraction: float = Field(default=0.1, ge=0, le=1, description="of a folder without CSV or split")
+    test_fraction: float = Field(default=0.1, ge=0, le=1, description="share of the clips without a given split")
 
 
 @dataclass(frozen=True)
@@ -121,7 +130,9 @@ class CaptionsConfig(Section):
 
     model: ModelRef
     instruction: str = "prompts/av_caption.yaml"
+    """File of the instruction."""
     warnings: str | None = "prompts/warnings.yaml"
+    """File of the noise warnings; null for none."""
     frames: FrameSettings = FrameSettings()
     sampling: Sampling = Sampling()
     execution: CaptioningExecution = CaptioningExecution()
@@ -135,8 +146,11 @@ class CurationConfig(Section):
 
 class TrainingExecution(Section):
     workers: int = Field(default=1, ge=1)
+    """Processes that train together."""
     cpus_per_worker: int = Field(default=1, ge=1)
+    """Cores that each reserves."""
     use_gpu: bool = True
+    """One GPU for each worker."""
     max_failures: int = Field(default=2, ge=0, description="worker crashes survived before the stage gives up")
 
 
@@ -150,6 +164,7 @@ class CaptionerConfig(Section):
     model: ModelRef
     adapter: str | None = Field(default=None, description="folder of a trained adapter to use; nothing is trained")
     instruction: str = "prompts/silent_caption.yaml"
+    """File of the instruction."""
     training: FinetuneSettings = FinetuneSettings()
     execution: CaptionerExecution = CaptionerExecution()
 
@@ -164,15 +179,20 @@ class SilentCaptionsConfig(Section):
 @dataclass(frozen=True)
 class FeaturesExecution(Workers):
     device: str = "cuda"
+    """cpu, cuda or cuda:N."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision in which the encoders run."""
 
 
 class CodecConfig(Section):
     """Audio codec for the latents that Flowley generates. All but `log_mel` load weights: a folder or hub id."""
 
     name: Literal["log_mel", "mmaudio_16k", "oobleck", "audioldm2", "log_mel_pca"] = "log_mel"
+    """Codec; docs/architecture.md says where each is from."""
     path: str | None = None
+    """Folder or hub id of its weights."""
     revision: str | None = None
+    """Commit of a hub id."""
 
     @model_validator(mode="after")
     def _weights_or_none(self) -> CodecConfig:
@@ -187,6 +207,7 @@ class FeaturesConfig(Section):
     """Features that Flowley learns from. `captions` selects the text: a row of the paper's ablation."""
 
     captions: Literal["none", "label", "captions", "silent_captions"] = "silent_captions"
+    """Text that conditions the sound: none, the label, the teacher's or the silent captioner's captions."""
     visual: ModelRef
     text: ModelRef
     codec: CodecConfig = CodecConfig()
@@ -210,7 +231,9 @@ class FlowleyConfig(Section):
     """
 
     preset: str = Field(default="flowley_169m", validate_default=True)
+    """Network; `flowley presets` lists them."""
     overrides: dict[str, Any] = Field(default_factory=dict)
+    """Changed fields of the network."""
     checkpoint: str | None = Field(default=None, description="folder of a trained Flowley to use; nothing is trained")
     training: TrainSettings
     execution: FlowleyExecution = FlowleyExecution()
@@ -254,6 +277,7 @@ class FlowleyConfig(Section):
 @dataclass(frozen=True)
 class SamplesExecution(Workers):
     device: str = "cuda"
+    """cpu, cuda or cuda:N."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,6 +285,7 @@ class SamplesConfig(SampleSettings):
     """Sound generation for the test split."""
 
     seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the initial noise, with the clip."""
     execution: SamplesExecution = SamplesExecution()
 
 
@@ -268,6 +293,7 @@ class ScoresConfig(Section):
     """Metrics of the samples against the clips' own sound, both at `audio_hz`."""
 
     audio_hz: int = Field(default=16_000, ge=8_000)
+    """Rate at which both sounds are compared."""
     execution: Workers = Workers()
 
 

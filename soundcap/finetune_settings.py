@@ -21,7 +21,9 @@ class FinetuneSettings:
     learning_rate: float = 1e-4
     """Peak, after the warm-up."""
     weight_decay: float = 0.0
+    """AdamW's, decoupled."""
     scheduler: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
+    """Course of the learning rate after the warm-up."""
     warmup_share: float = 0.03
     """Share of all steps in which the learning rate rises from 0, in [0, 1)."""
     max_grad_norm: float = 1.0
@@ -33,6 +35,7 @@ class FinetuneSettings:
     max_steps: int | None = None
     """Optimiser steps, whatever `epochs` says."""
     precision: Literal["bfloat16", "float32"] = "bfloat16"
+    """Precision of the base model and of its products."""
     seed: int = 0
     """Order of examples, initial LoRA weights, dropout."""
     frames: FrameSettings = field(default_factory=FrameSettings)
@@ -57,6 +60,7 @@ class FinetuneExecution:
     per_device_batch: int = 1
     """Clips per process and forward pass; `batch_size` divided by all processes' batches is accumulated."""
     gradient_checkpointing: bool = True
+    """Activations are computed again in the backward pass: less memory, a third more time."""
     zero_stage: ZeroStage = 2
     """2 for a LoRA on a frozen base that fits each GPU; 3 shards the base too."""
     save_steps: int = 100

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from pipelines.cli.keys import all_keys, markdown
 from pipelines.cli.options import AsJson, Overrides, cells, new_app, say, show, user_path
 from pipelines.engine.fsck import fsck as check_store
 from pipelines.engine.fsck import repair as repair_store
@@ -216,6 +217,25 @@ def generate(
 
     loaded = load_config(config, overrides)
     generate_from_run(loaded, videos, out, caption=caption, say=say)
+
+
+@app.command()
+def keys(
+    part: Annotated[str, typer.Argument(metavar="[PART]", help="of a key, like clips or fps")] = "",
+    as_json: AsJson = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="as docs/configuration.md")] = False,
+) -> None:
+    """List the keys of a configuration with type, default and meaning."""
+    if as_markdown:
+        print(markdown(), end="")
+        return
+    found = [key for key in all_keys() if part in key.name]
+    if not found:
+        raise UserError(f"keys: none has {part!r} in it; `soundcap keys` lists them all")
+    table = Table("key", "type", "default", "meaning")
+    for key in found:
+        table.add_row(*cells(*asdict(key).values()))
+    show(table, [asdict(key) for key in found], as_json=as_json)
 
 
 @app.command()

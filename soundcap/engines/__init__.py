@@ -64,9 +64,11 @@ class EngineExecution:
     """
 
     engine: Literal["transformers", "vllm"] = "vllm"
+    """What runs the model; vllm is meant for GPUs."""
     device: str = "cuda"
     """"cpu", "cuda" or "cuda:N"."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    """Precision of the weights."""
     options: EngineOptions = EngineOptions()
 
     def __post_init__(self) -> None:
