@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -70,11 +72,14 @@ class UserTable:
         return f"{self.kind.key}: {self.path} line {self.lines[row]}"
 
 
+Places = tuple[int, ...]
+
+
 class Found(NamedTuple):
     """Places of the files that a name may mean, one if it is clear; and how loosely it was taken, 0 for exactly."""
 
     looseness: int
-    places: Sequence[int]
+    places: Places
 
 
 class NameFinder:
@@ -85,26 +90,66 @@ class NameFinder:
     """
 
     def __init__(self, names: Sequence[str]) -> None:
-        self._of: tuple[dict[str, list[int]], ...] = ({}, {}, {}, {})
-        for place, name in enumerate(names):
-            base = name.rpartition("/")[2]
-            keys = [name, base]
-            if kind_of(name) == "video":
-                keys += [name.rpartition(".")[0], base.rpartition(".")[0]]
-            for known, key in zip(self._of, keys, strict=False):
-                known.setdefault(key, []).append(place)
+        self.names = names
 
     def find(self, wanted: str) -> Found:
         """Files that `wanted` may mean."""
         wanted = wanted.removeprefix("./")
-        whole, base, whole_stem, base_stem = self._of
-        names, stems = ((whole,), whole_stem) if "/" in wanted else ((whole, base), base_stem)
+        has_folder = "/" in wanted
+        names, stems = ((self._whole,), self._whole_stems) if has_folder else ((self._whole, self._base), self._stems)
         for looseness, known in enumerate((*names, stems)):
-            if wanted in known:
-                return Found(looseness, known[wanted])
+            if places := known.get(wanted):
+                return Found(looseness, places)
         # dog.wav may stand for dog.mp4, but dog.remix for no other name
         stem = wanted.rpartition(".")[0] if kind_of(wanted) != "other" else ""
-        return Found(len(self._of), stems.get(stem, ()))
+        return Found(len(names) + 1, stems.get(stem))
+
+    def find_stem(self, stem: str) -> Found:
+        """Videos of this name without folder and suffix."""
+        return Found(0, self._stems.get(stem))
+
+    @cached_property
+    def _whole(self) -> _Index:
+        return _Index(self.names, range(len(self.names)))
+
+    @cached_property
+    def _base(self) -> _Index:
+        return _Index([_base_of(name) for name in self.names], range(len(self.names)))
+
+    @cached_property
+    def _stems(self) -> _Index:
+        return _Index([_base_of(self.names[place]).rpartition(".")[0] for place in self._videos], self._videos)
+
+    @cached_property
+    def _whole_stems(self) -> _Index:
+        return _Index([self.names[place].rpartition(".")[0] for place in self._videos], self._videos)
+
+    @cached_property
+    def _videos(self) -> list[int]:
+        return [place for place, name in enumerate(self.names) if kind_of(name) == "video"]
+
+
+def _base_of(name: str) -> str:
+    return name.rpartition("/")[2]
+
+
+class _Index:
+    """Places by key. Almost every key has one, which is kept without a tuple of its own: there are many."""
+
+    def __init__(self, keys: Sequence[str], places: Sequence[int]) -> None:
+        self.one = dict(zip(keys, places, strict=True))
+        self.several: dict[str, Places] = {}
+        if len(self.one) < len(keys):
+            counts = Counter(keys)
+            for key, place in zip(keys, places, strict=True):
+                if counts[key] > 1:
+                    self.several[key] = (*self.several.get(key, ()), place)
+
+    def get(self, key: str) -> Places:
+        """Places of a key, none if it is unknown."""
+        if key in self.several:
+            return self.several[key]
+        return (self.one[key],) if key in self.one else ()
 
 
 def read_table_bytes(path: str, key: str) -> bytes:

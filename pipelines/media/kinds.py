@@ -13,6 +13,7 @@ SUFFIXES: dict[Kind, tuple[str, ...]] = {
     "picture": tuple("jpg jpeg png webp gif bmp tif tiff avif heic svg".split()),
 }
 """Suffixes of each kind, in lower case."""
+_KIND_OF = {suffix: kind for kind, suffixes in SUFFIXES.items() for suffix in suffixes}
 VIDEO = rf"\.(?:{'|'.join(SUFFIXES['video'])})$"
 """Regular expression for the end of a video's name, in lower case."""
 
@@ -20,4 +21,4 @@ VIDEO = rf"\.(?:{'|'.join(SUFFIXES['video'])})$"
 def kind_of(name: str) -> Kind:
     """Kind of a file by its suffix, of whatever case."""
     _, dot, suffix = name.rpartition(".")
-    return next((kind for kind, suffixes in SUFFIXES.items() if dot and suffix.casefold() in suffixes), "other")
+    return _KIND_OF.get(suffix.casefold(), "other") if dot else "other"

@@ -170,7 +170,10 @@ def _from_table(folder: Storage, files: pa.Table, path: str) -> SourceFolder:
     """Files that the table lists, in its order."""
     table, names = _read_table(path), files["name"].to_pylist()
     finder = NameFinder(names)
-    found = [finder.find(wanted) for wanted in table.wanted]
+    found = [
+        finder.find(file) if file else finder.find_stem(stem)
+        for file, stem in zip(table.files, table.wanted, strict=True)
+    ]
     owner: dict[int, int] = {}
     refused: dict[int, Refused] = {}
     for row in sorted(range(len(found)), key=lambda row: found[row].looseness):  # so that an exact name comes first
@@ -201,8 +204,16 @@ def _from_table(folder: Storage, files: pa.Table, path: str) -> SourceFolder:
 
 @dataclass(frozen=True)
 class _Listed:
-    """Rows of the source's table: the file that each wants, its line, and the columns after LISTING of FILES."""
+    """Rows of the source's table.
 
+    Attributes:
+        files: file that each names, "" where id and start do.
+        wanted: that file, or the stem that id and start make.
+        lines: line of each.
+        columns: columns of FILES after those of LISTING.
+    """
+
+    files: Sequence[str]
     wanted: Sequence[str]
     lines: Sequence[int]
     columns: Sequence[Sequence[Any]]
@@ -222,7 +233,7 @@ def _read_table(path: str) -> _Listed:
             raise UserError(f"{table.where(row)}: names no file; {TABLE.wanted}")
     listed = [_split(text, table, row) for row, text in enumerate(splits)] if "split" in table.columns else None
     ids = [video_id or PurePosixPath(name).stem for video_id, name in zip(ids, wanted, strict=True)]
-    return _Listed(wanted, table.lines, (labels, listed or [None] * len(wanted), ids, starts_s))
+    return _Listed(files, wanted, table.lines, (labels, listed or [None] * len(wanted), ids, starts_s))
 
 
 def _start_s(text: str, table: UserTable, row: int) -> float:
