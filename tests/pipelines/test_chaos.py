@@ -11,7 +11,8 @@ from tests.pipelines.chaos import Chaos, compare
 @pytest.mark.first
 @pytest.mark.timeout(900)
 def test_rows_survive_kills_in_a_bucket(s3_url: str, tmp_path: Path) -> None:
-    chaos = Chaos(tmp_path, until="captions", chance=random.Random(8))
+    one_each = [f"{stage}.execution.workers=1" for stage in ("clips", "captions")]  # each loads its libraries anew
+    chaos = Chaos(tmp_path, until="captions", chance=random.Random(8), more=one_each)
     chaos.make_corpus()
     chaos.run(f"{s3_url}/chaos/undisturbed", kills_a_stage=0)
     undisturbed = chaos.rows(f"{s3_url}/chaos/undisturbed")

@@ -65,7 +65,8 @@ def load(tmp_path_factory: pytest.TempPathFactory, tiny_encoder_builders: dict) 
                 f"features.visual.path={folder}/clip", f"features.text.path={folder}/t5",
                 "flowley.training={steps: 4, batch_size: 2, duration_s: 4.0, warmup_steps: 1}",
                 f"flowley.execution.settings={EXECUTION}",
-                "flowley.execution.cpus_per_worker=1", "samples.steps=2", *overrides,
+                "flowley.execution.cpus_per_worker=1", "samples.steps=2",
+                *(f"{stage}.execution.workers=1" for stage in ("clips", "features", "samples", "scores")), *overrides,
             ],
         )  # fmt: skip
 
