@@ -75,7 +75,7 @@ class _Aim:
 
 @dataclass
 class Chaos:
-    """Settings of one small pipeline, with `more` overrides; the time of each stage (s); kills so far, by (stage, kind)."""
+    """One small pipeline with `more` overrides: the time of each stage (s), and the kills so far, by (stage, kind)."""
 
     folder: Path
     until: str
