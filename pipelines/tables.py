@@ -9,10 +9,9 @@ from __future__ import annotations
 import csv
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -75,11 +74,8 @@ class UserTable:
 Places = tuple[int, ...]
 
 
-class Found(NamedTuple):
-    """Places of the files that a name may mean, one if it is clear; and how loosely it was taken, 0 for exactly."""
-
-    looseness: int
-    places: Places
+Found = tuple[int, Places]
+"""How loosely a name was taken, 0 for exactly, and the places of the files that it may mean: one if it is clear."""
 
 
 class NameFinder:
@@ -99,14 +95,14 @@ class NameFinder:
         names, stems = ((self._whole,), self._whole_stems) if has_folder else ((self._whole, self._base), self._stems)
         for looseness, known in enumerate((*names, stems)):
             if places := known.get(wanted):
-                return Found(looseness, places)
+                return looseness, places
         # dog.wav may stand for dog.mp4, but dog.remix for no other name
         stem = wanted.rpartition(".")[0] if kind_of(wanted) != "other" else ""
-        return Found(len(names) + 1, stems.get(stem))
+        return len(names) + 1, stems.get(stem)
 
     def find_stem(self, stem: str) -> Found:
         """Videos of this name without folder and suffix."""
-        return Found(0, self._stems.get(stem))
+        return 0, self._stems.get(stem)
 
     @cached_property
     def _whole(self) -> _Index:
@@ -210,31 +206,50 @@ def _decoded(data: bytes, path: str, kind: TableKind) -> str:
 
 
 def _from_text(text: str, path: str, kind: TableKind) -> UserTable:
+    rows = _cells(text, path, kind)
+    numbers = [number for number, row in enumerate(rows, start=1) if any(map(str.strip, row))]
     names: Sequence[str] | None = None
-    rows: list[list[str]] = []
-    lines: list[int] = []
-    for line, cells in _cells(text, path, kind):
-        is_comment = cells[0].startswith("#")
-        if names is None:
-            names = kind.header(cells)
-            if names is not None:
-                _refuse_doubles(names, kind, f"{kind.key}: {path} line {line}")
-                continue
-            if is_comment:
-                continue
+    while numbers and names is None:
+        first = rows[numbers[0] - 1]
+        names = kind.header(first)
+        if names is not None:
+            _refuse_doubles(names, kind, f"{kind.key}: {path} line {numbers.pop(0)}")
+        elif first[0].startswith("#"):
+            numbers.pop(0)
+        else:
             names = kind.bare
-        if is_comment and len(cells) != len(names):
+    width = len(names or ())
+    for number in [number for number in numbers if len(rows[number - 1]) != width]:
+        cells = [cell.strip() for cell in rows[number - 1]]
+        if cells[0].startswith("#"):
+            numbers.remove(number)  # a comment
             continue
-        if len(cells) != len(names):
-            raise UserError(
-                f"{kind.key}: {path} line {line}: {_miscount(cells, names, path, is_first=not rows)}; {kind.wanted}"
-            )
-        rows.append(cells)
-        lines.append(line)
-    if names is None or not rows:
+        cause = _miscount(cells, names or (), path, is_first=number == numbers[0])
+        raise UserError(f"{kind.key}: {path} line {number}: {cause}; {kind.wanted}")
+    if names is None or not numbers:
         raise UserError(f"{kind.key}: {path} has no rows; {kind.wanted}")
-    columns = {name: column for name, column in zip(names, zip(*rows, strict=True), strict=True) if name}
-    return UserTable(kind, path, columns, lines)
+    cells_of = zip(*(rows[number - 1] for number in numbers), strict=True)
+    columns = {name: tuple(map(str.strip, column)) for name, column in zip(names, cells_of, strict=True) if name}
+    return UserTable(kind, path, columns, numbers)
+
+
+def _cells(text: str, path: str, kind: TableKind) -> list[list[str]]:
+    """Cells of each line. A quoted text ends on its line, so that one row is one line."""
+    lines = _LINE_END.split(text)
+    reader = csv.reader(lines, delimiter=_delimiter(path), skipinitialspace=True, strict=True)
+    unclosed = "a quote is not closed on its line; close it, or double it inside a quoted text"
+    odd = [number for number, line in enumerate(lines, start=1) if line.count('"') % 2] if '"' in text else []
+    rows: list[list[str]] = []
+    try:
+        for row in reader:
+            rows.append(row)
+            if reader.line_num > len(rows) or (odd and odd[0] <= len(rows)):
+                raise UserError(f"{kind.key}: {path} line {len(rows)}: {unclosed}")
+    except csv.Error as error:
+        number = len(rows) + 1
+        said = unclosed if odd and odd[0] == number else f"{error}; {kind.wanted}"
+        raise UserError(f"{kind.key}: {path} line {number}: {said}") from error
+    return rows
 
 
 def _miscount(cells: Sequence[str], names: Sequence[str], path: str, *, is_first: bool) -> str:
@@ -245,29 +260,6 @@ def _miscount(cells: Sequence[str], names: Sequence[str], path: str, *, is_first
     if is_first:
         return f"{got}, and {', '.join(cells)} is no header that is known"
     return f"{got}: put a text with a {'tab' if _delimiter(path) != ',' else 'comma'} in quotes"
-
-
-def _cells(text: str, path: str, kind: TableKind) -> Iterator[tuple[int, list[str]]]:
-    """Line number and stripped cells of each line that is not blank. A quoted text ends on its line."""
-    lines = _LINE_END.split(text)
-    reader = csv.reader(lines, delimiter=_delimiter(path), skipinitialspace=True, strict=True)
-    before = 0
-    while True:
-        where = f"{kind.key}: {path} line {before + 1}"
-        if before < len(lines) and lines[before].count('"') % 2:
-            raise UserError(f"{where}: a quote is not closed on its line; close it, or double it inside a quoted text")
-        try:
-            row = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise UserError(f"{where}: {error}; {kind.wanted}") from error
-        if reader.line_num > before + 1:
-            raise UserError(f"{where}: a quote is not closed on its line; close it, or double it inside a quoted text")
-        before = reader.line_num
-        cells = [cell.strip() for cell in row]
-        if any(cells):
-            yield before, cells
 
 
 def _delimiter(path: str) -> str:

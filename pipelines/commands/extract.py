@@ -55,7 +55,7 @@ def match_captions(table: UserTable, names: Sequence[str], say: Callable[[str], 
     row_of: dict[int, int] = {}
     unknown: list[str] = []
     for row, (name, caption) in enumerate(zip(table.columns["name"], table.columns["caption"], strict=True)):
-        places = finder.find(name).places
+        _, places = finder.find(name)
         if len(places) > 1:
             there = " and ".join(names[place] for place in places)
             raise UserError(f"{table.where(row)} names {name!r}, which may be {there}; write the name with its suffix")

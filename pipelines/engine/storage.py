@@ -404,6 +404,7 @@ class _LocalListing:
         except (FileNotFoundError, NotADirectoryError):
             return
         self._seen.add((status.st_dev, status.st_ino))
+        names, sizes, versions = self.columns
         with entries:
             for entry in entries:
                 try:
@@ -413,7 +414,13 @@ class _LocalListing:
                         self._add(entry.path, NO_FILE, BROKEN_LINK)
                     continue  # else it is gone since the listing
                 if stat.S_ISREG(found.st_mode):
-                    self._add(entry.path, found.st_size, str(found.st_mtime_ns))
+                    name = entry.path[self.start :]
+                    if not name.isascii():
+                        self._add(entry.path, found.st_size, str(found.st_mtime_ns))
+                        continue
+                    names.append(name)  # most names: there are many
+                    sizes.append(found.st_size)
+                    versions.append(str(found.st_mtime_ns))
                 elif not stat.S_ISDIR(found.st_mode):
                     self._add(entry.path, NO_FILE, SPECIAL_FILE)
                 elif self.recursive and entry.is_symlink():

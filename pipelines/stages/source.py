@@ -176,8 +176,8 @@ def _from_table(folder: Storage, files: pa.Table, path: str) -> SourceFolder:
     ]
     owner: dict[int, int] = {}
     refused: dict[int, Refused] = {}
-    for row in sorted(range(len(found)), key=lambda row: found[row].looseness):  # so that an exact name comes first
-        wanted, places, line = table.wanted[row], found[row].places, f"{path} line {table.lines[row]}"
+    for row in sorted(range(len(found)), key=lambda row: found[row][0]):  # so that an exact name comes first
+        wanted, places, line = table.wanted[row], found[row][1], f"{path} line {table.lines[row]}"
         if len(places) > 1:
             there = " and ".join(names[place] for place in places)
             message = f"{line} lists {wanted}, and {there} are there; leave one"

@@ -116,4 +116,4 @@ def test_files_that_are_no_tables(tmp_path: Path) -> None:
 def test_a_name_means_the_file_of_that_name_before_any_of_its_stem(wanted: str, found: list[str]) -> None:
     names = ["cat.mp4", "dog.mp4", "dog.remix.mp4", "Y0a1b_30.000_40.000.mp4", "sub/two.mkv", "two.mp4", "one.jpg",
              "one.mp4", "one.txt"]  # fmt: skip
-    assert [names[place] for place in NameFinder(names).find(wanted).places] == found
+    assert [names[place] for place in NameFinder(names).find(wanted)[1]] == found
