@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def _bare(source: Path, folder: Path) -> None:
-    """What anyone would type for a clip: no facts, no checks, no place in time."""
+    """Bare command for a clip: no facts, no checks, no place in time."""
     _ffmpeg(
         "-threads", "1", "-i", source, "-filter_complex_threads", "1",
         "-filter_complex", "[0:v]fps=25,scale=448:252:flags=bicubic,format=yuv420p[picture]",

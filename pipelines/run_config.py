@@ -105,11 +105,11 @@ class ClipLimits:
     """Largest shares, measured in a clip, with which it is a row; a clip beyond them is quarantined. None: no limit."""
 
     silent_share: Share | None = None
-    """Of the sound's samples that are digital silence."""
+    """Share of the sound's samples that are digital silence."""
     clipped_share: Share | None = None
-    """Of the sound's samples at full scale."""
+    """Share of the sound's samples at full scale."""
     still_share: Share | None = None
-    """Of the clip in which the picture stands still."""
+    """Share of the clip in which the picture stands still."""
 
 
 @dataclass(frozen=True, kw_only=True)

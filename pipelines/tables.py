@@ -75,7 +75,7 @@ Places = tuple[int, ...]
 
 
 Found = tuple[int, Places]
-"""How loosely a name was taken, 0 for exactly, and the places of the files that it may mean: one if it is clear."""
+"""Looseness with which a name was taken, 0 for exactly, and the places of files that it may mean: one if clear."""
 
 
 class NameFinder:

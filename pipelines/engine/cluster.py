@@ -46,7 +46,7 @@ def ensure_ray() -> None:
 
 
 def local_ray_fault() -> str:
-    """What keeps Ray from starting on this machine, with the remedy; empty if nothing is known to."""
+    """Fault of this machine that keeps Ray from starting, with the remedy; empty if none is known."""
     name = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
     folder = os.environ.get(name, "/tmp")
     remedy = "export RAY_TMPDIR=/tmp, or another short one"

@@ -7,13 +7,10 @@ import hashlib
 import json
 import os
 import shutil
-import stat
 import time
 import uuid
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from operator import itemgetter
@@ -24,6 +21,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.engine.local_listing import NO_FILE, PARTIAL, LocalListing
 from pipelines.errors import UserError
 from pipelines.scratch import scratch
 
@@ -31,8 +29,8 @@ READERS = 32
 """Files read at once from a bucket, where waiting takes longer than reading."""
 
 
-PARTIAL, PARTIAL_S = ".partial", 3600.0
-"""Folder for files that are being written, on the same disk as all others; and the age at which one is abandoned."""
+PARTIAL_S = 3600.0
+"""Age at which a file that is being written is abandoned."""
 DELETIONS = 1000
 """Files that a bucket removes at once, at most."""
 ANSWER_S = 10.0
@@ -45,8 +43,6 @@ NO_SUCH_FILE = (FileNotFoundError, IsADirectoryError)
 
 LISTING = pa.schema([("name", pa.string()), ("size", pa.int64()), ("version", pa.string())])
 """Columns of a listing, as of FileInfo. What cannot be read as a file has the size NO_FILE, and as version why."""
-NO_FILE = -1
-BROKEN_LINK, LISTED_FOLDER, SPECIAL_FILE, NOT_UTF_8 = "BrokenLink", "ListedFolder", "SpecialFile", "NameNotUtf8"
 
 
 class FileInfo(NamedTuple):
@@ -135,7 +131,7 @@ class Storage:
         """Names, sizes and versions of the files in `folder`, in any order. Adds a disk's folders to `folders`."""
         top, start = self.path(folder), len(self.path()) + 1
         if self.is_local:
-            listing = _LocalListing(start, recursive)
+            listing = LocalListing(start, recursive)
             listing.read(top or "/")
             if folders is not None:
                 folders |= listing.folders
@@ -367,82 +363,6 @@ def parquet_bytes(table: pa.Table) -> bytes:
     pq.write_table(table, sink, compression="zstd", write_page_index=True)
     data: bytes = sink.getvalue().to_pybytes()
     return data
-
-
-@dataclass
-class _LocalListing:
-    """Listing of a local folder and of folders that are linked to, each once, by its own place if it has one.
-
-    Attributes:
-        start: length of what is cut off a path for its name.
-        columns: names, sizes and versions.
-        folders: time of change (ns) of each folder.
-    """
-
-    start: int
-    recursive: bool
-    columns: tuple[list[str], list[int], list[str]] = field(default_factory=lambda: ([], [], []))
-    folders: dict[str, int] = field(default_factory=dict)
-    _seen: set[tuple[int, int]] = field(default_factory=set)
-    _linked: deque[tuple[str, tuple[int, int]]] = field(default_factory=deque)
-
-    def read(self, folder: str) -> None:
-        """Lists a folder and what is below it."""
-        self._read(folder)
-        while self._linked:
-            path, inode = self._linked.popleft()
-            if inode in self._seen:
-                self._add(path, NO_FILE, LISTED_FOLDER)
-            else:
-                self._read(path)
-
-    def _read(self, folder: str) -> None:
-        try:
-            status = Path(folder).stat()
-            self.folders[folder] = status.st_mtime_ns  # before its files, so that a later change is seen
-            entries = os.scandir(folder)
-        except (FileNotFoundError, NotADirectoryError):
-            return
-        self._seen.add((status.st_dev, status.st_ino))
-        names, sizes, versions = self.columns
-        with entries:
-            for entry in entries:
-                try:
-                    found = entry.stat()
-                except OSError:
-                    if entry.is_symlink():
-                        self._add(entry.path, NO_FILE, BROKEN_LINK)
-                    continue  # else it is gone since the listing
-                if stat.S_ISREG(found.st_mode):
-                    name = entry.path[self.start :]
-                    if not name.isascii():
-                        self._add(entry.path, found.st_size, str(found.st_mtime_ns))
-                        continue
-                    names.append(name)  # most names: there are many
-                    sizes.append(found.st_size)
-                    versions.append(str(found.st_mtime_ns))
-                elif not stat.S_ISDIR(found.st_mode):
-                    self._add(entry.path, NO_FILE, SPECIAL_FILE)
-                elif self.recursive and entry.is_symlink():
-                    self._linked.append((entry.path, (found.st_dev, found.st_ino)))
-                elif self.recursive and entry.name != PARTIAL:
-                    self._read(entry.path)
-
-    def _add(self, path: str, size: int, version: str) -> None:
-        name = path[self.start :]
-        if not name.isascii() and not _is_utf_8(name):
-            escaped = os.fsencode(name).replace(b"\\", b"\\\\")
-            name, size, version = escaped.decode("utf-8", "backslashreplace"), NO_FILE, NOT_UTF_8
-        for column, value in zip(self.columns, (name, size, version), strict=True):
-            column.append(value)  # type: ignore[attr-defined]
-
-
-def _is_utf_8(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:  # bytes of a file system's name that are no text
-        return False
-    return True
 
 
 def _sync(path: Path) -> None:

@@ -15,7 +15,8 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.engine.fingerprint import file_sha256
-from pipelines.engine.storage import NO_SUCH_FILE, PARTIAL, Storage, json_bytes, parquet_bytes, parquet_table
+from pipelines.engine.local_listing import PARTIAL
+from pipelines.engine.storage import NO_SUCH_FILE, Storage, json_bytes, parquet_bytes, parquet_table
 from pipelines.errors import RunError, UserError
 
 FORMAT = 1

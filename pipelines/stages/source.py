@@ -17,17 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.engine.ledger import Failed, Ledger
+from pipelines.engine.local_listing import BROKEN_LINK, LISTED_FOLDER, NO_FILE, NOT_UTF_8, SPECIAL_FILE
 from pipelines.engine.recipe import Recipe
 from pipelines.engine.stage import Refused, RowSet, is_missing, made_rows
-from pipelines.engine.storage import (
-    BROKEN_LINK,
-    LISTED_FOLDER,
-    LISTING,
-    NO_FILE,
-    NOT_UTF_8,
-    SPECIAL_FILE,
-    Storage,
-)
+from pipelines.engine.storage import LISTING, Storage
 from pipelines.engine.store import text_columns
 from pipelines.errors import UserError, one_line
 from pipelines.media.kinds import VIDEO, kind_of
@@ -69,14 +62,14 @@ NO_FILES = {
     BROKEN_LINK: "a link to nothing; mend the link, or remove it",
     NOT_UTF_8: "its name is not UTF-8 text; rename it",
 }
-"""What is the matter with a video that is no readable file."""
+"""Fault and remedy of a video that is no readable file."""
 PASSED_OVER = {
     LISTED_FOLDER: "a link to a folder that is read already",
     SPECIAL_FILE: "a pipe, a socket or a device",
     BROKEN_LINK: "a link to nothing",
     NOT_UTF_8: "its name is not UTF-8 text",
 }
-"""What other things are that are no readable files."""
+"""Words on other things that are no readable files."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.media.faults import FfmpegMissing, TooShort
-from pipelines.media.videos import one_of_many
+from pipelines.media.videos import one_of_many, targets_of
 
 
 @pytest.mark.parametrize(
@@ -28,3 +28,8 @@ def test_a_fault_of_the_machine_or_of_all_videos_ends_the_work(error: Exception)
     with pytest.raises(type(error)), one_of_many(Path("b.mp4"), failed, print, common=(LookupError,)):
         raise error
     assert failed == []
+
+
+def test_a_suffix_in_capitals_is_a_file_too(tmp_path: Path) -> None:
+    assert targets_of([Path("a.mkv")], tmp_path / "out.MP4") == [tmp_path / "out.MP4"]
+    assert targets_of([Path("a.mkv")], tmp_path / "out") == [tmp_path / "out" / "a.mp4"]
