@@ -10,8 +10,9 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from pipelines.cli.keys import all_keys, markdown
 from pipelines.cli.options import AsJson, Overrides, cells, new_app, say, show, user_path
+from pipelines.commands.keys import all_keys, markdown
+from pipelines.commands.survey import Models, write_config
 from pipelines.engine.fsck import fsck as check_store
 from pipelines.engine.fsck import repair as repair_store
 from pipelines.engine.lease import lease, read_holder
@@ -30,6 +31,21 @@ app = new_app("From video clips to sound-aware captions, a captioner that hears 
 ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, like configs/demo.yaml")]
 Rescan = Annotated[bool, typer.Option("--rescan", help="list a large source again instead of remembering it")]
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="try quarantined rows again")]
+
+
+@app.command()
+def init(
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="of your videos, or an s3:// address")],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", metavar="FILE", parser=user_path, help="configuration to write")
+    ] = Path("mine.yaml"),
+    root: Annotated[str, typer.Option(help="where a run keeps its state")] = "store",
+    models: Annotated[
+        Models | None, typer.Option(help="real ones, or the demo's toys; by default real if there is a GPU")
+    ] = None,
+) -> None:
+    """Look at a folder of videos and write a commented configuration that suits it."""
+    write_config(folder, out, root=root, models=models, say=say)
 
 
 @app.command()

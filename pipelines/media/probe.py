@@ -63,9 +63,14 @@ class AudioStream:
 
 @dataclass(frozen=True, slots=True)
 class Streams:
-    """Streams in a source's header; None if absent. container: ffmpeg's name of the format."""
+    """Streams in a source's header; None if absent.
+
+    container: ffmpeg's name of the format.
+    duration_s: of the whole, as the header has it.
+    """
 
     container: str
+    duration_s: float | None
     video: VideoStream | None
     audio: AudioStream | None
 
@@ -140,6 +145,7 @@ def probe(source: Path, deadline: Deadline) -> Streams:
         )
     return Streams(
         container,
+        _seconds(found["format"].get("duration")),
         None if video is None else _video_stream(video),
         None if audio is None else _audio_stream(audio),
     )

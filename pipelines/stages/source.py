@@ -250,7 +250,12 @@ def split_of(listed: Split | None, sha256: str, test_fraction: float) -> Split:
     """Split of a clip. Without one in the source, the content hash decides, so that it never changes."""
     if listed is not None:
         return listed
-    return "test" if int(sha256[:8], 16) / 16**8 < test_fraction else "train"
+    return "test" if split_share(sha256) < test_fraction else "train"
+
+
+def split_share(sha256: str) -> float:
+    """Place of a content hash in [0, 1), which decides a clip's split."""
+    return int(sha256[:8], 16) / 16**8
 
 
 # --- digests -------------------------------------------------------------------------------------------------

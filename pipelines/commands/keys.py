@@ -1,24 +1,33 @@
-"""Keys of a configuration with their types, defaults and meanings, from the fields' own descriptions."""
+"""Keys of a configuration with their types, defaults and meanings, from the fields' own descriptions.
+
+The page docs/configuration.md and the comments of a configuration file are made of them.
+"""
 
 from __future__ import annotations
 
 import ast
 import dataclasses
 import inspect
+import math
 import textwrap
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import yaml
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from pipelines.run_config import Config
 
 REQUIRED = "required"
+END = "\n..."
+"""YAML's mark after a bare value."""
+WIDTH = 110
+"""Characters of a line of a configuration file."""
 NAMES = {str: "text", int: "whole number", float: "number", bool: "true or false", dict: "mapping"}
 
 
@@ -56,6 +65,35 @@ def markdown() -> str:
                 kind, meaning = (text.replace("|", "\\|") for text in (key.kind, key.meaning))
                 lines.append(f"| `{key.name}` | {kind} | {key.default and f'`{key.default}`'} | {meaning} |")
     return "\n".join(lines) + "\n"
+
+
+def commented(data: Mapping[str, Any], reasons: Mapping[str, str]) -> str:
+    """YAML of a configuration. Above each key stands its reason, else behind it what it means."""
+    meanings = {key.name: key.meaning for key in all_keys()}
+    return "\n".join(_lines(data, "", meanings, reasons)) + "\n"
+
+
+def _lines(data: Mapping[str, Any], path: str, meanings: Mapping[str, str], reasons: Mapping[str, str]) -> list[str]:
+    lines: list[str] = []
+    indent = "  " * path.count(".")
+    for name, value in data.items():
+        key = f"{path}{name}"
+        if not path and isinstance(value, dict):
+            lines.append("")
+        if key in reasons:
+            lines += textwrap.wrap(reasons[key], WIDTH, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ")
+        if isinstance(value, dict) and key not in meanings:
+            lines += [f"{indent}{name}:", *_lines(value, f"{key}.", meanings, reasons)]
+            continue
+        written = yaml.safe_dump(value, default_flow_style=True, width=math.inf, allow_unicode=True)
+        line = f"{indent}{name}: {written.strip().removesuffix(END)}"
+        meaning = "" if key in reasons else meanings.get(key, "")
+        if meaning and len(line) + len(meaning) + 4 > WIDTH:
+            lines += textwrap.wrap(meaning, WIDTH, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ")
+        elif meaning:
+            line += f"  # {meaning}"
+        lines.append(line)
+    return lines
 
 
 def _keys_of(section: type, default: Any, path: str) -> Iterator[Key]:
