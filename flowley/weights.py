@@ -44,12 +44,14 @@ def find_folder(
         ValueError: neither a folder nor a repository that can be reached.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     if Path(path_or_id).is_dir():
         return Path(path_or_id)
     try:
         return Path(snapshot_download(str(path_or_id), revision=revision, allow_patterns=list(files), **download))
+    except HFValidationError as error:
+        raise ValueError(f"{path_or_id}: neither a folder nor a hub id, like owner/name; wanted {wanted}") from error
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise ValueError(
             f"{path_or_id}: neither a folder nor a hub id to be had ({one_line(error)}); wanted {wanted}"
@@ -61,7 +63,8 @@ def find_file(folder: Path, name: str, *, below: Sequence[str] = (), wanted: str
     for file in (folder / name, *(folder / sub / name for sub in below)):
         if file.is_file():
             return file
-    raise ValueError(f"{folder} has no {name}: wanted {wanted}")
+    deeper = next((file.parent for depth in ("*", "*/*") for file in sorted(folder.glob(f"{depth}/{name}"))), None)
+    raise ValueError(f"{folder} has no {name}: wanted {wanted}" + (f"; did you mean {deeper}?" if deeper else ""))
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -91,6 +94,9 @@ def read_tensors(file: Path, *, within: str | None = None) -> dict[str, Tensor]:
             if file.suffix == ".safetensors"
             else torch.load(file, map_location="cpu", weights_only=True)
         )
+    except pickle.UnpicklingError as error:
+        said = "it is not a file of tensors alone, as torch.save writes"
+        raise ValueError(f"{file} cannot be read as weights ({said}): fetch it again") from error
     except _UNREADABLE as error:
         raise ValueError(f"{file} cannot be read as weights ({one_line(error)}): fetch it again") from error
     if within is not None and isinstance(state, dict):

@@ -1,10 +1,12 @@
 """User-facing errors: one line without traceback, and an exit code that tells who can fix them."""
 
 import difflib
+import os
 import re
 import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 LIMIT_CHARS = 2000
@@ -62,6 +64,15 @@ def user_input() -> Iterator[None]:
         yield
     except ValueError as error:
         raise UserError(one_line(error, LIMIT_CHARS)) from error
+
+
+def require_place(folder: Path, option: str) -> None:
+    """Raises UserError if the folder cannot be made, or nothing can be written to it."""
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise UserError(f"{option}: {there} is a file, not a folder; give another place")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{option}: nothing can be written to {there}; give another place")
 
 
 def _end_interrupted(name: str, interrupted: str) -> NoReturn:

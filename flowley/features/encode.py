@@ -39,8 +39,8 @@ class Encoders:
         self.spec, self.config, self.device, self.dtype = spec, config, device, dtype
 
     def load(self) -> None:
-        """Loads all three now. Raises ValueError as the properties do."""
-        _ = self.visual, self.text, self.codec
+        """Loads all three now, the smallest first. Raises ValueError as the properties do."""
+        _ = self.codec, self.visual, self.text
 
     @cached_property
     def visual(self) -> VisualEncoder:

@@ -77,7 +77,7 @@ def generate(
     options = command.GenerateOptions(
         settings=settings, caption=caption, negative=negative, seed=seed, duration_s=duration, whole=whole, batch=batch
     )
-    command.generate(_open(checkpoint, visual, text, codec, device), videos, out, options, say)
+    command.generate(lambda: _open(checkpoint, visual, text, codec, device), videos, out, options, say)
 
 
 @app.command()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -53,10 +54,13 @@ def cells(*values: object) -> tuple[str, ...]:
 
 
 def show(table: Table, data: Any = None, *, as_json: bool = False) -> None:
-    """Prints `data` as JSON, or a table of the terminal's width; wider in a log, so that no cell is cut."""
+    """Prints `data` as JSON, or a table of the terminal's width; wider in a log. Cells are folded, never cut."""
     if as_json:
         print(json.dumps(data, indent=2))
     else:
+        table.box, table.pad_edge, table.padding = SIMPLE_HEAD, False, (0, 1, 0, 0)
+        for column in table.columns:
+            column.overflow = "fold"
         Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
@@ -112,8 +116,8 @@ def require_device(device: str) -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        why = str(error).splitlines()[0]
-        message = f"--device {device}: not on this machine ({why}); give cpu, or the name of a device it has"
+        there = "cpu" + ", cuda" * torch.cuda.is_available()
+        message = f"--device {device}: not on this machine, which has {there}"
         raise UserError(message) from error
 
 

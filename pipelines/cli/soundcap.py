@@ -30,6 +30,9 @@ app = new_app("From video clips to sound-aware captions, a captioner that hears 
 
 ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, like configs/demo.yaml")]
 Rescan = Annotated[bool, typer.Option("--rescan", help="list a large source again instead of remembering it")]
+Until = Annotated[
+    str | None, typer.Option(metavar="STAGE", help=f"stop after one of {', '.join(stage.name for stage in STAGES)}")
+]
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="try quarantined rows again")]
 
 
@@ -84,7 +87,7 @@ def plan(
 @app.command()
 def run(
     config: ConfigPath,
-    until: Annotated[str | None, typer.Option(metavar="STAGE", help="stop after this stage")] = None,
+    until: Until = None,
     overrides: Overrides = [],  # noqa: B006
     retry_failed: RetryFailed = False,
 ) -> None:
@@ -120,9 +123,10 @@ def status(
     storage = open_store(loaded.root)
     listing = SourceListing(loaded.source.folder, rescan=rescan)
     stages, holder = read_status(planned_stages(listing), loaded, storage), read_holder(storage)
-    table = Table("stage", "state", "rows out", "quarantined", "rows in ledger", "seconds", "fingerprint")
+    table = Table("stage", "state", "rows out", "quarantined", "in ledger", "s", "fingerprint")
     for one in stages:
-        table.add_row(*cells(*("-" if one[key] is None else one[key] for key in _STATUS_COLUMNS)))
+        values = (one[key] for key in _STATUS_COLUMNS)
+        table.add_row(*cells(*("-" if v is None else round(v) if isinstance(v, float) else v for v in values)))
     age_s = round(listing.age_s, 1)
     data = {"stages": stages, "held_by": holder and str(holder), "source_listing_age_s": age_s}
     show(table, data, as_json=as_json)
@@ -199,7 +203,7 @@ def publish(
 def submit(
     config: ConfigPath,
     address: Annotated[str, typer.Option(metavar="URL", help="the cluster's dashboard, like http://127.0.0.1:8265")],
-    until: Annotated[str | None, typer.Option(metavar="STAGE", help="stop after this stage")] = None,
+    until: Until = None,
     wait: Annotated[bool, typer.Option(help="follow the job's log to its end")] = True,
     credentials: Annotated[
         str | None, typer.Option(metavar="FILE", help="on the nodes, like ~/.aws/credentials, if they have no role")

@@ -57,7 +57,7 @@ def build_page(generator: Generator, folder: Path) -> Any:
                 settings=settings, caption=caption.strip(), negative=negative.strip() or None, seed=int(seed),
                 whole=whole, batch=1,
             )  # fmt: skip
-            [film] = generate(generator, [Path(video)], folder / "made", options, said.append)
+            [film] = generate(lambda: generator, [Path(video)], folder / "made", options, said.append)
         except UserError as error:
             raise wrong(one_line(error)) from error
         except RunError as error:  # `said` already names the video's fault

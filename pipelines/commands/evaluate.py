@@ -17,7 +17,7 @@ from pipelines.errors import UserError, one_line
 from pipelines.media.clip import NormaliserSettings
 from pipelines.media.faults import MediaError
 from pipelines.media.normalise import normalise
-from pipelines.media.probe import open_source, probe
+from pipelines.media.probe import measured, open_source, probe
 from pipelines.media.process import Deadline
 from pipelines.media.read import decode_sound, read_audio
 from pipelines.media.videos import DEADLINE_S, picture_duration_s
@@ -59,7 +59,7 @@ def read_sound(file: Path, hz: int) -> np.ndarray:
     deadline = Deadline(DEADLINE_S)
     if probe(file, deadline).video is None:
         return decode_sound(file, hz, deadline)
-    source = open_source(file, deadline)
+    source = measured(open_source(file, deadline), deadline)
     frames = max(1, math.floor(picture_duration_s(source, deadline) * CLOCK_FPS + 1e-6))
     settings = NormaliserSettings(duration_s=frames / CLOCK_FPS, fps=CLOCK_FPS)
     with scratch("evaluate") as folder:

@@ -12,9 +12,9 @@ from flowley.features.encode import Encoders, checked_sync, encode_captions, enc
 from flowley.features.files import EMPTY_CAPTION_ID, AVFeatures, write_av_features, write_text_features
 from flowley.network.config import NetworkConfig
 from flowley.network.feature_spec import FeatureSpec
-from pipelines.commands.feature_folder import AV_PATTERN, TEXT, rows_by_clip, write_spec
+from pipelines.commands.feature_folder import AV_PATTERN, TEXT, require_same_spec, rows_by_clip, write_spec
 from pipelines.engine.fingerprint import digest, file_sha256
-from pipelines.errors import RunError, UserError, user_input
+from pipelines.errors import RunError, UserError, require_place, user_input
 from pipelines.media.faults import TooShort
 from pipelines.media.normalise import normalise
 from pipelines.media.probe import open_source
@@ -94,6 +94,8 @@ def extract(
     table = read_table(str(captions), CAPTIONS)
     found = find_videos(videos, say)
     refuse_doubles(found, "a clip's name must be its own")
+    require_place(out, f"-o {out}")
+    require_same_spec(out, spec)
     with user_input():
         _check_sync_folder(network, sync)
         encoders = Encoders(spec, network, device=device)

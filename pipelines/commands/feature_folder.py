@@ -35,14 +35,18 @@ def require_spec(folder: Path) -> FeatureSpec:
     return spec
 
 
-def write_spec(folder: Path, spec: FeatureSpec) -> None:
-    """Writes the feature spec. Raises UserError if the folder already has a different one."""
+def require_same_spec(folder: Path, spec: FeatureSpec) -> None:
+    """Raises UserError if the folder already has a different spec."""
     before = read_spec(folder)
     if before is not None and before != spec:
         differing = [name for name, value in spec.to_dict().items() if before.to_dict()[name] != value]
         raise UserError(
             f"-o {folder}: holds features of another {', '.join(differing)}; give a new folder, or the same options"
         )
+
+
+def write_spec(folder: Path, spec: FeatureSpec) -> None:
+    """Writes the feature spec into a folder, which is made if need be."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / SPEC).write_text(json.dumps(spec.to_dict(), indent=2) + "\n")
 

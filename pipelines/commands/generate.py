@@ -150,14 +150,20 @@ def open_generator(
     return generator
 
 
-def generate(generator: Generator, videos: Sequence[Path], out: Path, options: GenerateOptions, say: Say) -> list[Path]:
+def generate(
+    open_: Callable[[], Generator], videos: Sequence[Path], out: Path, options: GenerateOptions, say: Say
+) -> list[Path]:
     """Generates the videos' sound and writes each video with it.
+
+    `open_` loads the models, which takes a while: what is wrong with the paths is said before.
 
     Raises:
         UserError: invalid options or paths.
         RunError: a video failed (after the rest).
     """
     found = find_videos(videos, say)
+    targets = targets_of(found, out)
+    generator = open_()
     trained_s = generator.encoders.spec.duration_s
     duration_s = None if options.whole else options.duration_s or trained_s
     if options.caption is None:
@@ -171,7 +177,7 @@ def generate(generator: Generator, videos: Sequence[Path], out: Path, options: G
         caption=lambda video: options.caption or "",
         say=say,
     )
-    return batches.write(found, targets_of(found, out))
+    return batches.write(found, targets)
 
 
 # --- soundcap generate ----------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ import yaml
 from flowley.training.settings import TrainSettings
 from pipelines.commands.keys import all_keys, commented
 from pipelines.engine.storage import Storage
-from pipelines.errors import UserError, one_line, printable
+from pipelines.errors import UserError, one_line, printable, require_place
 from pipelines.media.faults import MediaError
 from pipelines.media.probe import probe, require_picture
 from pipelines.media.process import Deadline
@@ -39,8 +39,9 @@ FEW = 100
 """Videos so few that their split is looked at one by one."""
 MAX_TABLES, MAX_TABLE_BYTES = 20, 256 * 2**20
 PROBE_S = 60.0
-VGGSOUND_CLIPS = 183_730
-"""Clips of VGGSound's training split, over which the real configuration makes its steps."""
+TEMPLATE_CLIPS: dict[Models, int] = {"real": 183_730, "demo": 96}
+"""Training clips of VGGSound and of the demo, which the steps of the templates are for."""
+LEAST_STEPS = 50
 GPU_STAGES = ("captions", "captioner", "silent_captions", "features", "flowley", "samples")
 """Stages that work on GPUs."""
 TABLES = (".csv", ".tsv", ".tab", ".parquet")
@@ -224,6 +225,7 @@ def write_config(folder: str, target: Path, *, root: str, models: Models | None,
     """
     if target.exists():
         raise UserError(f"-o {target}: is there already; give another name, or remove it")
+    require_place(target.parent, f"-o {target}")
     gpus = _gpus()
     models = models or ("real" if gpus else "demo")
     template = CHECKOUT / TEMPLATES[models]
@@ -240,8 +242,7 @@ def write_config(folder: str, target: Path, *, root: str, models: Models | None,
     duration_s = _fit_duration(draft, seen)
     _fit_split(draft, seen, duration_s)
     _fit_machine(draft, models, gpus)
-    if models == "real":
-        _fit_training(draft, round(seen.clips(duration_s) * (1 - draft["source.test_fraction"])))
+    _fit_training(draft, models, round(seen.clips(duration_s) * (1 - draft["source.test_fraction"])))
     head = HEADS[models] + [printable(f"# Found: {line}") for line in seen.lines()]
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text("\n".join(head) + "\n" + commented(draft.data, draft.reasons))
@@ -336,17 +337,25 @@ def _fit_machine(draft: Draft, models: Models, gpus: int) -> None:
             draft.set(f"{stage}.execution.cpus_per_worker", max(1, min(8, cores // gpus)))
 
 
-def _fit_training(draft: Draft, clips: int) -> None:
-    """Keeps the template's number of passes over the clips, which is the paper's over VGGSound."""
-    steps, batch_size = draft["flowley.training.steps"], draft["flowley.training.batch_size"]
-    share = min(1.0, clips / VGGSOUND_CLIPS)
-    if share == 1:
+def _fit_training(draft: Draft, models: Models, clips: int) -> None:
+    """Keeps the template's number of passes over the clips, where there are fewer."""
+    share = clips / TEMPLATE_CLIPS[models]
+    if share >= 1:
         return
-    defaults = TrainSettings(steps=steps, batch_size=batch_size)
-    reason = f"As many passes over some {clips} clips as the paper makes over VGGSound's {VGGSOUND_CLIPS}."
-    draft.set("flowley.training.steps", max(1, round(steps * share)), reason)
-    draft.set("flowley.training.warmup_steps", round(defaults.warmup_steps * share), reason)
-    draft.set("flowley.training.decay_steps", [max(1, round(one * share)) for one in defaults.decay_steps], reason)
+
+    def fewer(steps: int) -> int:
+        return max(LEAST_STEPS, round(steps * share))
+
+    steps = draft["flowley.training.steps"]
+    usual = TrainSettings(**draft["flowley.training"])
+    reason = f"As many passes over some {clips} training clips as over the {TEMPLATE_CLIPS[models]} of {{}}."
+    reason = reason.format("VGGSound" if models == "real" else "the demo")
+    draft.set("flowley.training.steps", fewer(steps), reason)
+    draft.set("flowley.training.warmup_steps", min(usual.warmup_steps, fewer(steps) // 10), "A tenth of the steps.")
+    if usual.decay_steps[0] < steps:
+        draft.set("flowley.training.decay_steps", [fewer(step) for step in usual.decay_steps], reason)
+    if "max_steps" in draft["captioner.training"]:
+        draft.set("captioner.training.max_steps", fewer(draft["captioner.training.max_steps"]), reason)
 
 
 def _some(names: Sequence[str]) -> str:

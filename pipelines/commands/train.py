@@ -27,7 +27,7 @@ from flowley.training.settings import RECIPES, Callback, StepReport, TrainExecut
 from flowley.training.tensorboard import TensorBoard
 from flowley.training.trainer import NonFiniteLossError
 from pipelines.commands.feature_folder import open_dataset, require_spec
-from pipelines.errors import RunError, UserError, hint, one_line, user_input
+from pipelines.errors import RunError, UserError, hint, one_line, require_place, user_input
 from pipelines.progress import human_time
 
 T = TypeVar("T")
@@ -90,6 +90,7 @@ def train(
     say: Callable[[str], None],
 ) -> None:
     """Trains to the last step. Raises UserError for inputs that do not fit, RunError for a non-finite loss."""
+    require_place(out, f"-o {out}")
     dataset, without_caption = open_dataset(features)
     held_out = None if validation is None else open_dataset(validation)[0]
     spec = require_spec(features)

@@ -28,7 +28,7 @@ class NormaliserSettings:
 
     def __post_init__(self) -> None:
         frames = self.duration_s * self.fps
-        if frames < 1 or abs(frames - round(frames)) > 1e-9:
+        if round(frames) < 1 or abs(frames - round(frames)) > 1e-9:
             raise ValueError(f"duration_s: got {self.duration_s} at {self.fps} fps, wanted whole frames, at least 1")
         if self.long_side_px < 2 or self.long_side_px % 2:
             raise ValueError(f"long_side_px: got {self.long_side_px}, wanted an even number >= 2")

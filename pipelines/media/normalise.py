@@ -11,7 +11,7 @@ import re
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import numpy as np
 from pipelines.media.clip import NormalisedClip, NormaliserSettings
 from pipelines.media.command import normalising_command
 from pipelines.media.faults import ChangingSource, DamagedSource, MediaError, NoAudioStream, TooShort
-from pipelines.media.probe import Source
+from pipelines.media.probe import Source, measured
 from pipelines.media.process import Deadline, Finished, log_tail, run
 from pipelines.media.read import mixed_down
 
@@ -41,22 +41,28 @@ def normalise(
     """Writes the first `duration_s` of a source as H.264 MP4 (`video_out`), FLAC (`audio_out`), or both.
 
     Each file is written atomically; without sound there is no `audio_out`. A stream whose file is None is not
-    decoded, so its faults are not found.
+    decoded, so its faults are not found. If the first picture is not where the header says, which only decoding
+    tells, the work is done again from where it is.
 
     Raises:
         MediaError: names every fault found, in the class of the most fundamental one.
         OSError: no space left.
     """
+    if video_out is None:
+        source = measured(source, deadline)
     with _temporary(video_out) as video_tmp, _temporary(audio_out) as audio_tmp:
-        command = normalising_command(source, settings, video_out=video_tmp, audio_out=audio_tmp)
-        done = run(command, subject=source.name, deadline=deadline)
-        if "No space left on device" in done.stderr:
-            raise OSError(errno.ENOSPC, "no space left for a clip; free some, then run again", source.name)
-        log = read_log(done, source)
+        log = _run(source, settings, video_tmp, audio_tmp, deadline)
+        if log.first_us and not source.is_measured:
+            source = replace(source, origin_us=source.origin_us + log.first_us, is_measured=True)
+            log = _run(source, settings, video_tmp, audio_tmp, deadline)
         n_frames, width_px, height_px = settings.n_frames, 0, 0
         if video_tmp is not None:
             n_frames, width_px, height_px = _measure_video(video_tmp)
-        faults = _faults(source, settings, log, n_frames, wants_sound=settings.require_audio and audio_out is not None)
+        wants_sound = settings.require_audio and audio_out is not None
+        faults = _faults(source, settings, log, n_frames, wants_sound=wants_sound)
+        if video_out is not None and log.first_us is None:
+            said = f"not one frame of its {source.video.codec} picture could be decoded"
+            faults = [(DamagedSource, f"{said} ({log.complaint or 'no reason given'})")]
         if faults:
             raise faults[0][0](_complain(source, settings, [text for _, text in faults]))
         sound = NO_SOUND
@@ -79,6 +85,16 @@ def normalise(
         still_share=round(log.still_s(settings.duration_s) / settings.duration_s, 4),
         **sound,
     )
+
+
+def _run(
+    source: Source, settings: NormaliserSettings, video: Path | None, audio: Path | None, deadline: Deadline
+) -> DecodingLog:
+    command = normalising_command(source, settings, video_out=video, audio_out=audio)
+    done = run(command, subject=source.name, deadline=deadline)
+    if "No space left on device" in done.stderr:
+        raise OSError(errno.ENOSPC, "no space left for a clip; free some, then run again", source.name)
+    return read_log(done, source)
 
 
 def _temporary(final: Path | None) -> AbstractContextManager[Path | None]:
@@ -174,7 +190,7 @@ def _measure_audio(audio: Path, settings: NormaliserSettings) -> dict[str, Any]:
 # ffmpeg itself prints these three, for every codec alike; they mean lost data. Other complaints of demuxers and
 # decoders (odd edit lists, unordered references) may be harmless and do not count.
 _DAMAGE = re.compile(r"(?:Error while decoding stream #0:|corrupt (?:decoded frame|input packet) in stream )(\d+)")
-_PICTURE = re.compile(r"Parsed_showinfo_\S+ @ .* n: *\d+ pts: *-?\d+ pts_time:(\S+) ")
+_PICTURE = re.compile(r"Parsed_showinfo_\S+ @ .* n: *\d+ pts: *(-?\d+) pts_time:(\S+) ")
 _PICTURE_FILTERS = re.compile(r"Parsed_showinfo.* config in time_base")
 _SOUND = re.compile(r"ashowinfo.* n: *\d+ .*pts_time:(\S+) .*rate:(\d+) nb_samples:(\d+)")
 _STILL = re.compile(r"lavfi\.freezedetect\.freeze_(start|end): (\S+)")
@@ -191,6 +207,7 @@ CLOCKS = frozenset({"mpegts", "mpeg"})
 class DecodingLog:
     """Lost packets by stream; `has_sound` is true if any sound falls into the clip (before padding).
 
+    first_us: time of the first picture; None if there is none.
     restarts: reconfigurations of ffmpeg's filter graph after a change of picture or sound format; what
     follows one is misplaced in time.
     jump: times (s) before and after the first jump of the source's clock.
@@ -201,6 +218,7 @@ class DecodingLog:
     damaged_video: int
     damaged_audio: int
     has_sound: bool
+    first_us: int | None
     restarts: int
     jump: tuple[float, float] | None
     still: Sequence[tuple[str, float]]
@@ -216,14 +234,16 @@ def read_log(done: Finished, source: Source) -> DecodingLog:
     """Parses the log of a normalising command (levels on, ashowinfo before padding)."""
     audio = source.audio
     damaged = [int(index) for index in _DAMAGE.findall(done.stderr)]
+    pictures = _PICTURE.findall(done.stderr)
     sounds = [(float(at), float(at) + int(n) / int(hz)) for at, hz, n in _SOUND.findall(done.stderr)]
     return DecodingLog(
         returncode=done.returncode,
         damaged_video=damaged.count(source.video.index),
         damaged_audio=0 if audio is None else damaged.count(audio.index),
         has_sound=any(end_s > 0 for _, end_s in sounds),
+        first_us=int(pictures[0][0]) if pictures else None,
         restarts=max(0, len(_PICTURE_FILTERS.findall(done.stderr)) - 1),
-        jump=_jump([float(at) for at in _PICTURE.findall(done.stderr)], sounds, source),
+        jump=_jump([float(at) for _, at in pictures], sounds, source),
         still=[(kind, float(at)) for kind, at in _STILL.findall(done.stderr)],
         complaint=log_tail(done.stderr, source.path),
     )

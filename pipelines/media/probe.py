@@ -4,9 +4,10 @@ ffmpeg-python's own `probe` waits for ffprobe without limit, so ffprobe runs her
 """
 
 import json
+import math
 import re
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,10 @@ NOT_MEDIA_FORMATS = frozenset({"tty", "concat", "hls", "dash", "webvtt", "srt", 
 
 @dataclass(frozen=True, slots=True)
 class VideoStream:
-    """Video stream that a player would choose. Sizes are as stored: before rotation, in non-square pixels."""
+    """Video stream that a player would choose. Sizes are as stored: before rotation, in non-square pixels.
+
+    start_us: time of its first picture on the container's clock, as the header has it.
+    """
 
     index: int
     codec: str
@@ -41,6 +45,7 @@ class VideoStream:
     rotation_deg: int
     fps: float | None
     duration_s: float | None
+    start_us: int | None
     matrix: str | None
     transfer: str | None
     is_interlaced: bool
@@ -81,6 +86,7 @@ class Source:
 
     container: ffmpeg's name of the format.
     origin_us: time of the first picture on the container's clock, in microseconds; t = 0 of every output.
+    is_measured: `origin_us` is that of the first picture that was decoded, not the header's.
     """
 
     path: Path
@@ -88,6 +94,7 @@ class Source:
     video: VideoStream
     audio: AudioStream | None
     origin_us: int
+    is_measured: bool
 
     @property
     def name(self) -> str:
@@ -96,15 +103,23 @@ class Source:
 
 
 def open_source(path: Path, deadline: Deadline) -> Source:
-    """Probes a source and finds its first picture.
+    """Probes a source.
 
     Raises:
-        MediaError: it cannot be read (UnreadableSource, EmptyFile), has no picture (NoVideoStream) or none that
-            decodes (DamagedSource), or the deadline passed.
+        MediaError: it cannot be read (UnreadableSource, EmptyFile), has no picture (NoVideoStream), or the deadline
+            passed.
     """
     streams = probe(path, deadline)
     video = require_picture(path, streams)
-    return Source(path, streams.container, video, streams.audio, first_shown_us(path, video, deadline))
+    return Source(path, streams.container, video, streams.audio, video.start_us or 0, is_measured=False)
+
+
+def measured(source: Source, deadline: Deadline) -> Source:
+    """Source whose first picture is found by decoding. Raises DamagedSource if none decodes."""
+    if source.is_measured:
+        return source
+    origin_us = _first_shown_us(source.path, source.video, deadline)
+    return replace(source, origin_us=origin_us, is_measured=True)
 
 
 def require_picture(path: Path, streams: Streams) -> VideoStream:
@@ -151,7 +166,7 @@ def probe(source: Path, deadline: Deadline) -> Streams:
     )
 
 
-def first_shown_us(source: Path, video: VideoStream, deadline: Deadline) -> int:
+def _first_shown_us(source: Path, video: VideoStream, deadline: Deadline) -> int:
     """Time of the first decoded frame, in microseconds on the container's clock.
 
     The header does not tell: edit lists hide frames of a stream-copied cut, and a decoder drops frames whose
@@ -218,6 +233,7 @@ def _video_stream(stream: dict[str, Any]) -> VideoStream:
         rotation_deg=rotations[0] if rotations else 0,
         fps=float(rate) if rate else None,
         duration_s=_seconds(stream.get("duration")),
+        start_us=_start_us(stream),
         matrix=stream.get("color_space"),
         transfer=stream.get("color_transfer"),
         is_interlaced=stream.get("field_order") in ("tt", "bb", "tb", "bt"),
@@ -235,6 +251,13 @@ def _audio_stream(stream: dict[str, Any]) -> AudioStream:
 
 def _seconds(text: str | None) -> float | None:
     return None if text in (None, "N/A") else float(text)
+
+
+def _start_us(stream: dict[str, Any]) -> int | None:
+    time_base = _ratio(stream.get("time_base", "0/0"))
+    if "start_pts" not in stream or time_base is None:
+        return None
+    return math.floor(int(stream["start_pts"]) * time_base * 1_000_000 + Fraction(1, 2))
 
 
 def _ratio(text: str) -> Fraction | None:

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.errors import MachineFault, UserError, one_line
+from pipelines.errors import MachineFault, UserError, one_line, require_place
 from pipelines.media.clip import NormaliserSettings
 from pipelines.media.faults import MediaError, TooShort
 from pipelines.media.kinds import kind_of
 from pipelines.media.normalise import normalise
-from pipelines.media.probe import Source, open_source, probe, require_picture
+from pipelines.media.probe import Source, measured, open_source, probe, require_picture
 from pipelines.media.process import Deadline, run
 from pipelines.media.read import read_frames
 
@@ -77,6 +77,7 @@ def settings_for(source: Source, *, duration_s: float | None, least_hz: float) -
 
 def picture_duration_s(source: Source, deadline: Deadline) -> float:
     """Picture duration (s) from the first shown frame, by packet times: headers may lack it or be wrong."""
+    source = measured(source, deadline)
     argv = ["ffprobe", "-v", "error", "-protocol_whitelist", "file", "-select_streams", str(source.video.index)]
     argv += ["-show_entries", "packet=pts_time,duration_time", "-of", "json", f"file:{source.path}"]
     packets = json.loads(run(argv, subject=source.name, deadline=deadline).stdout or b"{}").get("packets", [])
@@ -154,6 +155,7 @@ def targets_of(videos: Sequence[Path], out: Path) -> list[Path]:
         if out.exists() and not out.is_dir():
             raise UserError(f"-o {out}: a file; give a folder, or a name that ends in .mp4")
         targets = [out / f"{video.stem}.mp4" for video in videos]
+    require_place(targets[0].parent, f"-o {out}")
     own = [target for video, target in zip(videos, targets, strict=True) if target.resolve() == video.resolve()]
     if own:
         raise UserError(f"-o {out}: {own[0]} would be written over; give another folder")

@@ -103,7 +103,8 @@ def _train_adapter(context: Context, rows: list[dict[str, Any]]) -> Result:
     curve = [asdict(point) for point in result.loss_curve]
     output.write_json("loss.json", curve)
     dropped = [Refused(one.clip_id, "CannotTrainOn", one.reason) for one in result.examples_dropped]
-    figures = {"steps": curve[-1]["step"], "first_loss": curve[0]["loss"], "last_loss": curve[-1]["loss"]}
+    losses = {f"{name}_loss": round(curve[place]["loss"], 4) for name, place in (("first", 0), ("last", -1))}
+    figures = {"steps": curve[-1]["step"], **losses}
     return Result(len(rows), len(rows), meaning, dropped, figures)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
@@ -40,7 +40,7 @@ FILES = pa.schema(
     ]
 )
 """Columns of raw files. `name` is relative to the source folder; `split` is null where the source does not say it;
-`video_id` and `start_s` are VGGSound's."""
+`video_id` and `start_s` are VGGSound's; without them they are the name without suffix, and 0."""
 SPLITS = frozenset(get_args(Split))
 SHA256 = pa.schema(text_columns("sha256"))
 
@@ -146,7 +146,7 @@ def _from_folder(folder: Storage, files: pa.Table) -> SourceFolder:
     nothing = pa.nulls(videos.num_rows, pa.string())
     starts_s = pa.array(np.zeros(videos.num_rows))
     label = pc.replace_substring_regex(videos["name"], r"^([^/]*)/.*$|^[^/]*$", r"\1")
-    columns = [*videos.columns, label, nothing, _stems(videos), starts_s]
+    columns = [*videos.columns, label, nothing, _without_suffix(videos), starts_s]
     return SourceFolder(folder, pa.table(columns, schema=FILES), [], passed_over)
 
 
@@ -154,9 +154,9 @@ def _is_video(files: pa.Table) -> pa.ChunkedArray:
     return pc.match_substring_regex(files["name"], VIDEO, ignore_case=True)
 
 
-def _stems(files: pa.Table) -> pa.ChunkedArray:
-    """Names without folder and suffix."""
-    return pc.replace_substring_regex(files["name"], r"^(?:.*/)?(.*)\.[^./]*$|^(?:.*/)?([^./]*)$", r"\1\2")
+def _without_suffix(files: pa.Table) -> pa.ChunkedArray:
+    """Names with folder, without suffix."""
+    return pc.replace_substring_regex(files["name"], r"\.[^./]*$", "")
 
 
 def _from_table(folder: Storage, files: pa.Table, path: str) -> SourceFolder:
@@ -192,6 +192,8 @@ def _from_table(folder: Storage, files: pa.Table, path: str) -> SourceFolder:
     unlisted = [name for place, name in enumerate(names) if place not in owner]
     passed_over = {"not in the table": unlisted} if unlisted else {}
     listed = pa.table(columns, schema=FILES)
+    ids = pc.if_else(pc.equal(listed["video_id"], ""), _without_suffix(listed), listed["video_id"])
+    listed = listed.set_column(FILES.get_field_index("video_id"), "video_id", ids)
     return SourceFolder(folder, listed, [refused[row] for row in sorted(refused)], passed_over)
 
 
@@ -225,7 +227,6 @@ def _read_table(path: str) -> _Listed:
         if not file and not (video_id and start):
             raise UserError(f"{table.where(row)}: names no file; {TABLE.wanted}")
     listed = [_split(text, table, row) for row, text in enumerate(splits)] if "split" in table.columns else None
-    ids = [video_id or PurePosixPath(name).stem for video_id, name in zip(ids, wanted, strict=True)]
     return _Listed(files, wanted, table.lines, (labels, listed or [None] * len(wanted), ids, starts_s))
 
 

@@ -239,7 +239,11 @@ TRAIN = ("train", "{features}", "-o", "{tmp}/run", "--steps", "1", "--batch-size
         wrong(*TRAIN, "tiny", words="has no features.json; give a folder that `flowley extract` wrote"),
         wrong("extract", "{films}", "--captions", "{films}", "-o", "{tmp}/f", "--visual", "x", "--text", "x",
               "--codec", "log_mel", words="does not exist; give a CSV, TSV or Parquet file"),
+        wrong("generate", "{tmp}/no.mp4", "--checkpoint", "{tmp}/no", "-o", "{tmp}/o.mp4", words="no such video"),
+        wrong(*GENERATE[:-1], "{captions}/o.mp4", words="captions.csv is a file, not a folder; give another place"),
+        wrong("train", "{features}", "-o", "{captions}/x", "--steps", "1", "--batch-size", "1", words="features.json"),
         wrong("demo", "--checkpoint", "{tmp}", words="has no config.json"),
+        wrong("demo", "--checkpoint", "{checkpoint}/..", words="did you mean {checkpoint}/../checkpoint?"),
     ],
 )  # fmt: skip
 def test_user_errors_are_one_line_with_exit_code_2(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.commands import survey
-from pipelines.commands.survey import SAMPLE, VGGSOUND_CLIPS, Look, Survey, write_config
+from pipelines.commands.survey import SAMPLE, TEMPLATE_CLIPS, Look, Survey, write_config
 from pipelines.engine.storage import Storage
 from pipelines.errors import UserError
 from pipelines.run_config import Config, SourceConfig, load_config
@@ -147,7 +147,16 @@ def test_real_models_on_a_machine_with_gpus(films: Path, videos: Path, init: Ini
         4
     }
     training = config.flowley.training
-    assert training.steps < 300_000 / VGGSOUND_CLIPS * 3 + 1 and training.decay_steps[-1] <= training.steps
+    assert training.steps == 50 and training.decay_steps[-1] <= training.steps and training.warmup_steps == 5
+
+
+def test_steps_are_as_many_passes_as_the_template_makes(films: Path, videos: Path, init: Init) -> None:
+    for number in range(40):
+        (films / f"{number:03d}.mp4").symlink_to(videos / "9.mp4")
+    config = init()
+    share = 40 * (1 - config.source.test_fraction) / TEMPLATE_CLIPS["demo"]
+    assert config.flowley.training.steps == pytest.approx(300 * share, abs=3)
+    assert config.captioner.training.max_steps == pytest.approx(150 * share, abs=2)
 
 
 def test_real_models_for_a_cluster(films: Path, videos: Path, init: Init) -> None:

@@ -2,10 +2,14 @@
 
 import subprocess
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, example, given
+from hypothesis import settings as settings_of
+from hypothesis import strategies as st
 
 from pipelines.media.clip import NormalisedClip, NormaliserSettings
 from pipelines.media.faults import ChangingSource
@@ -13,6 +17,7 @@ from pipelines.media.normalise import normalise
 from pipelines.media.probe import open_source
 from pipelines.media.process import Deadline
 from pipelines.media.read import read_audio, read_frames
+from tests.pipelines.media.conftest import ffmpeg
 
 BARS = ("-f", "lavfi", "-i", "smptehdbars=size=320x180:rate=25:duration=3")
 TONE = ("-f", "lavfi", "-i", "sine=440:duration=4")
@@ -127,17 +132,64 @@ def test_a_sound_pid_without_packets_is_no_sound(make, settings, tmp_path):
     assert not clip.has_audio and clip.mono_from is None
 
 
-SIZES = [(2, 96), (8, 96), (48, 96), (72, 96), (96, 2), (720, 1680), (1234, 18)]
+def _quadrants(width_px, height_px, rate, duration_s):
+    """ffmpeg input: red, green / blue, white, each from the middle of the picture on."""
+    right, low = f"gte(X\\,{width_px / 2})", f"gte(Y\\,{height_px / 2})"
+    colours = f"r='255*eq({right}\\,{low})':g='255*{right}':b='255*{low}'"
+    return f"color=s={width_px}x{height_px}:r={rate}:d={duration_s},format=rgb24,geq={colours}"
 
 
-@pytest.mark.parametrize(("width_px", "height_px"), SIZES)
-def test_what_is_written_can_be_read(make, settings, width_px, height_px):
-    filters = f"testsrc2=size={width_px}x{height_px}:rate=10:duration=1"
-    source = make("s.mkv", "-f", "lavfi", "-i", filters, "-c:v", "ffv1")
-    clip, video, _ = run(source, settings, duration_s=1.0, fps=10, require_audio=False, long_side_px=112)
-    frames = read_frames(video, 10)
-    assert frames.shape == (10, clip.height_px, clip.width_px, 3)
-    assert max(frames.shape[1:3]) <= 112
+QUADRANTS = np.array([[(255, 0, 0), (0, 255, 0)], [(0, 0, 255), (255, 255, 255)]])
+sizes_px = st.integers(1, 150) | st.sampled_from([2, 4, 6, 8, 12, 16, 24, 48, 72, 640, 1234])
+
+
+@settings_of(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(
+    size_px=st.tuples(sizes_px, sizes_px),
+    rate=st.sampled_from(["5", "25", "30000/1001", "24000/1001", "37/3", "120", "1000"]),
+    pixel_aspect=st.sampled_from([(1, 1), (1, 1), (4, 3), (3, 4), (16, 11), (8, 9), (2, 1), (1, 3)]),
+    turns=st.integers(0, 3),
+    long_side_px=st.integers(1, 70).map(lambda half: 2 * half),
+    fps=st.integers(1, 60),
+    n_frames=st.integers(1, 12),
+    sound=st.tuples(st.sampled_from([8_000, 11_025, 22_050, 44_100, 48_000, 96_000]), st.sampled_from([1, 2, 6])),
+)
+@example((2, 96), "10", (1, 1), 0, 112, 10, 10, (48_000, 1))
+@example((720, 1680), "10", (1, 1), 0, 112, 10, 10, (48_000, 2))
+@example((1234, 18), "10", (1, 1), 1, 112, 10, 10, (48_000, 2))
+@example((64, 48), "50", (1, 1), 0, 112, 49, 1, (48_000, 2))
+def test_whatever_the_source_the_clip_is_read_back(
+    tmp_path, size_px, rate, pixel_aspect, turns, long_side_px, fps, n_frames, sound
+):
+    """Sizes, rates, pixel aspects, rotations and sounds: as many frames and samples as wanted, each where it was."""
+    duration_s, (hz, channels) = n_frames / fps, sound
+    length_s = duration_s + 2 * max(1 / float(Fraction(rate)), 1 / fps)
+    tone = ["-f", "lavfi", "-i", f"sine=440:sample_rate={hz}:duration={length_s}", "-ac", channels]
+    picture = ["-f", "lavfi", "-i", _quadrants(*size_px, rate, length_s), "-vf", "setsar={}/{}".format(*pixel_aspect)]
+    plain, source = tmp_path / "plain.mov", tmp_path / "source.mov"
+    ffmpeg(*picture[:4], *tone[:4], *picture[4:], *tone[4:], "-c:v", "png", "-c:a", "pcm_s16le", plain)
+    ffmpeg("-i", plain, "-c", "copy", "-metadata:s:v", f"rotate={90 * turns}", source)
+    wanted = NormaliserSettings(duration_s=duration_s, fps=fps, long_side_px=long_side_px, crf=0)
+    clip, video, audio = run(source, wanted)
+    frames = read_frames(video, fps)
+    assert frames.shape == (n_frames, clip.height_px, clip.width_px, 3) and clip.n_frames == n_frames
+    assert len(read_audio(audio, clip.audio_hz)) == round(duration_s * min(hz, 48_000))
+    _require_shape(frames.shape[2:0:-1], size_px, pixel_aspect, turns, long_side_px)
+    if min(*frames.shape[1:3], *size_px) >= 8:
+        height, width = frames.shape[1:3]
+        corners = [[frames[-1, y, x] for x in (1, width - 2)] for y in (1, height - 2)]
+        np.testing.assert_array_equal(np.array(corners) > 127, np.rot90(QUADRANTS, turns) > 127)
+
+
+def _require_shape(shape_px, size_px, pixel_aspect, turns, long_side_px):
+    """Size (width, height) of a clip: the source's shape to an even pixel, and the next width that decord can read."""
+    upright = np.array([size_px[0] * pixel_aspect[0] / pixel_aspect[1], size_px[1]])[:: -1 if turns % 2 else 1]
+    exact = upright * min(1, long_side_px / max(upright))
+    more = shape_px - exact
+    unread = {2, 4, 6, 8, 12, 16, 24, 48, 72}
+    assert -1.01 <= more[1] <= 2 and more[0] >= -1.01, f"{shape_px} for {exact}"
+    assert more[0] <= 2 or all(width in unread for width in range(2, shape_px[0], 2) if width >= exact[0]), shape_px
+    assert shape_px[1] <= long_side_px and (shape_px[0] <= long_side_px or long_side_px in unread)
 
 
 @pytest.mark.parametrize(

@@ -22,13 +22,13 @@ def config(tmp_path: Path) -> Config:
     return load_config(DEMO, [f"root={tmp_path}/store", f"source.folder={folder}", "source.table=null"])
 
 
-def test_a_plain_folder_is_listed_with_labels_and_stems(config: Config) -> None:
+def test_a_plain_folder_is_listed_with_labels_and_ids(config: Config) -> None:
     source = list_source(config)
     rows = [(row["name"], row["label"], row["video_id"], row["split"]) for row in source.files.to_pylist()]
     assert rows == [
         ("a.mp4", "", "a", None),
-        ("dogs/b.MKV", "dogs", "b", None),
-        ("dogs/deep/c.d.webm", "dogs", "c.d", None),
+        ("dogs/b.MKV", "dogs", "dogs/b", None),
+        ("dogs/deep/c.d.webm", "dogs", "dogs/deep/c.d", None),
     ]
     assert source.refused == [] and source.passed_over == {"other": ["mp4", "notes.txt"]}
 
@@ -70,8 +70,8 @@ def test_a_table_with_a_header_names_files(config: Config, tmp_path: Path) -> No
     source = list_source(_with_csv(config, tmp_path / "list.csv", text))
     rows = [(row["name"], row["label"], row["split"], row["video_id"]) for row in source.files.to_pylist()]
     assert rows == [
-        ("dogs/deep/c.d.webm", "growl", "test", "c.d"),
-        ("dogs/b.MKV", "bark", None, "b"),
+        ("dogs/deep/c.d.webm", "growl", "test", "dogs/deep/c.d"),
+        ("dogs/b.MKV", "bark", None, "dogs/b"),
         ("a.mp4", "", "train", "a"),
     ]
     assert source.passed_over == {"not in the table": ["mp4", "notes.txt"]}
