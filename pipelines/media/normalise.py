@@ -25,7 +25,8 @@ from pipelines.media.probe import Source, measured
 from pipelines.media.process import Deadline, Finished, log_tail, run
 from pipelines.media.read import mixed_down
 
-FULL_SCALE = 2**15
+FULL_SCALE = 1 - 2**-15
+"""Largest level of 16-bit sound."""
 AUDIO_DAMAGE_FORGIVEN = 2
 """Tolerated number of undecodable sound packets: a cut often starts inside one; two last some 50 ms."""
 
@@ -171,16 +172,16 @@ def _measure_audio(audio: Path, settings: NormaliserSettings) -> dict[str, Any]:
     """Properties of a written sound file, as of NormalisedClip."""
     import soundfile
 
-    samples, hz = soundfile.read(audio, dtype="int16", always_2d=True)
+    samples, hz = soundfile.read(audio, dtype="float32", always_2d=True)
     assert len(samples) == round(settings.duration_s * hz), "as long as the picture"
-    level = np.abs(samples.astype(np.int32)).max(axis=1)
-    _, mono_from = mixed_down(samples / FULL_SCALE)
+    level = np.abs(np.ascontiguousarray(samples.T)).max(axis=0)
+    _, mono_from = mixed_down(samples)
     return {
         "audio_hz": hz,
         "audio_channels": samples.shape[1],
         "silent_share": round(float((level == 0).mean()), 4),
-        "peak": round(float(level.max()) / FULL_SCALE, 4),
-        "clipped_share": round(float((level >= FULL_SCALE - 1).mean()), 4),
+        "peak": round(float(level.max()), 4),
+        "clipped_share": round(float((level >= FULL_SCALE).mean()), 4),
         "mono_from": mono_from,
     }
 

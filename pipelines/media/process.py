@@ -7,6 +7,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -54,32 +55,35 @@ def run(argv: Sequence[str], *, subject: str, deadline: Deadline, stdin: bytes |
     program = shutil.which(argv[0])
     if program is None:
         raise FfmpegMissing(f"{argv[0]} is not on PATH; install ffmpeg (apt-get install ffmpeg)")
-    process = subprocess.Popen(
-        [program, *argv[1:]],
-        stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-    with contextlib.suppress(ProcessLookupError):  # it has ended already
-        # Not the address space: each of a hundred cores' threads may reserve some, which costs nothing.
-        resource.prlimit(process.pid, resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
-    try:
-        stdout, stderr = process.communicate(stdin, timeout=deadline.left_s())
-    except subprocess.TimeoutExpired:
-        raise DeadlineExceeded(
-            f"{subject}: {argv[0]} was killed after {deadline.total_s:g} s, the time allowed for one source; "
-            "try the file by hand, and raise the deadline if it is only slow"
-        ) from None
-    finally:
-        if process.returncode is None:
-            _kill_group(process)
+    with tempfile.TemporaryFile() as log:  # a pipe would wake this process up for every line
+        process = subprocess.Popen(
+            [program, *argv[1:]],
+            stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            start_new_session=True,
+        )
+        with contextlib.suppress(ProcessLookupError):  # it has ended already
+            # Not the address space: each of a hundred cores' threads may reserve some, which costs nothing.
+            resource.prlimit(process.pid, resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
+        try:
+            stdout, _ = process.communicate(stdin, timeout=deadline.left_s())
+        except subprocess.TimeoutExpired:
+            raise DeadlineExceeded(
+                f"{subject}: {argv[0]} was killed after {deadline.total_s:g} s, the time allowed for one source; "
+                "try the file by hand, and raise the deadline if it is only slow"
+            ) from None
+        finally:
+            if process.returncode is None:
+                _kill_group(process)
+        log.seek(0)
+        stderr = log.read().decode("utf-8", errors="replace")
     if -process.returncode in KILLS:
         raise KilledProcess(
             f"{subject}: {argv[0]} was ended by signal {-process.returncode}, as when memory runs out; use fewer "
             "workers on a node, or nodes with more memory"
         )
-    return Finished(process.returncode, stdout, stderr.decode("utf-8", errors="replace"))
+    return Finished(process.returncode, stdout, stderr)
 
 
 def run_ffmpeg(
@@ -103,7 +107,7 @@ def _kill_group(process: "subprocess.Popen[bytes]") -> None:
     # A process stuck in the kernel (a dead network mount) ignores even SIGKILL, so the wait is limited.
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(timeout=REAP_S)
-    for pipe in (process.stdin, process.stdout, process.stderr):
+    for pipe in (process.stdin, process.stdout):
         if pipe is not None:
             with contextlib.suppress(BrokenPipeError):
                 pipe.close()

@@ -93,14 +93,15 @@ def mixed_down(samples: np.ndarray) -> tuple[np.ndarray, str]:
 
     Recorders that invert one channel make sounds whose mean is silence.
     """
-    mean = samples.mean(axis=1)
-    if samples.shape[1] != 2:
+    channels = np.ascontiguousarray(samples.T)  # sums over a short inner axis take ten times as long
+    mean = channels.mean(axis=0)
+    if len(channels) != 2:
         return mean, "mean"
-    power = np.square(samples, dtype=np.float64).mean(axis=0)
-    if np.square(mean, dtype=np.float64).mean() > CANCELLED * power.max():
+    power = [float(np.dot(channel, channel)) for channel in channels]
+    if float(np.dot(mean, mean)) > CANCELLED * max(power) or not max(power):
         return mean, "mean"
-    louder = int(power.argmax())
-    return (samples[:, louder], ("left", "right")[louder]) if power.max() > 0 else (mean, "mean")
+    louder = int(np.argmax(power))
+    return channels[louder], ("left", "right")[louder]
 
 
 def resample(samples: np.ndarray, source_hz: int, hz: int) -> np.ndarray:

@@ -75,12 +75,11 @@ class _Aim:
 
 @dataclass
 class Chaos:
-    """One small pipeline with `more` overrides: the time of each stage (s), and the kills so far, by (stage, kind)."""
+    """One small pipeline: the time of each stage (s), and the kills so far, by (stage, kind)."""
 
     folder: Path
     until: str
     chance: random.Random
-    more: Sequence[str] = ()
     kills: Counter[tuple[str, str]] = field(default_factory=Counter)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -106,7 +105,6 @@ class Chaos:
             "flowley.execution.max_failures=50",
             "flowley.execution.settings.checkpoint_every_steps=10",
             "samples.execution.batch_rows=1",
-            *self.more,
         ]
 
     def make_corpus(self) -> None:

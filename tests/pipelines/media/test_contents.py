@@ -140,7 +140,7 @@ def _quadrants(width_px, height_px, rate, duration_s):
 
 
 QUADRANTS = np.array([[(255, 0, 0), (0, 255, 0)], [(0, 0, 255), (255, 255, 255)]])
-sizes_px = st.integers(1, 150) | st.sampled_from([2, 4, 6, 8, 12, 16, 24, 48, 72, 640, 1234])
+sizes_px = st.integers(2, 150) | st.sampled_from([2, 4, 6, 8, 12, 16, 24, 48, 72, 640, 1234])
 
 
 @settings_of(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
