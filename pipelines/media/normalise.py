@@ -95,7 +95,7 @@ def _run(
     done = run(command, subject=source.name, deadline=deadline)
     if "No space left on device" in done.stderr:
         raise OSError(errno.ENOSPC, "no space left for a clip; free some, then run again", source.name)
-    return read_log(done, source)
+    return read_log(done, source, settings.duration_s)
 
 
 def _temporary(final: Path | None) -> AbstractContextManager[Path | None]:
@@ -231,8 +231,8 @@ class DecodingLog:
         return sum(end_s - start_s for start_s, end_s in zip(times_s[::2], times_s[1::2], strict=True))
 
 
-def read_log(done: Finished, source: Source) -> DecodingLog:
-    """Parses the log of a normalising command (levels on, ashowinfo before padding)."""
+def read_log(done: Finished, source: Source, duration_s: float) -> DecodingLog:
+    """Parses the log of a normalising command of a clip of `duration_s` (levels on, ashowinfo before padding)."""
     audio = source.audio
     damaged = [int(index) for index in _DAMAGE.findall(done.stderr)]
     pictures = _PICTURE.findall(done.stderr)
@@ -244,21 +244,24 @@ def read_log(done: Finished, source: Source) -> DecodingLog:
         has_sound=any(end_s > 0 for _, end_s in sounds),
         first_us=int(pictures[0][0]) if pictures else None,
         restarts=max(0, len(_PICTURE_FILTERS.findall(done.stderr)) - 1),
-        jump=_jump([float(at) for _, at in pictures], sounds, source),
+        jump=_jump([float(at) for _, at in pictures], sounds, source, duration_s),
         still=[(kind, float(at)) for kind, at in _STILL.findall(done.stderr)],
         complaint=log_tail(done.stderr, source.path),
     )
 
 
 def _jump(
-    pictures_s: Sequence[float], sounds: Sequence[tuple[float, float]], source: Source
+    pictures_s: Sequence[float], sounds: Sequence[tuple[float, float]], source: Source, duration_s: float
 ) -> tuple[float, float] | None:
-    """Times around the first jump of the clock: a step back of the picture, or a gap that the sound has too."""
+    """Times around the first jump of the clock: a step back of the picture, or a gap that the sound has too.
+
+    Of a gap that begins in the clip's last half second nothing can be said: its sound ends with the clip.
+    """
     for before_s, after_s in pairwise(pictures_s):
         if after_s < before_s - BACK_S:
             return before_s, after_s
-        if after_s - before_s > JUMP_S:
-            middle_s = before_s + JUMP_S / 2
+        middle_s = before_s + JUMP_S / 2
+        if after_s - before_s > JUMP_S and middle_s < duration_s:
             sounds_on = any(start_s < middle_s + JUMP_S / 2 and end_s > middle_s for start_s, end_s in sounds)
             if not sounds_on and (sounds or source.container in CLOCKS):
                 return before_s, after_s

@@ -75,6 +75,15 @@ def test_a_picture_that_stands_for_seconds_is_no_jump(make, settings):
     assert clip.still_share == pytest.approx(3 / 5, abs=0.05)
 
 
+def test_a_film_of_a_frame_every_two_seconds_is_no_jump(make, settings):
+    """A time lapse, whose last frame in the clip is followed by one after its sound."""
+    source = make("lapse.mp4", "-f", "lavfi", "-i", "testsrc=size=160x120:rate=1/2:duration=20", "-f", "lavfi", "-i",
+                  "sine=440:duration=20")  # fmt: skip
+    frames = read_frames(run(source, settings, duration_s=4.0)[1], 25).astype(int)
+    changes = np.abs(np.diff(frames, axis=0)).mean(axis=(1, 2, 3))
+    assert changes.argmax() == 49, "the second frame shows at 2 s"
+
+
 @pytest.mark.parametrize("fields", [True, False])
 def test_interlaced_pictures_are_deinterlaced(make, settings, fields):
     """A bar that moves fast: two fields in one frame make combs, rows that differ from both neighbours."""
