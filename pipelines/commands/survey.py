@@ -24,7 +24,7 @@ from pipelines.errors import UserError, one_line, printable, require_place
 from pipelines.media.faults import MediaError
 from pipelines.media.probe import probe, require_picture
 from pipelines.media.process import Deadline
-from pipelines.run_config import Config, SourceConfig, Workers, load_config
+from pipelines.run_config import Config, SourceConfig, Workers
 from pipelines.stages.listing import SourceListing
 from pipelines.stages.source import SourceFolder, list_source, split_share
 
@@ -35,8 +35,8 @@ PLACED = ("captions.instruction", "captions.warnings", "captioner.instruction")
 """Keys of files of the checkout. Models lie there too, in the demo's configuration."""
 SAMPLE, BUCKET_SAMPLE = 64, 8
 """Videos that are looked into, evenly over all."""
-FEW = 100
-"""Videos so few that their split is looked at one by one."""
+HASHED_BYTES = 4 * 2**30
+"""Size of a source up to which it is hashed to see its splits."""
 MAX_TABLES, MAX_TABLE_BYTES = 20, 256 * 2**20
 PROBE_S = 60.0
 TEMPLATE_CLIPS: dict[Models, int] = {"real": 183_730, "demo": 96}
@@ -244,9 +244,9 @@ def write_config(folder: str, target: Path, *, root: str, models: Models | None,
     _fit_machine(draft, models, gpus)
     _fit_training(draft, models, round(seen.clips(duration_s) * (1 - draft["source.test_fraction"])))
     head = HEADS[models] + [printable(f"# Found: {line}") for line in seen.lines()]
+    Config.model_validate(draft.data)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text("\n".join(head) + "\n" + commented(draft.data, draft.reasons))
-    load_config(target)
     say(f"wrote {target}, with {models} models; next: soundcap plan {target}, then soundcap run {target} --until clips")
 
 
@@ -310,17 +310,20 @@ def _fit_duration(draft: Draft, seen: Survey) -> float:
 
 def _fit_split(draft: Draft, seen: Survey, duration_s: float) -> None:
     """Chooses the share of tests so that a few videos have both splits, where the content decides."""
-    names = [look.name for look in seen.good if look.duration_s >= duration_s]
-    if seen.has_splits or len(seen.looks) > FEW or not seen.found.folder.is_local:
+    files = seen.found.files
+    is_small = len(seen.looks) == files.num_rows and pc.sum(files["size"]).as_py() <= HASHED_BYTES
+    if seen.has_splits or not is_small or not seen.found.folder.is_local:
         return
+    names = [look.name for look in seen.good if look.duration_s >= duration_s]
     shares = sorted({split_share(seen.found.folder.sha256(name)) for name in names})
     fraction = draft["source.test_fraction"]
     if len(shares) < 2 or shares[0] < fraction <= shares[-1]:
         return
     tests = max(1, round(fraction * len(shares)))
-    between = (shares[tests - 1] + shares[tests]) / 2
+    low, high = shares[tests - 1], shares[tests]
+    between = next(near for digits in range(2, 12) if low < (near := round((low + high) / 2, digits)) <= high)
     reason = f"So few videos: of {len(shares)}, this makes {tests} a test. The content of a video decides, for ever."
-    draft.set("source.test_fraction", round(between, 4), reason)
+    draft.set("source.test_fraction", between, reason)
 
 
 def _fit_machine(draft: Draft, models: Models, gpus: int) -> None:
@@ -335,6 +338,9 @@ def _fit_machine(draft: Draft, models: Models, gpus: int) -> None:
         draft.set(f"{stage}.execution.workers", gpus, reason)
         if "cpus_per_worker" in draft[f"{stage}.execution"]:
             draft.set(f"{stage}.execution.cpus_per_worker", max(1, min(8, cores // gpus)))
+    at_once = gpus * draft["captioner.execution.settings.per_device_batch"]
+    for key, least in (("flowley.training.batch_size", gpus), ("captioner.training.batch_size", at_once)):
+        draft.set(key, max(1, draft[key] // least) * least)
 
 
 def _fit_training(draft: Draft, models: Models, clips: int) -> None:

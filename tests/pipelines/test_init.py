@@ -138,14 +138,15 @@ def test_many_videos_are_sampled(films: Path, videos: Path, init: Init, capsys: 
     assert config.source.test_fraction == SourceConfig(folder="films").test_fraction
 
 
-def test_real_models_on_a_machine_with_gpus(films: Path, videos: Path, init: Init) -> None:
+@pytest.mark.parametrize("gpus", [1, 3, 4])
+def test_real_models_on_a_machine_with_gpus(films: Path, videos: Path, init: Init, gpus: int) -> None:
     _put(films, videos / "9.mp4", "a.mp4")
     _put(films, videos / "9.mp4", "b.mp4")
-    config = init(models=None, gpus=4)
+    config = init(models=None, gpus=gpus)
     assert config.captions.model.path.startswith("Qwen/") and config.clips.duration_s == 8.0
-    assert {config.captions.execution.workers, config.flowley.execution.workers, config.samples.execution.workers} == {
-        4
-    }
+    stages = (config.captions, config.captioner, config.features, config.flowley, config.samples)
+    assert {stage.execution.workers for stage in stages} == {gpus}
+    assert config.captioner.training.batch_size % (2 * gpus) == 0
     training = config.flowley.training
     assert training.steps == 50 and training.decay_steps[-1] <= training.steps and training.warmup_steps == 5
 
