@@ -98,7 +98,7 @@ def peaks(setting: Setting) -> tuple[float, float]:
 
 def measured_peaks(setting: Setting) -> tuple[float, float]:
     """Measured FLOP/s of a large bf16 matrix product and bytes/s of a copy."""
-    n = 512 if setting.small else 8192
+    n = 128 if setting.small else 8192
     a, b = torch.randn(2, n, n, device=setting.device).to(torch.bfloat16)
     x = torch.empty(n * n, device=setting.device)
     for _ in range(3):

@@ -1,5 +1,6 @@
 """Damage in a store is found, named with what it costs, set aside and made again; nothing else is touched."""
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,11 +65,23 @@ class NotesStage(RowStage):
         return Rows(ids, [RowSet("notes", context.recipe, ids, ("id",), pa.schema(file_columns("note")), worker)])
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Store of a finished run."""
+    store = tmp_path_factory.mktemp("finished") / "store"
+    run(configured(store))
+    return store
+
+
 @pytest.fixture
-def config(tmp_path: Path) -> Config:
-    config = load_config(DEMO, [f"root={tmp_path}/store", "clips.execution.batch_rows=2"])
-    run(config)
-    return config
+def config(finished: Path, tmp_path: Path) -> Config:
+    """Configuration of a copy of that store."""
+    shutil.copytree(finished, tmp_path / "store")
+    return configured(tmp_path / "store")
+
+
+def configured(store: Path) -> Config:
+    return load_config(DEMO, [f"root={store}", "clips.execution.batch_rows=2"])
 
 
 def run(config: Config) -> tuple[int, list[dict[str, Any]]]:
