@@ -28,6 +28,18 @@ _UNREADABLE = (
 """Errors of torch, safetensors, diffusers and transformers for a damaged file."""
 
 
+def is_hub_id(name: str) -> bool:
+    """Whether a name may be a hub id, as `owner/name` is and no path."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils._validators import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
 def find_folder(
     path_or_id: str | Path, files: Sequence[str], *, revision: str | None, wanted: str, **download: Any
 ) -> Path:
@@ -44,14 +56,14 @@ def find_folder(
         ValueError: neither a folder nor a repository that can be reached.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HfHubHTTPError
 
     if Path(path_or_id).is_dir():
         return Path(path_or_id)
+    if not is_hub_id(str(path_or_id)):
+        raise ValueError(f"{path_or_id}: neither a folder nor a hub id, like owner/name; wanted {wanted}")
     try:
         return Path(snapshot_download(str(path_or_id), revision=revision, allow_patterns=list(files), **download))
-    except HFValidationError as error:
-        raise ValueError(f"{path_or_id}: neither a folder nor a hub id, like owner/name; wanted {wanted}") from error
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise ValueError(
             f"{path_or_id}: neither a folder nor a hub id to be had ({one_line(error)}); wanted {wanted}"

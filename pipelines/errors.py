@@ -68,6 +68,8 @@ def user_input() -> Iterator[None]:
 
 def require_place(folder: Path, option: str) -> None:
     """Raises UserError if the folder cannot be made, or nothing can be written to it."""
+    if re.match(r"[A-Za-z0-9]+:/", str(folder)):
+        raise UserError(f"{option}: only local folders are written; give one")
     there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     if not there.is_dir():
         raise UserError(f"{option}: {there} is a file, not a folder; give another place")

@@ -124,6 +124,9 @@ class ClipsConfig(NormaliserSettings):
 class CaptioningExecution(Workers, EngineExecution):
     """Fan-out and engine of a stage that captions."""
 
+    batches_at_once: Annotated[int, Field(ge=1)] = 3
+    """Batches that a worker has at once, so that its engine never waits for the last row of one."""
+
 
 class CaptionsConfig(Section):
     """Sound-aware captions of picture and sound by an audio-visual language model."""

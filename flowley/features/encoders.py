@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
-from flowley.weights import one_line
+from flowley.weights import is_hub_id, one_line
 
 Dtype = Literal["float32", "bfloat16"]
 Normalisation = Literal["channels", "time", "none"]
@@ -149,7 +149,7 @@ def _load(
         )
         loaded_processor = getattr(transformers, processor).from_pretrained(model, revision=revision)
     except OSError as error:  # transformers' word for a folder or hub id that is not there
-        why = one_line(error)
+        why = one_line(error) if is_hub_id(model) else "neither a folder nor a hub id, like owner/name"
         raise ValueError(f"{kind} {model!r} does not load ({why}): give a checkpoint folder or a hub id") from error
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])

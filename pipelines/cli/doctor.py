@@ -51,7 +51,7 @@ def _gpu() -> Finding:
     import torch
 
     if not torch.cuda.is_available():
-        remedy = "set execution.device: cpu and dtype: float32; real models need a GPU"
+        remedy = "real models need a GPU; `soundcap init --models demo` writes a configuration for this machine"
         return Finding("gpu", "note", "none", remedy)
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return Finding("gpu", "ok", ", ".join(names))

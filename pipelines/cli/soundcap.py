@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from pipelines.cli.options import AsJson, Overrides, cells, new_app, say, show, user_path
+from pipelines.cli.options import AsJson, Overrides, cells, new_app, quiet_libraries, say, show, user_path
 from pipelines.commands.keys import all_keys, markdown
 from pipelines.commands.survey import Models, write_config
 from pipelines.engine.fsck import fsck as check_store
@@ -236,6 +236,7 @@ def generate(
     from pipelines.commands.generate import generate_from_run
 
     loaded = load_config(config, overrides)
+    quiet_libraries()
     generate_from_run(loaded, videos, out, caption=caption, say=say)
 
 

@@ -249,8 +249,7 @@ class SilentCaptioner:
 
     @cached_property
     def engine(self) -> CaptionEngine:
-        self._worker.setup()
-        return self._worker.engine
+        return self._worker.load()
 
     def caption(self, video: PreparedVideo) -> str:
         """Caption of a silent video's sound."""

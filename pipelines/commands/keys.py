@@ -88,6 +88,7 @@ def _lines(data: Mapping[str, Any], path: str, meanings: Mapping[str, str], reas
         written = yaml.safe_dump(value, default_flow_style=True, width=math.inf, allow_unicode=True)
         line = f"{indent}{name}: {written.strip().removesuffix(END)}"
         meaning = "" if key in reasons else meanings.get(key, "")
+        meaning += " Null: not used." * (bool(meaning) and value is None)
         if meaning and len(line) + len(meaning) + 4 > WIDTH:
             lines += textwrap.wrap(meaning, WIDTH, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ")
         elif meaning:

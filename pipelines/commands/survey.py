@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,14 +20,18 @@ import yaml
 
 from flowley.training.settings import TrainSettings
 from pipelines.commands.keys import all_keys, commented
+from pipelines.engine.fingerprint import digest
 from pipelines.engine.storage import Storage
+from pipelines.engine.store import open_store
 from pipelines.errors import UserError, one_line, printable, require_place
-from pipelines.media.faults import MediaError
+from pipelines.media.faults import MediaError, NoAudioStream, UnreadStream
+from pipelines.media.kinds import kind_of
+from pipelines.media.normalise import unread
 from pipelines.media.probe import probe, require_picture
 from pipelines.media.process import Deadline
 from pipelines.run_config import Config, SourceConfig, Workers
 from pipelines.stages.listing import SourceListing
-from pipelines.stages.source import SourceFolder, list_source, split_share
+from pipelines.stages.source import NOT_IN_TABLE, SourceFolder, list_source, split_share
 
 Models = Literal["real", "demo"]
 CHECKOUT = Path(__file__).parents[2]
@@ -34,7 +39,9 @@ TEMPLATES: dict[Models, str] = {"real": "configs/vggsound.yaml", "demo": "config
 PLACED = ("captions.instruction", "captions.warnings", "captioner.instruction")
 """Keys of files of the checkout. Models lie there too, in the demo's configuration."""
 SAMPLE, BUCKET_SAMPLE = 64, 8
-"""Videos that are looked into, evenly over all."""
+"""Videos that are looked into."""
+LEAST_SHARE = 0.5
+"""Share of the videos that a table must tell of to be used."""
 HASHED_BYTES = 4 * 2**30
 """Size of a source up to which it is hashed to see its splits."""
 MAX_TABLES, MAX_TABLE_BYTES = 20, 256 * 2**20
@@ -49,11 +56,18 @@ TABLES = (".csv", ".tsv", ".tab", ".parquet")
 
 @dataclass(frozen=True)
 class Look:
-    """What a video's header tells. `fault`: why it can be no clip, or "". `duration_s`: inf where it is not told."""
+    """What a video's header tells.
+
+    Attributes:
+        duration_s: of the picture; inf where it is not told.
+        fault: why it can be no clip, or "".
+        sha256: of a small source's video, else "".
+    """
 
     name: str
     duration_s: float
     fault: str
+    sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -98,7 +112,11 @@ class Survey:
         labels = pc.count_distinct(files["label"].filter(pc.not_equal(files["label"], ""))).as_py()
         yield f"{self.source.folder}: {files.num_rows} videos, {labels or 'no'} labels"
         if self.source.table:
-            yield f"{self.source.table}: tells of them, {'with' if self.has_splits else 'without'} splits"
+            counts = Counter(files["split"].to_pylist())
+            splits = f"{counts['train']} in train, {counts['test']} in test" if self.has_splits else "without splits"
+            yield f"{self.source.table}: tells of {files.num_rows} of them, {splits}"
+            if self.has_splits and not counts["test"] + counts[None]:
+                yield "no video is a test, so there will be nothing to sample and to score"
         yield from (f"{table}: not used: {why}" for table, why in self.other_tables.items())
         for kind, names in self.found.passed_over.items():
             yield f"passed over, {kind}: {_some(names)}"
@@ -119,9 +137,13 @@ def survey(config: Config) -> Survey:
     source, found, other_tables = _with_table(config, listing)
     names = found.files["name"].to_pylist()
     size = SAMPLE if found.folder.is_local else BUCKET_SAMPLE
-    chosen = names if len(names) <= size else [names[len(names) * place // size] for place in range(size)]
+    # by digest: names may have a rhythm, as of pairs of which one is silent
+    chosen = sorted(sorted(names, key=lambda name: digest(name))[:size])
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         looks = list(pool.map(lambda name: _look(found.folder, name), chosen))
+    size_bytes = pc.sum(found.files["size"]).as_py() or 0
+    if len(looks) == len(names) and found.folder.is_local and size_bytes <= HASHED_BYTES:
+        looks = _hashed(found.folder, looks)
     seen = Survey(source, found, other_tables, looks)
     if not seen.good:
         why = "; ".join(f"{look.name}: {look.fault}" for look in looks[:3]) or "none can be read as a file"
@@ -136,12 +158,25 @@ def _look(folder: Storage, name: str) -> Look:
     try:
         with folder.local(name) as path:
             streams = probe(path, Deadline(PROBE_S))
-            require_picture(path, streams)
+            video = require_picture(path, streams)
     except (MediaError, OSError) as error:
         return Look(name, 0.0, type(error).__name__)
-    parts_s = [streams.duration_s] + [part and part.duration_s for part in (streams.video, streams.audio)]
-    duration_s = min((part_s for part_s in parts_s if part_s), default=math.inf)
-    return Look(name, duration_s, "" if streams.audio else "NoAudioStream")
+    if unread(streams):
+        return Look(name, 0.0, UnreadStream.__name__)
+    duration_s = video.duration_s or (streams.duration_s or math.inf) - max(0, video.start_us or 0) / 1e6
+    return Look(name, duration_s, "" if streams.audio else NoAudioStream.__name__)
+
+
+def _hashed(folder: Storage, looks: Sequence[Look]) -> list[Look]:
+    """Looks with the digests of usable videos; of those with the same bytes only the first stays usable."""
+    first_of: dict[str, str] = {}
+    hashed = [look if look.fault else replace(look, sha256=folder.sha256(look.name)) for look in looks]
+    return [
+        look
+        if look.fault or first_of.setdefault(look.sha256, look.name) == look.name
+        else replace(look, fault="DuplicateSource")
+        for look in hashed
+    ]
 
 
 # --- tables ---------------------------------------------------------------------------------------------------
@@ -149,6 +184,7 @@ def _look(folder: Storage, name: str) -> Look:
 
 def _with_table(config: Config, listing: SourceListing) -> tuple[SourceConfig, SourceFolder, dict[str, str]]:
     """Source with the table that tells labels or splits of most videos, without one if none does; and the others."""
+    videos = sum(kind_of(name) == "video" for name in listing.files["name"].to_pylist())
     best: tuple[SourceConfig, SourceFolder] | None = None
     others: dict[str, str] = {}
     for path in _tables(config.source.folder, listing):
@@ -161,12 +197,14 @@ def _with_table(config: Config, listing: SourceListing) -> tuple[SourceConfig, S
         rows, best_rows = found.files.num_rows, best[1].files.num_rows if best else 0
         if not any(found.files["label"].to_pylist() + found.files["split"].to_pylist()):
             others[path] = f"it lists {rows} videos, but no label and no split"
+        elif rows < LEAST_SHARE * videos:
+            others[path] = f"it tells of {rows} of {videos} videos; with it in source.table the others are left out"
         elif best is None or rows > best_rows:
             if best:
-                others[str(best[0].table)] = f"it tells of {best_rows} videos, {path} of {rows}"
+                others[str(best[0].table)] = f"it tells of {best_rows} videos, {path} of {rows}; one table can be used"
             best = source, found
         else:
-            others[path] = f"it tells of {rows} videos, {best[0].table} of {best_rows}"
+            others[path] = f"it tells of {rows} videos, {best[0].table} of {best_rows}; one table can be used"
     return *(best or (config.source, list_source(config, listing))), others
 
 
@@ -223,9 +261,14 @@ def write_config(folder: str, target: Path, *, root: str, models: Models | None,
         root: the configuration's root.
         models: real models or the demo's; None: real ones if this machine has a GPU.
     """
+    if not folder or not root:
+        raise UserError("FOLDER and --root: got an empty name; give a folder of videos, and one for the run's state")
+    if target.suffix not in (".yaml", ".yml"):
+        raise UserError(f"-o {target}: a configuration is a .yaml file; give such a name")
     if target.exists():
         raise UserError(f"-o {target}: is there already; give another name, or remove it")
     require_place(target.parent, f"-o {target}")
+    open_store(root)
     gpus = _gpus()
     models = models or ("real" if gpus else "demo")
     template = CHECKOUT / TEMPLATES[models]
@@ -247,18 +290,21 @@ def write_config(folder: str, target: Path, *, root: str, models: Models | None,
     Config.model_validate(draft.data)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text("\n".join(head) + "\n" + commented(draft.data, draft.reasons))
-    say(f"wrote {target}, with {models} models; next: soundcap plan {target}, then soundcap run {target} --until clips")
+    if models == "demo":
+        say("demo models: they know only the demo's world; their captions and sounds of these videos mean nothing")
+    say(f"wrote {target}; next: soundcap plan {target}, then soundcap run {target} --until clips")
 
 
+PATHS = ("# Paths count from the folder in which soundcap is called. `soundcap keys` lists all other keys.",)
 HEADS: dict[Models, list[str]] = {
     "real": [
         "# Pin each model's revision to a commit: it is part of every caption's identity.",
-        "# `soundcap keys` lists all other keys.",
+        *PATHS,
     ],
     "demo": [
         "# The models are the demo's: small, and they know only its world. What they say of these videos is of no use,",
         "# but every stage runs, on a CPU. `soundcap init --models real` writes a configuration with real models.",
-        "# `soundcap keys` lists all other keys.",
+        *PATHS,
     ],
 }
 
@@ -284,20 +330,23 @@ def _placed(path: str) -> str:
 
 def _table_reason(seen: Survey) -> str:
     if seen.source.table:
-        return "The table that tells most of these videos."
+        left_out = len(seen.found.passed_over.get(NOT_IN_TABLE, []))
+        return "It tells labels or splits of these videos." + f" {left_out} files are not in it." * bool(left_out)
     unused = f" Not used: {'; '.join(seen.other_tables)}." if seen.other_tables else ""
-    return f"No table tells labels or splits of these videos.{unused} docs/inputs.md says what one looks like."
+    labels = "Labels are the names of subfolders. " if any(seen.found.files["label"].to_pylist()) else ""
+    return f"{labels}No table tells of these videos.{unused} docs/inputs.md says what one looks like."
 
 
 def _fit_duration(draft: Draft, seen: Survey) -> float:
     longest_s = float(draft["clips.duration_s"])
     duration_s = seen.best_duration_s(longest_s)
     if not seen.clips(duration_s):
-        raise UserError(f"{seen.source.folder}: no usable video is as long as a second; wanted longer ones")
+        raise UserError(f"{seen.source.folder}: no usable video is a second long or longer; wanted longer ones")
     fits = sum(look.duration_s >= duration_s for look in seen.good)
+    whose = "what the models are made for" if duration_s == longest_s else "what keeps most of the videos' time"
     reason = (
-        f"Of {len(seen.good)} usable videos that were looked into, {fits} are this long or longer, and are cut off "
-        "here. Shorter ones are quarantined."
+        f"Change it with flowley.training.duration_s. {duration_s:g} s is {whose}: of {len(seen.good)} usable "
+        f"videos that were looked into, {fits} are as long or longer, and are cut off. Shorter ones are quarantined."
     )
     draft.set("clips.duration_s", duration_s, reason)
     lost = 1 - fits / len(seen.looks)
@@ -310,25 +359,25 @@ def _fit_duration(draft: Draft, seen: Survey) -> float:
 
 def _fit_split(draft: Draft, seen: Survey, duration_s: float) -> None:
     """Chooses the share of tests so that a few videos have both splits, where the content decides."""
-    files = seen.found.files
-    is_small = len(seen.looks) == files.num_rows and pc.sum(files["size"]).as_py() <= HASHED_BYTES
-    if seen.has_splits or not is_small or not seen.found.folder.is_local:
-        return
-    names = [look.name for look in seen.good if look.duration_s >= duration_s]
-    shares = sorted({split_share(seen.found.folder.sha256(name)) for name in names})
+    shares = sorted(split_share(look.sha256) for look in seen.good if look.sha256 and look.duration_s >= duration_s)
     fraction = draft["source.test_fraction"]
-    if len(shares) < 2 or shares[0] < fraction <= shares[-1]:
+    if seen.has_splits or len(shares) < 2 or shares[0] < fraction <= shares[-1]:
         return
     tests = max(1, round(fraction * len(shares)))
     low, high = shares[tests - 1], shares[tests]
     between = next(near for digits in range(2, 12) if low < (near := round((low + high) / 2, digits)) <= high)
-    reason = f"So few videos: of {len(shares)}, this makes {tests} a test. The content of a video decides, for ever."
+    reason = f"So few videos: this makes {tests} of {len(shares)} a test. The content of each decides which."
     draft.set("source.test_fraction", between, reason)
 
 
 def _fit_machine(draft: Draft, models: Models, gpus: int) -> None:
     """Chooses the number of workers for the GPUs and cores of this machine, where it has GPUs."""
-    if models == "demo" or not gpus:
+    if models == "demo":
+        return
+    if not gpus:
+        for stage in ("clips", "scores", *GPU_STAGES):
+            reason = "As in the cluster of ray_cluster.yaml: this machine has no GPU."
+            draft.set(f"{stage}.execution.workers", draft[f"{stage}.execution.workers"], reason)
         return
     cores = os.cpu_count() or 1
     reason = f"This machine has {gpus} GPUs and {cores} cores."
@@ -354,14 +403,25 @@ def _fit_training(draft: Draft, models: Models, clips: int) -> None:
 
     steps = draft["flowley.training.steps"]
     usual = TrainSettings(**draft["flowley.training"])
-    reason = f"As many passes over some {clips} training clips as over the {TEMPLATE_CLIPS[models]} of {{}}."
-    reason = reason.format("VGGSound" if models == "real" else "the demo")
+    whose = "VGGSound" if models == "real" else "the demo"
+    reason = (
+        f"For some {clips} training clips; change it when you add many. At least {LEAST_STEPS}, or as many passes as "
+        f"over the {TEMPLATE_CLIPS[models]} of {whose}."
+    )
     draft.set("flowley.training.steps", fewer(steps), reason)
     draft.set("flowley.training.warmup_steps", min(usual.warmup_steps, fewer(steps) // 10), "A tenth of the steps.")
     if usual.decay_steps[0] < steps:
         draft.set("flowley.training.decay_steps", [fewer(step) for step in usual.decay_steps], reason)
     if "max_steps" in draft["captioner.training"]:
         draft.set("captioner.training.max_steps", fewer(draft["captioner.training.max_steps"]), reason)
+        return
+    at_once = draft["captioner.execution.workers"] * draft["captioner.execution.settings.per_device_batch"]
+    batch_size = max(at_once, clips // LEAST_STEPS // at_once * at_once)
+    if batch_size < draft["captioner.training.batch_size"]:
+        reason = (
+            f"So small that one pass over some {clips} training clips is {LEAST_STEPS} steps, or as many as can be."
+        )
+        draft.set("captioner.training.batch_size", batch_size, reason)
 
 
 def _some(names: Sequence[str]) -> str:

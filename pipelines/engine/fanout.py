@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError, WorkerCrashedError
 
 from pipelines.engine.cluster import check_alive, ensure_ray, workers_that_fit
-from pipelines.engine.ledger import Failed, Ledger, Worker
+from pipelines.engine.ledger import AnyWorker, Failed, Ledger, Result, StreamingWorker, WorkerLost
 from pipelines.errors import MachineFault, RunError, machine_fault, one_line
 from pipelines.progress import Progress
 from pipelines.run_config import Workers
 
 TRIES_FOR_ONE_ROW = 2
+PART_ROWS, PART_S = 64, 20.0
+"""Rows, and time, after which a streaming worker's rows are committed: the most that a crash costs."""
 STARTS = 3
 """Starts of one worker before its place is given up."""
 MACHINE_FAULTS = 3
@@ -37,9 +40,9 @@ CHECK_EVERY_S = 5.0
 
 
 class RowActor:
-    """Actor that holds one worker and commits each batch as a ledger part before it answers."""
+    """Actor that holds one worker and commits each batch, as one or more ledger parts, before it answers."""
 
-    def __init__(self, worker: Worker, ledger: Ledger) -> None:
+    def __init__(self, worker: AnyWorker, ledger: Ledger) -> None:
         self.worker, self.ledger = worker, ledger
 
     def placed(self) -> None:
@@ -52,23 +55,50 @@ class RowActor:
     def process(self, keys: list[bytes], row_ids: list[str], tasks: list[dict[str, Any]]) -> int:
         """Computes and commits the batch's rows. Returns the number quarantined."""
         try:
+            if isinstance(self.worker, StreamingWorker):
+                return sum(self._stream(self.worker, keys, row_ids, tasks))
             results = self.worker.process(tasks)
         except Exception as error:
             if (fault := machine_fault(error)) is not None:
                 raise fault from error
             raise
         assert len(results) == len(tasks), f"worker gave {len(results)} results for {len(tasks)} tasks"
-        _, quarantined = self.ledger.write(keys, row_ids, results)
-        return quarantined
+        return self.ledger.write(keys, row_ids, results)[1]
+
+    def _stream(
+        self, worker: StreamingWorker, keys: list[bytes], row_ids: list[str], tasks: list[dict[str, Any]]
+    ) -> Iterator[int]:
+        """Commits rows in parts as they are done, whatever ends the batch. Yields the number quarantined in each."""
+        done: dict[int, Result] = {}
+        since_s = time.monotonic()
+
+        def commit() -> int:
+            places, results = list(done), list(done.values())
+            done.clear()
+            return self.ledger.write([keys[p] for p in places], [row_ids[p] for p in places], results)[1]
+
+        try:
+            for place, result in worker.stream(tasks):
+                done[place] = result
+                if len(done) >= PART_ROWS or time.monotonic() - since_s > PART_S:
+                    yield commit()
+                    since_s = time.monotonic()
+        finally:
+            last = commit()
+        yield last
 
 
 @dataclass
 class _Batch:
-    """Rows to compute at once: tasks, whose first column is the row's id, and keys."""
+    """Rows to compute at once: tasks, whose first column is the row's id, and keys.
+
+    is_suspect: it was at work when a worker with several batches died; it is tried again in a worker of its own.
+    """
 
     tasks: pa.Table
     keys: pa.Array
     tries: int = 0
+    is_suspect: bool = False
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -83,26 +113,68 @@ class _Batch:
         return self.slice(0, middle), self.slice(middle, len(self) - middle)
 
     def slice(self, start: int, rows: int) -> _Batch:
-        return _Batch(self.tasks.slice(start, rows), self.keys.slice(start, rows))
+        return _Batch(self.tasks.slice(start, rows), self.keys.slice(start, rows), 0, self.is_suspect)
+
+    def where(self, chosen: pa.Array) -> _Batch:
+        """Rows that a mask chooses."""
+        return replace(self, tasks=self.tasks.filter(chosen), keys=self.keys.filter(chosen))
+
+
+@dataclass(eq=False)
+class _Call:
+    """Call of an actor: a batch's or (None) one of its start. `since_s`: time at which it began, if it has."""
+
+    reference: Any
+    batch: _Batch | None
+    since_s: float | None = None
 
 
 @dataclass
 class _Place:
-    """Place of one worker: its actor, and calls under way in order, a batch's or (None) one of its start."""
+    """Place of one worker: its actor, and its calls in order. The first `at_once` are at work, the others wait."""
 
+    at_once: int
     actor: Any = None
-    calls: deque[tuple[Any, _Batch | None]] = field(default_factory=deque)
-    since_s: float = 0.0
-    """Time at which the first of the calls began."""
+    calls: list[_Call] = field(default_factory=list)
     is_placed: bool = False
     is_ready: bool = False
+    is_lost: bool = False
+    """The worker cannot go on: it is started anew when all its calls have ended."""
     starts: int = 0
+
+    @property
+    def at_work(self) -> list[_Call]:
+        return self.calls[: self.at_once]
+
+    def call(self, reference: Any, batch: _Batch | None) -> None:
+        self.calls.append(_Call(reference, batch))
+        self._note_times()
+
+    def end(self, call: _Call) -> None:
+        """Drops a call that has ended; the time of one that waited begins now."""
+        self.calls.remove(call)
+        self._note_times()
+
+    def has_room(self, queued: int, suspect: bool) -> bool:
+        """Whether it takes a batch behind `queued` others. A suspect is alone in its worker."""
+        has_suspect = any(call.batch is not None and call.batch.is_suspect for call in self.calls)
+        return (
+            self.is_ready
+            and not self.is_lost
+            and len(self.calls) == queued
+            and not has_suspect
+            and not (suspect and queued)
+        )
+
+    def _note_times(self) -> None:
+        for call in self.at_work:
+            call.since_s = call.since_s or time.monotonic()
 
 
 def fan_out(
     tasks: pa.Table,
     keys: pa.Array,
-    worker: Worker,
+    worker: AnyWorker,
     *,
     ledger: Ledger,
     workers: Workers,
@@ -131,7 +203,7 @@ class _FanOut:
     def __init__(
         self,
         rows: _Batch,
-        worker: Worker,
+        worker: AnyWorker,
         ledger: Ledger,
         workers: Workers,
         check_share: Callable[[int], None],
@@ -139,6 +211,7 @@ class _FanOut:
     ) -> None:
         self.rows, self.worker, self.ledger, self.workers = rows, worker, ledger, workers
         self.check_share = check_share
+        self.at_once = worker.batches_at_once if isinstance(worker, StreamingWorker) else 1
         self.progress = Progress(ledger.name, len(rows), "rows", say)
         self.taken = 0
         self.again: deque[_Batch] = deque()
@@ -154,7 +227,7 @@ class _FanOut:
         ensure_ray()
         key = f"{self.ledger.name}: execution"
         number = workers_that_fit(self.workers.workers, self.workers.cpus_per_worker, self.workers.gpus_per_worker, key)
-        self.places = [_Place() for _ in range(min(number, len(self.rows)))]
+        self.places = [_Place(self.at_once) for _ in range(min(number, len(self.rows)))]
         for place in self.places:
             self._start(place)
         try:
@@ -171,10 +244,12 @@ class _FanOut:
             self._judge_suspects(is_end=True)
             return
         self._feed()
-        firsts = {place.calls[0][0]: place for place in self.places if place.calls}
-        if ray.wait(list(firsts), num_returns=1, timeout=CHECK_EVERY_S)[0]:
-            for reference in ray.wait(list(firsts), num_returns=len(firsts), timeout=0)[0]:
-                self._collect(firsts[reference])
+        at_work = {call.reference: (place, call) for place in self.places for call in place.at_work}
+        if ray.wait(list(at_work), num_returns=1, timeout=CHECK_EVERY_S)[0]:
+            for reference in ray.wait(list(at_work), num_returns=len(at_work), timeout=0)[0]:
+                place, call = at_work[reference]
+                if call in place.calls:  # else it went with its actor
+                    self._collect(place, call)
         else:
             check_alive()
         self._kill_overdue()
@@ -186,16 +261,17 @@ class _FanOut:
 
     def _start(self, place: _Place) -> None:
         options = {"num_cpus": self.workers.cpus_per_worker, "num_gpus": self.workers.gpus_per_worker}
+        options |= {"max_concurrency": self.at_once} if self.at_once > 1 else {}
         place.actor = ray.remote(RowActor).options(**options).remote(self.worker, self.ledger)
-        place.calls = deque([(place.actor.placed.remote(), None)])
-        place.since_s, place.is_placed, place.is_ready = time.monotonic(), False, False
+        place.calls, place.is_placed, place.is_ready, place.is_lost = [], False, False, False
+        place.call(place.actor.placed.remote(), None)
         place.starts += 1
 
     def _started(self, place: _Place) -> None:
         """Goes on with a start: from its place to the set-up, from the set-up to work."""
         if not place.is_placed:
             place.is_placed = True
-            place.calls.append((place.actor.ready.remote(), None))
+            place.call(place.actor.ready.remote(), None)
         else:
             place.is_ready = self.has_started = True
             place.starts = 0
@@ -214,27 +290,32 @@ class _FanOut:
             raise RunError(f"{self.ledger.name}: no worker could start; the last failure: {message}")
         self.progress.say(f"  {self.ledger.name}: goes on with {len(self.places)} workers; one cannot start: {message}")
 
-    def _replace(self, place: _Place, error_class: str, message: str) -> None:
-        """Replaces a dead actor. Only the batch in progress is suspect; one that waited returns to the queue."""
-        (_, at_work), *waiting = place.calls
-        self.again.extendleft(batch for _, batch in reversed(waiting) if batch is not None)
-        if at_work is None:
+    def _replace(self, place: _Place, suspects: Sequence[_Call], error_class: str, message: str) -> None:
+        """Replaces a dead actor. Batches of calls that are not suspect return to the queue."""
+        for call in reversed(place.calls):
+            if call not in suspects and call.batch is not None:
+                self._again(call.batch)
+        if suspects[0].batch is None:
             self._start_failed(place, f"{error_class}: {message}")
             return
         self._start(place)
-        self._retry(at_work, Failed(error_class, message))
+        for call in suspects:
+            if call.batch is not None:
+                self._suspect(self._left(call.batch), Failed(error_class, message))
 
     def _kill_overdue(self) -> None:
         for place in list(self.places):
-            if not place.calls or not place.is_placed:
+            if not place.is_placed:
                 continue  # waiting for a place is no failure
-            reference, batch = place.calls[0]
-            limit_s = START_DEADLINE_S if batch is None else self.workers.batch_deadline_s
-            is_overdue = time.monotonic() - place.since_s > limit_s
-            if is_overdue and not ray.wait([reference], timeout=0)[0]:  # else only the driver is late to look
-                ray.kill(place.actor)
-                remedy = "" if batch is None else "; raise this stage's execution.batch_deadline_s if the row is good"
-                self._replace(place, "DeadlineExceeded", f"no answer within {limit_s:g} s{remedy}")
+            for call in place.at_work:
+                limit_s = START_DEADLINE_S if call.batch is None else self.workers.batch_deadline_s
+                is_overdue = call.since_s is not None and time.monotonic() - call.since_s > limit_s
+                if is_overdue and not ray.wait([call.reference], timeout=0)[0]:  # else only the driver is late to look
+                    ray.kill(place.actor)
+                    remedy = "; raise this stage's execution.batch_deadline_s if the row is good"
+                    message = f"no answer within {limit_s:g} s{remedy * (call.batch is not None)}"
+                    self._replace(place, [call], "DeadlineExceeded", message)
+                    break
 
     def _say_who_waits(self) -> None:
         waiting = sum(not place.is_placed for place in self.places)
@@ -249,66 +330,96 @@ class _FanOut:
         """Number of rows that no actor has."""
         return len(self.rows) - self.taken + sum(map(len, self.again))
 
-    def _take(self) -> _Batch:
-        """Next batch. Batches get smaller near the end, so that all workers end together."""
-        if self.again:
-            return self.again.popleft()
-        share = -(-(len(self.rows) - self.taken) // (2 * len(self.places)))
+    def _take(self, place: _Place, queued: int) -> _Batch | None:
+        """Next batch for a worker that has `queued`. Near the end they are smaller, so that workers end together."""
+        batch = next((batch for batch in self.again if place.has_room(queued, batch.is_suspect)), None)
+        if batch is not None:
+            self.again.remove(batch)
+            return batch
+        left = len(self.rows) - self.taken
+        if not left or not place.has_room(queued, suspect=False):
+            return None
+        share = -(-left // ((self.at_once + 1) * len(self.places)))
         batch = self.rows.slice(self.taken, min(self.workers.batch_rows, share))
         self.taken += len(batch)
         return batch
 
     def _feed(self) -> None:
-        """Gives each worker a batch, and then a second one that waits, so that none stands idle."""
-        for queued in range(2):
+        """Gives each worker as many batches as it works on at once, and one more that waits."""
+        for queued in range(self.at_once + 1):
             for place in self.places:
-                if not self._waiting:
-                    return
-                if place.is_ready and len(place.calls) == queued:
-                    batch = self._take()
-                    if not queued:
-                        place.since_s = time.monotonic()
-                    call = place.actor.process.remote(batch.keys.to_pylist(), batch.row_ids, batch.tasks.to_pylist())
-                    place.calls.append((call, batch))
+                if (batch := self._take(place, queued)) is not None:
+                    columns = batch.keys.to_pylist(), batch.row_ids, batch.tasks.to_pylist()
+                    place.call(place.actor.process.remote(*columns), batch)
 
-    def _collect(self, place: _Place) -> None:
-        reference, batch = place.calls[0]
+    def _collect(self, place: _Place, call: _Call) -> None:
+        batch = call.batch
         try:
-            quarantined = ray.get(reference, timeout=0) or 0
+            quarantined = ray.get(call.reference, timeout=0) or 0
         except RayTaskError as error:
             cause = error.cause if isinstance(getattr(error, "cause", None), Exception) else error
             if batch is None:
                 self._replace_after_set_up(place, cause)
                 return
-            self._begin_next(place)
-            if isinstance(cause, MachineFault):
-                self._machine_fault(batch, one_line(cause))
+            place.end(call)
+            if isinstance(cause, WorkerLost):
+                self._worker_lost(place, batch, cause)
+            elif isinstance(cause, MachineFault):
+                self._machine_fault(self._left(batch), one_line(cause))
             else:
-                self._retry(batch, Failed(type(cause).__name__, one_line(cause)))
+                self._retry(self._left(batch), Failed(type(cause).__name__, one_line(cause)))
+            self._renew_if_lost(place)
         except (RayActorError, WorkerCrashedError) as error:
-            self._replace(place, "WorkerDied", one_line(error))
+            self._replace(place, place.at_work, "WorkerDied", one_line(error))
         except GetTimeoutError:  # reported ready but not fetched yet: taken in the next round
             return
         else:
-            self._begin_next(place)
+            place.end(call)
             if batch is None:
                 self._started(place)
             else:
-                self._passed(batch, quarantined)
+                self._passed(len(batch), quarantined)
+                self._renew_if_lost(place)
 
     def _replace_after_set_up(self, place: _Place, cause: Exception) -> None:
         ray.kill(place.actor)
         self._start_failed(place, f"{type(cause).__name__}: {one_line(cause)}")
 
-    def _begin_next(self, place: _Place) -> None:
-        """Drops the call that an actor has answered; the clock of its next one begins now."""
-        place.calls.popleft()
-        place.since_s = time.monotonic()
+    def _worker_lost(self, place: _Place, batch: _Batch, lost: WorkerLost) -> None:
+        """Takes back a batch whose worker is lost. Only rows that it names are suspect."""
+        message, places = lost.args
+        inside = batch.where(pa.array([place in set(places) for place in range(len(batch))], pa.bool_()))
+        outside = batch.where(pa.array([place not in set(places) for place in range(len(batch))], pa.bool_()))
+        place.is_lost = True
+        self._again(outside)
+        self._suspect(inside, Failed("WorkerLost", message))
 
-    def _passed(self, batch: _Batch, quarantined: int) -> None:
-        self.progress.advance(len(batch), quarantined)
+    def _renew_if_lost(self, place: _Place) -> None:
+        """Starts a lost worker anew once all its calls have ended."""
+        if place.is_lost and not place.calls:
+            ray.kill(place.actor)
+            self._start(place)
+
+    def _again(self, batch: _Batch) -> None:
+        """Puts what is left of a batch back to the front of the queue."""
+        if len(left := self._left(batch)):
+            self.again.appendleft(left)
+
+    def _left(self, batch: _Batch) -> _Batch:
+        """Rows of a batch that a streaming worker has not committed. The others count as passed."""
+        if self.at_once == 1:
+            return batch
+        known = self.ledger.read()
+        places = pc.index_in(batch.keys, known["key"].combine_chunks())
+        if places.null_count < len(batch):
+            errors = known["error_class"].take(places.drop_null())
+            self._passed(len(errors), pc.sum(pc.not_equal(errors, "")).as_py())
+        return batch.where(places.is_null())
+
+    def _passed(self, rows: int, quarantined: int) -> None:
+        self.progress.advance(rows, quarantined)
         self.check_share(self.progress.quarantined)
-        if quarantined < len(batch):
+        if quarantined < rows:
             self.has_passed = True
             self.machine_faults.clear()
             self._judge_suspects()
@@ -317,6 +428,8 @@ class _FanOut:
 
     def _machine_fault(self, batch: _Batch, message: str) -> None:
         """Tries the batch again, in halves. Ends the run after too many faults with no row passing between."""
+        if not len(batch):
+            return
         self.machine_faults.append(message)
         if len(self.machine_faults) <= MACHINE_PAUSES:
             time.sleep(MACHINE_PAUSE_S)
@@ -324,8 +437,19 @@ class _FanOut:
             raise RunError(f"{self.ledger.name}: {message}; nothing is quarantined; run the same command again")
         self.again.extend(batch.halves() if len(batch) > 1 else [batch])
 
+    def _suspect(self, batch: _Batch, failure: Failed) -> None:
+        """Tries rows again that may have ended their worker: alone, where it had others beside them."""
+        if not len(batch):
+            return
+        if self.at_once > 1 and not batch.is_suspect:
+            self.again.append(replace(batch, is_suspect=True))
+        else:
+            self._retry(batch, failure)
+
     def _retry(self, batch: _Batch, failure: Failed) -> None:
         """Tries a batch again in halves, a single row alone; a row that failed alone too often is a suspect."""
+        if not len(batch):
+            return
         if len(batch) > 1:
             self.again.extendleft(reversed(batch.halves()))
         elif batch.tries + 1 < TRIES_FOR_ONE_ROW:

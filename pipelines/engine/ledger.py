@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -41,18 +41,46 @@ class Failed:
     message: str
 
 
+Result = dict[str, Any] | Failed | None
+"""Values of a row; its failure; or None, where its input is no longer the planned one: it is not committed."""
+
+
 class Worker(Protocol):
     """Picklable row worker: sent to an actor, set up there once, then fed batches of tasks."""
 
     def setup(self) -> None:
         """Loads models, if any. An exception here ends the run."""
 
-    def process(self, tasks: list[dict[str, Any]]) -> Sequence[dict[str, Any] | Failed | None]:
+    def process(self, tasks: list[dict[str, Any]]) -> Sequence[Result]:
         """Computes rows, in the order of their tasks.
 
-        Failed only on evidence from the row itself: an OSError, raised, is taken for the machine's fault. None for a
-        row whose input is no longer the planned one; it is not committed, and the next run plans it again.
+        Failed only on evidence from the row itself: an OSError, raised, is taken for the machine's fault.
         """
+
+
+class WorkerLost(Exception):
+    """End of a streaming worker, which must be started anew. Arguments: message, and places of the rows suspected."""
+
+
+@runtime_checkable
+class StreamingWorker(Protocol):
+    """Picklable row worker that works on several batches at once, each call in a thread of its own."""
+
+    @property
+    def batches_at_once(self) -> int:
+        """Number of batches that it takes."""
+
+    def setup(self) -> None:
+        """As of Worker."""
+
+    def stream(self, tasks: list[dict[str, Any]]) -> Iterator[tuple[int, Result]]:
+        """Computes rows and yields each, with its place among the tasks, when it is done.
+
+        Raises WorkerLost when all rows are yielded that can be.
+        """
+
+
+AnyWorker = Worker | StreamingWorker
 
 
 @dataclass(frozen=True)
@@ -108,9 +136,7 @@ class Ledger:
         """Ledger whose values are what its parts hold."""
         return cls(storage, name, pa.schema([]))
 
-    def write(
-        self, keys: Sequence[bytes], row_ids: Sequence[str], results: Sequence[dict[str, Any] | Failed | None]
-    ) -> tuple[int, int]:
+    def write(self, keys: Sequence[bytes], row_ids: Sequence[str], results: Sequence[Result]) -> tuple[int, int]:
         """Writes results as one new part, durable when this returns. Returns the numbers of ok and quarantined rows.
 
         A result of None is left out.

@@ -11,6 +11,7 @@ from pipelines.engine.ledger import counted_rows
 from pipelines.engine.stage import Context, NotYetKnown, Stage
 from pipelines.engine.storage import Storage
 from pipelines.engine.store import RUNS, Manifest, Output, latest, latest_spec
+from pipelines.errors import UserError, one_line
 from pipelines.run_config import Config
 
 _NONE: Any = object()
@@ -92,7 +93,8 @@ def make_plan(stages: list[Stage], config: Config, storage: Storage, retry_faile
             continue
         if plan is None or isinstance(resolved, str):
             first = next(plan.name for plan in plans if plan.name == resolved or plan.state != "done")
-            plans.append(StagePlan(stage.name, "unknown", f"unknown until {first}", None, None, None))
+            reason = f"unknown until {first}{_fault(stage, config, storage)}"
+            plans.append(StagePlan(stage.name, "unknown", reason, None, None, None))
             continue
         plans.append(plan)
         if plan.state == "done":
@@ -115,6 +117,17 @@ def _plan_one(stage: Stage, resolved: Resolved) -> StagePlan:
         )
         reason += _other_total(stage, storage, counts.total)
     return StagePlan(stage.name, state, reason, counts.total, counts.to_run, fingerprint)
+
+
+def _fault(stage: Stage, config: Config, storage: Storage) -> str:
+    """Words on what will end a run before it begins."""
+    try:
+        stage.check(config, storage)
+    except UserError as error:
+        return f"; a run will refuse it: {one_line(error)}"
+    except NotYetKnown:
+        pass
+    return ""
 
 
 def _other_total(stage: Stage, storage: Storage, total: int) -> str:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.engine.fingerprint import table_digest
-from pipelines.engine.ledger import Ledger, Worker
+from pipelines.engine.ledger import AnyWorker, Ledger
 from pipelines.engine.recipe import KEY, Recipe
 from pipelines.engine.storage import Storage
 from pipelines.engine.store import Output
@@ -159,7 +159,7 @@ class RowSet:
     tasks: pa.Table
     parts: tuple[str, ...]
     values: pa.Schema
-    worker: Worker
+    worker: AnyWorker
     order: Sequence[str] | None = None
 
     @cached_property

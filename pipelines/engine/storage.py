@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 import uuid
@@ -62,6 +63,8 @@ class Storage:
 
     def __init__(self, url: str) -> None:
         self.is_local = "://" not in url
+        if not self.is_local and not re.match("s3://[^/]", url):
+            raise UserError(f"cannot open {url!r}: wanted a local folder, or s3://bucket/prefix")
         self.url = str(Path(url).expanduser().absolute()) if self.is_local else url.rstrip("/")
 
     def __reduce__(self) -> tuple[type[Storage], tuple[str]]:
@@ -69,7 +72,7 @@ class Storage:
 
     @cached_property
     def _fs(self) -> Any:
-        protocol = "file" if self.is_local else self.url.split("://", 1)[0]
+        protocol = "file" if self.is_local else "s3"
         try:
             # A cached listing would hide what another process has just committed.
             options = {} if self.is_local else {"use_listings_cache": False, "skip_instance_cache": True}
@@ -83,7 +86,7 @@ class Storage:
             return
         once = {"connect_timeout": ANSWER_S, "read_timeout": ANSWER_S, "retries": {"max_attempts": 0}}
         with contextlib.suppress(FileNotFoundError):
-            quick = fsspec.filesystem(self.url.split("://", 1)[0], skip_instance_cache=True, config_kwargs=once)
+            quick = fsspec.filesystem("s3", skip_instance_cache=True, config_kwargs=once)
             quick.retries = 1
             quick.info(self.path(), refresh=True)
 

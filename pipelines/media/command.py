@@ -26,6 +26,13 @@ MATRICES = {"bt709": "bt709", "smpte240m": "smpte240m", "fcc": "fcc", "bt2020nc"
 """Matrices other than BT.601's, by ffprobe's name, as the filter `colormatrix` calls them. It takes a tenth of the time
 that `scale` takes for the same on the source's own size."""
 
+ZSCALE_MATRICES = frozenset({"ycgco"})
+"""Matrices that only the filter `zscale` knows, by ffprobe's name and by its own."""
+READ_MATRICES = frozenset({None, "bt470bg", "smpte170m", "gbr", "rgb", *MATRICES, *ZSCALE_MATRICES})
+"""Matrices that are read, by ffprobe's name; BT.601's are left as they are."""
+LAYOUT_CHANNELS = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 16, 24})
+"""Numbers of channels for which ffmpeg knows a layout without being told."""
+
 HD_HEIGHT_PX = 720
 """Height from which players decode untagged colours as BT.709; below it as BT.601."""
 
@@ -75,14 +82,21 @@ def _picture(
     tags = {}
     frames = frames.filter("scale", width_px, height_px, flags=SCALING, out_range="tv")
     if video.transfer in HDR_TRANSFERS:
+        if video.is_grey:  # zscale takes no picture without colours
+            frames = frames.filter("format", "yuv420p10le")
+        if not video.is_rgb:  # nor one that is only half tagged
+            whole = {"colorspace": "bt2020nc", "color_primaries": "bt2020", "color_trc": video.transfer}
+            frames = frames.filter("setparams", range="tv", **whole)
         frames = _standard_range(frames, video.transfer).filter("format", "yuv420p")
         tags = {"color_primaries": "bt709", "color_trc": "bt709"}
     else:
         frames = frames.filter("format", "yuv420p")
-        untagged_hd = video.matrix is None and video.height_px >= HD_HEIGHT_PX
+        untagged_hd = video.matrix is None and not video.is_rgb and video.height_px >= HD_HEIGHT_PX
         matrix = MATRICES.get("bt709" if untagged_hd else video.matrix or "")
         if matrix is not None:
             frames = frames.filter("colormatrix", matrix, "bt601")
+        if video.matrix in ZSCALE_MATRICES:
+            frames = frames.filter("zscale", matrixin=video.matrix, matrix="170m", rangein="tv", range="tv")
     frames = (
         frames.filter("setsar", 1)
         # Readers assume this matrix for untagged video, so those that ignore the tag show right colours too.

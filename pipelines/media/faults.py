@@ -23,6 +23,10 @@ class ChangingSource(MediaError):
     """Source whose picture size, sample rate or channels change inside the wanted seconds."""
 
 
+class UnreadStream(MediaError):
+    """Stream that is whole, but of a kind that is not read: colours or channels that no one says how to read."""
+
+
 class NoVideoStream(MediaError):
     """Source with nothing but sound, subtitles or cover art."""
 

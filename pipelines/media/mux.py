@@ -25,7 +25,7 @@ def mux(video: Path, audio: np.ndarray, audio_hz: int, out: Path) -> None:
     coding = {"c:v": "copy", "c:a": "aac", "b:a": AAC_BIT_RATE, "movflags": "+faststart"}
     with temporary_beside(out) as temporary:
         run_ffmpeg(
-            ffmpeg.output(open_input(video).video, sound, str(temporary), f="mp4", **coding),
+            ffmpeg.output(open_input(video).video, sound, f"file:{temporary}", f="mp4", **coding),
             video,
             Deadline(MUX_DEADLINE_S),
             fault="no sound could be added",

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from pipelines.media.clip import NormalisedClip, NormaliserSettings
-from pipelines.media.command import normalising_command
-from pipelines.media.faults import ChangingSource, DamagedSource, MediaError, NoAudioStream, TooShort
-from pipelines.media.probe import Source, measured
+from pipelines.media.command import LAYOUT_CHANNELS, READ_MATRICES, normalising_command
+from pipelines.media.faults import ChangingSource, DamagedSource, MediaError, NoAudioStream, TooShort, UnreadStream
+from pipelines.media.probe import Source, Streams, measured
 from pipelines.media.process import Deadline, Finished, log_tail, run
 from pipelines.media.read import mixed_down
 
@@ -49,6 +49,8 @@ def normalise(
         MediaError: names every fault found, in the class of the most fundamental one.
         OSError: no space left.
     """
+    if said := unread(source, with_picture=video_out is not None, with_sound=audio_out is not None):
+        raise UnreadStream(_complain(source, settings, said))
     if video_out is None:
         source = measured(source, deadline)
     with _temporary(video_out) as video_tmp, _temporary(audio_out) as audio_tmp:
@@ -62,8 +64,8 @@ def normalise(
         wants_sound = settings.require_audio and audio_out is not None
         faults = _faults(source, settings, log, n_frames, wants_sound=wants_sound)
         if video_out is not None and log.first_us is None:
-            said = f"not one frame of its {source.video.codec} picture could be decoded"
-            faults = [(DamagedSource, f"{said} ({log.complaint or 'no reason given'})")]
+            why = f"not one frame of its {source.video.codec} picture could be decoded"
+            faults = [(DamagedSource, f"{why} ({log.complaint or 'no reason given'})")]
         if faults:
             raise faults[0][0](_complain(source, settings, [text for _, text in faults]))
         sound = NO_SOUND
@@ -86,6 +88,16 @@ def normalise(
         still_share=round(log.still_s(settings.duration_s) / settings.duration_s, 4),
         **sound,
     )
+
+
+def unread(source: Source | Streams, *, with_picture: bool = True, with_sound: bool = True) -> list[str]:
+    """Words on streams of kinds that are not read."""
+    faults = []
+    if with_picture and source.video is not None and source.video.matrix not in READ_MATRICES:
+        faults.append(f"its colours are coded as {source.video.matrix}, wanted BT.601, BT.709, BT.2020 or RGB")
+    if with_sound and (audio := source.audio) and not audio.layout and audio.channels not in LAYOUT_CHANNELS:
+        faults.append(f"its sound has {audio.channels} channels and does not say where they belong")
+    return faults
 
 
 def _run(
@@ -253,7 +265,7 @@ def read_log(done: Finished, source: Source, duration_s: float) -> DecodingLog:
 def _jump(
     pictures_s: Sequence[float], sounds: Sequence[tuple[float, float]], source: Source, duration_s: float
 ) -> tuple[float, float] | None:
-    """Times around the first jump of the clock: a step back of the picture, or a gap that the sound has too.
+    """Times around the first jump of the clock: a step back of the picture, or a gap before which the sound stops too.
 
     Of a gap that begins in the clip's last half second nothing can be said: its sound ends with the clip.
     """
@@ -262,7 +274,8 @@ def _jump(
             return before_s, after_s
         middle_s = before_s + JUMP_S / 2
         if after_s - before_s > JUMP_S and middle_s < duration_s:
-            sounds_on = any(start_s < middle_s + JUMP_S / 2 and end_s > middle_s for start_s, end_s in sounds)
-            if not sounds_on and (sounds or source.container in CLOCKS):
+            goes_on = any(start_s < middle_s + JUMP_S / 2 and end_s > middle_s for start_s, end_s in sounds)
+            stops = not goes_on and any(abs(end_s - before_s) < JUMP_S / 2 for _, end_s in sounds)
+            if stops or (not sounds and source.container in CLOCKS):
                 return before_s, after_s
     return None

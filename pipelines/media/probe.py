@@ -26,6 +26,8 @@ container's own clock, as the zero that ffmpeg would choose depends on which str
 
 MAX_PIXELS = 2**27
 """Largest picture that is decoded (16384 x 8192): one of 16000 x 16000 takes gigabytes, and no film has it."""
+RGB = re.compile(r"x2|pal8|xyz|[0a]?(?:rgb|bgr|gbr)")
+"""Beginnings of ffmpeg's names for pixel formats of red, green and blue."""
 NOT_MEDIA_FORMATS = frozenset({"tty", "concat", "hls", "dash", "webvtt", "srt", "ass"})
 """ffmpeg's formats for plain text and for playlists, which would send it to other files."""
 
@@ -46,9 +48,20 @@ class VideoStream:
     fps: float | None
     duration_s: float | None
     start_us: int | None
+    pixel_format: str
     matrix: str | None
     transfer: str | None
     is_interlaced: bool
+
+    @property
+    def is_rgb(self) -> bool:
+        """Whether its pixels hold red, green and blue themselves, which no matrix has coded."""
+        return RGB.match(self.pixel_format) is not None
+
+    @property
+    def is_grey(self) -> bool:
+        """Whether its pixels hold no colour."""
+        return self.pixel_format.startswith(("gray", "ya", "mono"))
 
     def display_size_px(self) -> tuple[float, float]:
         """(width, height) in square pixels, upright."""
@@ -58,11 +71,12 @@ class VideoStream:
 
 @dataclass(frozen=True, slots=True)
 class AudioStream:
-    """Audio stream that a player would choose."""
+    """Audio stream that a player would choose. layout: places of its channels, as the header has them."""
 
     index: int
     hz: int
     channels: int
+    layout: str | None
     duration_s: float | None
 
 
@@ -232,8 +246,9 @@ def _video_stream(stream: dict[str, Any]) -> VideoStream:
         pixel_aspect=aspect or Fraction(1),
         rotation_deg=rotations[0] if rotations else 0,
         fps=float(rate) if rate else None,
-        duration_s=_seconds(stream.get("duration")),
+        duration_s=_duration_s(stream),
         start_us=_start_us(stream),
+        pixel_format=str(stream.get("pix_fmt", "")),
         matrix=stream.get("color_space"),
         transfer=stream.get("color_transfer"),
         is_interlaced=stream.get("field_order") in ("tt", "bb", "tb", "bt"),
@@ -245,8 +260,20 @@ def _audio_stream(stream: dict[str, Any]) -> AudioStream:
         index=int(stream["index"]),
         hz=int(stream["sample_rate"]),
         channels=int(stream["channels"]),
-        duration_s=_seconds(stream.get("duration")),
+        layout=stream.get("channel_layout"),
+        duration_s=_duration_s(stream),
     )
+
+
+def _duration_s(stream: dict[str, Any]) -> float | None:
+    """Duration of a stream. Matroska tells its end on the container's clock, in a tag."""
+    if (told := _seconds(stream.get("duration"))) is not None:
+        return told
+    parts = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.get("tags", {}).get("DURATION", ""))
+    if parts is None:
+        return None
+    hours, minutes, seconds = map(float, parts.groups())
+    return max(0.0, 3600 * hours + 60 * minutes + seconds - (_seconds(stream.get("start_time")) or 0.0))
 
 
 def _seconds(text: str | None) -> float | None:

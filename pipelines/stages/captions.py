@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import Queue
 from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.engine.ledger import Failed
+from pipelines.engine.ledger import Failed, Result, WorkerLost
 from pipelines.engine.recipe import Recipe, per_row
 from pipelines.engine.stage import Context, Refused, Rows, RowSet, RowStage, shared_texts
 from pipelines.engine.storage import Storage
@@ -23,11 +23,14 @@ from pipelines.media.faults import MediaError
 from pipelines.media.read import read_audio, read_frames
 from pipelines.run_config import CaptioningExecution, Config
 from pipelines.stages.model_refs import Model, model_of
-from soundcap.engines import CaptionEngine, EngineError, load_engine
+from soundcap.engines import CaptionEngine, load_engine
+from soundcap.engines.stream import Answer, CaptionStream, EngineLost
 from soundcap.prompts import PromptSet, load_prompts
 from soundcap.request import CaptionRequest, FrameSettings, Sampling
 
 AUDIO_HZ = 16_000
+PREPARED_AHEAD = 32
+"""Prepared clips that may wait for the engine; each holds its frames."""
 CAPTION = pa.schema(text_columns("caption"))
 
 
@@ -106,12 +109,22 @@ class CaptionWorker:
     execution: CaptioningExecution
     storage: Storage
     adapter: str | None = None
-    engine: CaptionEngine = field(init=False, repr=False)
+    _stream: CaptionStream = field(init=False, repr=False)
+    _readers: ThreadPoolExecutor = field(init=False, repr=False)
+
+    @property
+    def batches_at_once(self) -> int:
+        return self.execution.batches_at_once
 
     def setup(self) -> None:
+        self._stream = CaptionStream(self.load(), ahead=PREPARED_AHEAD)
+        self._readers = ThreadPoolExecutor(max(1, int(self.execution.cpus_per_worker)), "reader")
+
+    def load(self) -> CaptionEngine:
+        """Engine with the recipe's model and the adapter."""
         with ExitStack() as stack:
             adapter = None if self.adapter is None else str(stack.enter_context(self.storage.local(self.adapter)))
-            self.engine = load_engine(
+            return load_engine(
                 self.recipe.model.path,
                 self.recipe.model.revision,
                 adapter,
@@ -120,19 +133,40 @@ class CaptionWorker:
                 execution=self.execution,
             )
 
-    def process(self, tasks: list[dict[str, Any]]) -> list[dict[str, Any] | Failed]:
-        read = [self._read(task) for task in tasks]
-        answers = iter(self._ask([request for request in read if not isinstance(request, Failed)]))
-        return [request if isinstance(request, Failed) else _row(next(answers)) for request in read]
+    def stream(self, tasks: list[dict[str, Any]]) -> Iterator[tuple[int, Result]]:
+        answers: Queue[tuple[int, Answer | Failed | _ReadingFault]] = Queue()
+        self._stream.expect(len(tasks))
+        for place, task in enumerate(tasks):
+            self._readers.submit(self._bring, place, task, answers)
+        lost: dict[int, EngineLost] = {}
+        fault: Exception | None = None
+        for _ in tasks:
+            place, answer = answers.get()
+            if isinstance(answer, EngineLost):
+                lost[place] = answer
+            elif isinstance(answer, _ReadingFault):
+                fault = answer.error
+            else:
+                yield place, _row(answer)
+        if fault is not None:
+            raise fault
+        if lost:
+            message = next(iter(lost.values())).message
+            raise WorkerLost(message, [place for place, answer in lost.items() if answer.was_inside])
 
-    def _ask(self, requests: list[CaptionRequest]) -> list[str | Exception]:
+    def _bring(self, place: int, task: Mapping[str, Any], answers: Queue[tuple[int, Any]]) -> None:
+        """Reads a clip and brings it to the engine, in a thread of the readers."""
         try:
-            return self.engine.caption(requests) if requests else []
-        except EngineError as error:
-            # A lost engine fails every row. Ending the process makes the driver start a new actor with a new engine;
-            # only rows that end it repeatedly are quarantined.
-            print(f"engine lost: {one_line(error)}", file=sys.stderr, flush=True)
-            os._exit(1)
+            request = self._read(task)
+        except Exception as error:  # noqa: BLE001 - it is raised where the batch ends
+            self._stream.expect(-1)
+            answers.put((place, _ReadingFault(error)))
+            return
+        if isinstance(request, Failed):
+            self._stream.expect(-1)
+            answers.put((place, request))
+        else:
+            self._stream.ask(request, lambda answer: answers.put((place, answer)))
 
     def _read(self, task: Mapping[str, Any]) -> CaptionRequest | Failed:
         fps = self.recipe.frames.fps
@@ -148,7 +182,16 @@ class CaptionWorker:
             return Failed(type(error).__name__, one_line(error))
 
 
-def _row(answer: str | Exception) -> dict[str, Any] | Failed:
+@dataclass(frozen=True)
+class _ReadingFault:
+    """What reading a clip raised and is not about the clip."""
+
+    error: Exception
+
+
+def _row(answer: str | Exception | Failed) -> Result:
+    if isinstance(answer, Failed):
+        return answer
     if isinstance(answer, Exception):
         return Failed(type(answer).__name__, one_line(answer))
     return {"caption": answer}

@@ -262,11 +262,16 @@ def _recipe(config: Config, source: HashedSource) -> ClipRecipe:
 
 
 def _without_doubles(files: pa.Table) -> tuple[pa.Table, list[Refused]]:
-    """Files of different bytes, and the others, refused."""
+    """Files of different bytes, and the others, refused. One that has a label stays rather than one that has none."""
     first_of: dict[str, str] = {}
     is_first, refused = [], []
-    for name, sha256 in zip(files["name"].to_pylist(), files["sha256"].to_pylist(), strict=True):
-        same = first_of.setdefault(sha256, name)
+    names, digests = files["name"].to_pylist(), files["sha256"].to_pylist()
+    for labelled in (True, False):
+        for name, sha256, label in zip(names, digests, files["label"].to_pylist(), strict=True):
+            if bool(label) == labelled:
+                first_of.setdefault(sha256, name)
+    for name, sha256 in zip(names, digests, strict=True):
+        same = first_of[sha256]
         is_first.append(same == name)
         if same != name:
             refused.append(Refused(name, "DuplicateSource", f"{name}: the same bytes as {same}"))

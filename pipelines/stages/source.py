@@ -28,6 +28,7 @@ from pipelines.run_config import Config, Split, Workers
 from pipelines.stages.listing import SourceListing
 from pipelines.tables import NameFinder, TableKind, UserTable, read_table
 
+NOT_IN_TABLE = "not in the table"
 HIDDEN = r"(?:^|/)\."
 HASHES = "sources"
 HASH_HERE_BYTES = 256 * 2**20
@@ -97,7 +98,9 @@ def list_source(config: Config, listing: SourceListing | None = None) -> SourceF
     listing = listing or SourceListing(source.folder, rescan=True)
     folder = listing.source
     if folder.is_local and not Path(folder.url).exists():
-        raise UserError(f"source.folder: {source.folder!r} does not exist; give the folder of video clips")
+        raise UserError(
+            f"source.folder: {source.folder!r} does not exist ({folder.url}); give the folder of video clips"
+        )
     if folder.is_local and Path(folder.url).is_file():
         raise UserError(f"source.folder: {source.folder!r} is a file; give the folder of video clips")
     if folder.is_local and Path(Storage(config.root).url).resolve().is_relative_to(Path(folder.url).resolve()):
@@ -190,7 +193,7 @@ def _from_table(folder: Storage, files: pa.Table, path: str) -> SourceFolder:
     rows = sorted(at)
     columns = [*files.take([at[row] for row in rows]).columns, *(pa.array(c).take(rows) for c in table.columns)]
     unlisted = [name for place, name in enumerate(names) if place not in owner]
-    passed_over = {"not in the table": unlisted} if unlisted else {}
+    passed_over = {NOT_IN_TABLE: unlisted} if unlisted else {}
     listed = pa.table(columns, schema=FILES)
     ids = pc.if_else(pc.equal(listed["video_id"], ""), _without_suffix(listed), listed["video_id"])
     listed = listed.set_column(FILES.get_field_index("video_id"), "video_id", ids)
@@ -304,8 +307,9 @@ class SourceHashes:
         files = source.files
         sizes = files["size"].cast(pa.string())
         tasks = files.select(["name", "version"]).append_column("size", sizes)
-        worker = HashWorker(source.folder)
-        self.rows = RowSet(HASHES, HashRecipe(source.folder.url), tasks, ("name", "size", "version"), SHA256, worker)
+        self.worker = HashWorker(source.folder)
+        key = ("name", "size", "version")
+        self.rows = RowSet(HASHES, HashRecipe(source.folder.url), tasks, key, SHA256, self.worker)
 
     def count_missing(self) -> int:
         """Number of files that were never hashed; files that could not be read are not among them."""
@@ -321,13 +325,13 @@ class SourceHashes:
         if not len(keys):
             return
         if (pc.sum(self.source.files["size"].filter(mask)).as_py() or 0) <= HASH_HERE_BYTES:
-            results = self.rows.worker.process(tasks.to_pylist())
+            results = self.worker.process(tasks.to_pylist())
             self.ledger.write(keys.to_pylist(), tasks["name"].to_pylist(), results)
         else:
             from pipelines.engine.fanout import fan_out  # `plan` starts without Ray
 
             execution = Workers(workers=workers, batch_rows=64)
-            fan_out(tasks, keys, self.rows.worker, ledger=self.ledger, workers=execution, say=say)
+            fan_out(tasks, keys, self.worker, ledger=self.ledger, workers=execution, say=say)
         self.ledger.settle()
 
     def read(self) -> KnownFiles:

@@ -1,8 +1,10 @@
 """Captioning engines. They differ in speed, not in what a model sees and hears."""
 
+from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal
 
 from soundcap.pretrained import load_processor
 from soundcap.request import CaptionRequest, FrameSettings, Sampling, check_fields
@@ -12,27 +14,70 @@ class EngineError(RuntimeError):
     """An engine that cannot be started, or that is lost and must be loaded again."""
 
 
-class CaptionEngine(Protocol):
-    """Loaded model, ready to caption."""
+class CaptionEngine(ABC):
+    """Loaded model, ready to caption.
 
-    def caption(self, requests: Sequence[CaptionRequest]) -> list[str | Exception]:
-        """Caption clips; one bad request costs only itself.
+    Requests are prepared, added and answered one by one, so that an engine works while others are prepared:
+    `soundcap.engines.stream` does so. `caption` is for callers who have all requests at once.
 
-        Args:
-            requests: Any number of clips. A clip's prompt, media and `max_new_tokens` together must fit the
-                model; a clip that does not fit is an error and never cut.
+    Attributes:
+        fills_batches: a step takes as long for one request as for as many as there is room for.
+    """
 
-        Returns:
-            One answer per request, in order: its text (special tokens removed, stripped) or its own error.
+    fills_batches: bool
+
+    @abstractmethod
+    def prepare(self, request: CaptionRequest) -> Any:
+        """Request as `add` takes it. Any thread may call this, at any time.
 
         Raises:
-            EngineError: The engine itself is lost.
+            ValueError: the model cannot take it.
         """
-        ...
 
+    @property
+    @abstractmethod
+    def has_room(self) -> bool:
+        """Whether another request can be added before the next step."""
+
+    @abstractmethod
+    def add(self, key: str, prepared: Any) -> None:
+        """Adds a request under a key of its own. Its media and text with `max_new_tokens` must fit the model.
+
+        Raises:
+            ValueError: they do not; nothing is ever cut.
+        """
+
+    @abstractmethod
+    def step(self) -> list[tuple[str, str | Exception]]:
+        """Works on what was added. Returns what is finished: key, and text (without special tokens) or error.
+
+        Raises:
+            EngineError: the engine itself is lost.
+        """
+
+    @abstractmethod
     def close(self) -> None:
-        """Free the model's memory. The engine answers no more."""
-        ...
+        """Frees the model's memory. The engine answers no more."""
+
+    def caption(self, requests: Sequence[CaptionRequest]) -> list[str | Exception]:
+        """Answers of clips, in order: text or error of each; one bad request costs only itself.
+
+        Raises:
+            EngineError: the engine itself is lost.
+        """
+        answers: dict[str, str | Exception] = {}
+        keys = [f"{id(requests)}-{place}" for place in range(len(requests))]
+        waiting = deque(zip(keys, requests, strict=True))
+        while len(answers) < len(requests):
+            while waiting and self.has_room:
+                key, request = waiting.popleft()
+                try:
+                    self.add(key, self.prepare(request))
+                except ValueError as error:
+                    answers[key] = error
+            if len(answers) + len(waiting) < len(requests):
+                answers |= dict(self.step())
+        return [answers[key] for key in keys]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,14 +8,16 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 from transformers.generation import LogitsProcessor, TemperatureLogitsWarper, TopPLogitsWarper
 
-from soundcap.engines import EngineError, EngineExecution
+from soundcap.engines import CaptionEngine, EngineError, EngineExecution
 from soundcap.inputs import END_OF_TURN, prepare_inputs
 from soundcap.pretrained import CaptionProcessor, load_model
 from soundcap.request import CaptionRequest, FrameSettings, Sampling
 
 
-class TransformersEngine:
-    """See `soundcap.engines.CaptionEngine`."""
+class TransformersEngine(CaptionEngine):
+    """Engine that answers a batch in each step."""
+
+    fills_batches = True
 
     def __init__(
         self,
@@ -31,15 +33,24 @@ class TransformersEngine:
             raise EngineError(f"device: got {execution.device!r}, but torch sees no GPU; use 'cpu' or mend the driver")
         self._processor, self._frames, self._sampling = processor, frames, sampling
         self._batch_size = execution.options.batch_size
+        self._added: dict[str, CaptionRequest] = {}
         loaded = load_model(model, revision, dtype=execution.dtype, adapter=adapter)
         self._model: Any = loaded.to(execution.device).eval()
         self._model.generation_config = self._generation_config()
 
-    def caption(self, requests: Sequence[CaptionRequest]) -> list[str | Exception]:
-        answers: list[str | Exception] = []
-        for first in range(0, len(requests), self._batch_size):
-            answers += self._answers_or_errors(requests[first : first + self._batch_size])
-        return answers
+    def prepare(self, request: CaptionRequest) -> CaptionRequest:
+        return request  # a batch is prepared together: its padding is the longest request's
+
+    @property
+    def has_room(self) -> bool:
+        return len(self._added) < self._batch_size
+
+    def add(self, key: str, prepared: CaptionRequest) -> None:
+        self._added[key] = prepared
+
+    def step(self) -> list[tuple[str, str | Exception]]:
+        batch, self._added = self._added, {}
+        return list(zip(batch, self._answers_or_errors(list(batch.values())), strict=True)) if batch else []
 
     def close(self) -> None:
         del self._model

@@ -1,11 +1,11 @@
 """Engine on vLLM, for GPUs. Its CPU build serves the tests."""
 
 import os
-from collections.abc import Sequence
+import threading
 from importlib.util import find_spec
 from typing import Any
 
-from soundcap.engines import EngineError, EngineExecution
+from soundcap.engines import CaptionEngine, EngineError, EngineExecution
 from soundcap.inputs import END_OF_TURN, padded_audio_samples, render_chat, video_metadata
 from soundcap.pretrained import CaptionProcessor, CheckpointError, read_adapter_config
 from soundcap.request import CaptionRequest, FrameSettings, Sampling
@@ -14,8 +14,10 @@ _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks for which vLLM reserves room."""
 
 
-class VllmEngine:
-    """See `soundcap.engines.CaptionEngine`."""
+class VllmEngine(CaptionEngine):
+    """Engine that schedules by itself: a step is one token of each request inside."""
+
+    fills_batches = False
 
     def __init__(
         self,
@@ -65,36 +67,52 @@ class VllmEngine:
         if self._adapter is not None:
             # Left alone vLLM reads the folder at the first request, when a caller may have removed its copy
             self._llm.llm_engine.add_lora(self._adapter)
+        self._max_inside: int = self._llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
+        self._rendering = threading.Lock()  # vLLM itself renders media in one thread
         self._max_model_len: int = self._llm.llm_engine.model_config.max_model_len
 
-    def caption(self, requests: Sequence[CaptionRequest]) -> list[str | Exception]:
-        answers: dict[int, str | Exception] = {}
-        waiting = []
-        for index, request in enumerate(requests):
-            try:
-                self._enqueue(request)
-            except ValueError as error:
-                answers[index] = error
-            else:
-                waiting.append(index)
+    def prepare(self, request: CaptionRequest) -> Any:
+        from vllm.exceptions import VLLMClientError
+        from vllm.renderers.inputs.preprocess import parse_model_prompt
+
+        renderer = self._llm.llm_engine.renderer
+        prompt = parse_model_prompt(self._llm.llm_engine.model_config, self._prompt(request))
         try:
-            outputs = self._llm.wait_for_completion(use_tqdm=False)
+            with self._rendering:
+                [prepared] = renderer.render_cmpl([prompt], renderer.default_cmpl_tok_params)
+        except VLLMClientError as error:
+            raise ValueError(str(error)) from error
+        return prepared
+
+    @property
+    def has_room(self) -> bool:
+        return bool(self._llm.llm_engine.get_num_unfinished_requests() < self._max_inside)
+
+    def add(self, key: str, prepared: Any) -> None:
+        from vllm.exceptions import VLLMClientError
+
+        try:
+            self._llm.llm_engine.add_request(key, prepared, self._sampling_params(), lora_request=self._adapter)
+        except VLLMClientError as error:
+            raise ValueError(str(error)) from error
+
+    def step(self) -> list[tuple[str, str | Exception]]:
+        try:
+            outputs = self._llm.llm_engine.step()
         except Exception as error:
             raise EngineError(f"vLLM stopped ({error}); load the engine again in a new process") from error
-        answers |= {index: self._answer(output) for index, output in zip(waiting, outputs, strict=True)}
-        return [answers[index] for index in range(len(requests))]
+        return [(output.request_id, self._answer(output)) for output in outputs if output.finished]
 
     def close(self) -> None:
         self._llm.llm_engine.engine_core.shutdown()
         del self._llm
 
-    def _enqueue(self, request: CaptionRequest) -> None:
-        """Queue one request. Raises ValueError if the model cannot take it."""
+    def _sampling_params(self) -> Any:
         from vllm import SamplingParams
-        from vllm.exceptions import VLLMClientError
+        from vllm.sampling_params import RequestOutputKind
 
         tokenizer = self._processor.hf.tokenizer
-        sampling = SamplingParams(
+        return SamplingParams(
             max_tokens=self._sampling.max_new_tokens,
             temperature=self._sampling.temperature,
             top_p=self._sampling.top_p,
@@ -102,11 +120,8 @@ class VllmEngine:
             seed=self._sampling.seed,
             stop_token_ids=[tokenizer.convert_tokens_to_ids(END_OF_TURN)],
             detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        try:
-            self._llm.enqueue([self._prompt(request)], sampling, lora_request=self._adapter, use_tqdm=False)
-        except VLLMClientError as error:
-            raise ValueError(str(error)) from error
 
     def _prompt(self, request: CaptionRequest) -> dict[str, Any]:
         chat = render_chat(self._processor, request)

@@ -29,6 +29,9 @@ def _soundcap(*arguments: str) -> "subprocess.CompletedProcess[str]":
         (["miniature", "study", "--seeds", "3"], "miniature: this command is now `python -m miniature`"),
         (["plan", "configs/demo.yaml", "--set", "source.folder=/nowhere"], "'/nowhere' does not exist"),
         (["fsck", "configs/demo.yaml", "--set", "root=/nowhere"], "root '/nowhere' holds no store"),
+        (["init", "s3://"], "cannot open 's3://': wanted a local folder, or s3://bucket/prefix"),
+        (["init", "file:///tmp"], "cannot open 'file:///tmp': wanted a local folder, or s3://bucket/prefix"),
+        (["init", "configs", "-o", "mine.csv"], "-o mine.csv: a configuration is a .yaml file"),
         (["plan", "configs/demo.yaml", "--set", "source.folder=configs", "--set", "source.table=no.csv"], "no.csv"),
     ],
 )

@@ -81,7 +81,10 @@ def test_comments_say_the_reason_or_the_meaning(films: Path, videos: Path, init:
     lines = (films.parent / "mine.yaml").read_text().splitlines()
     assert "  fps: 24  # Constant frame rate; duration_s * fps is a whole number." in lines
     at = lines.index("  duration_s: 4.0")
-    assert "1 are this long or longer" in lines[at - 2] and "# Found: films: 1 videos, no labels" in lines
+    assert (
+        "1 are as long or longer" in " ".join(lines[at - 3 : at]).replace("   # ", " ")
+        and "# Found: films: 1 videos, no labels" in lines
+    )
 
 
 @pytest.mark.parametrize(
@@ -115,10 +118,56 @@ def test_a_table_inside_or_beside_is_found(
     assert config.source.table == "labels.tsv"
     assert [len(list_source(config).files), list_source(config).refused] == [2, []]
     said = capsys.readouterr().out
-    assert "films: 2 videos, 2 labels" in said and "labels.tsv: tells of them, with splits" in said
-    assert "films/half.csv: not used: it tells of 1 videos, labels.tsv of 2" in said
+    assert "films: 2 videos, 2 labels" in said and "labels.tsv: tells of 2 of them, 1 in train, 1 in test" in said
+    assert "films/half.csv: not used: it tells of 1 videos, labels.tsv of 2; one table can be used" in said
     assert "films/captions.csv: not used: it lists 2 videos, but no label and no split" in said
     assert "films/broken.csv: not used: source.table: films/broken.csv line 2: a quote is not closed" in said
+
+
+def test_a_table_of_few_videos_does_not_leave_out_the_others(
+    films: Path, videos: Path, init: Init, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in "abc":
+        _put(films, videos / "9.mp4", f"{name}.mp4")
+    (films / "favourites.csv").write_text("file,label\na.mp4,dog\n")
+    assert init().source.table is None
+    assert "favourites.csv: not used: it tells of 1 of 3 videos" in capsys.readouterr().out
+
+
+def test_a_table_without_tests_is_said(
+    films: Path, videos: Path, init: Init, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _put(films, videos / "9.mp4", "a.mp4")
+    (films / "all.csv").write_text("file,split\na.mp4,train\n")
+    init()
+    assert "no video is a test, so there will be nothing to sample" in capsys.readouterr().out
+
+
+def test_the_picture_counts_where_the_sound_is_longer(films: Path, init: Init) -> None:
+    """Matroska tells the length of a stream in a tag, and its end counts from the container's start."""
+    for number in range(2):
+        sound = ["-f", "lavfi", "-i", f"sine={300 + number}:duration=6"]
+        command = [
+            "ffmpeg",
+            "-v",
+            "error",
+            "-itsoffset",
+            "1",
+            "-f",
+            "lavfi",
+            "-i",
+            "testsrc=size=64x48:duration=3",
+            *sound,
+        ]
+        subprocess.run([*command, "-c:v", "libx264", str(films / f"{number}.mkv")], check=True)
+    assert init().clips.duration_s == 3.0
+
+
+def test_names_in_a_rhythm_are_not_sampled_in_it(films: Path, videos: Path, init: Init) -> None:
+    for number in range(SAMPLE):
+        (films / f"{number:03d}_a.mp4").symlink_to(videos / "mute.mp4")
+        (films / f"{number:03d}_b.mp4").symlink_to(videos / "9.mp4")
+    assert 0.4 < init().clips.execution.max_quarantined_share < 0.8
 
 
 def test_subfolders_are_labels_and_hard_names_come_back(films: Path, videos: Path, init: Init) -> None:
@@ -153,7 +202,7 @@ def test_real_models_on_a_machine_with_gpus(films: Path, videos: Path, init: Ini
 
 def test_steps_are_as_many_passes_as_the_template_makes(films: Path, videos: Path, init: Init) -> None:
     for number in range(40):
-        (films / f"{number:03d}.mp4").symlink_to(videos / "9.mp4")
+        _put(films, videos / "9.mp4", f"{number:03d}.mp4")
     config = init()
     share = 40 * (1 - config.source.test_fraction) / TEMPLATE_CLIPS["demo"]
     assert config.flowley.training.steps == pytest.approx(300 * share, abs=3)
@@ -173,6 +222,10 @@ def test_real_models_for_a_cluster(films: Path, videos: Path, init: Init) -> Non
         (lambda films, videos: (films / "a.txt").write_text("x"), "no videos in 'films', only others"),
         (lambda films, videos: films.rmdir(), "'films' does not exist"),
         (lambda films, videos: Path("mine.yaml").write_text("x"), "mine.yaml: is there already"),
+        (
+            lambda films, videos: (Path("store").mkdir(), Path("store/x").write_text("x")),
+            "root 'store' holds files but",
+        ),
     ],
 )
 def test_errors(make: Callable[[Path, Path], object], message: str, films: Path, videos: Path, init: Init) -> None:

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from pipelines.engine.fanout import fan_out
-from pipelines.engine.ledger import Failed, Ledger
+from pipelines.engine.ledger import Failed, Ledger, Result, WorkerLost
 from pipelines.engine.recipe import KEY
 from pipelines.engine.storage import Storage
 from pipelines.errors import MachineFault, RunError, UserError
@@ -133,3 +134,58 @@ class DiesOnce(FaultyWorker):
         if not self.mark.exists():
             self.mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+class FaultyStream:
+    """Squares numbers as they come, several batches at once; an engine that they share is lost on command."""
+
+    def __init__(self, folder: Path, harm_at: dict[int, str]) -> None:
+        self.batches_at_once, self.folder, self.harm_at = 3, folder, harm_at
+
+    def setup(self) -> None:
+        self.lost: list[int] = []
+
+    def stream(self, tasks: list[dict[str, Any]]) -> Iterator[tuple[int, Result]]:
+        numbers = [task["n"] for task in tasks]
+        for place, n in reversed(list(enumerate(numbers))):  # done in another order than asked
+            harm = self.harm_at.get(n)
+            with (self.folder / "tries").open("a") as file:
+                file.write(f"{n}\n")
+            time.sleep(0.02)
+            if harm == "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if harm == "lose":
+                self.lost.append(n)
+            if self.lost:
+                raise WorkerLost("the engine is lost", [place for place, m in enumerate(numbers) if m in self.lost])
+            yield place, Failed("BadRow", f"{n} is bad") if harm == "fail" else {"square": n * n}
+
+
+def _run_stream(tmp_path: Path, harm_at: dict[int, str], **workers: Any) -> tuple[Ledger, list[int]]:
+    ledger = Ledger(Storage(str(tmp_path / "store")), "squares", SQUARE)
+    tasks = pa.table({"id": [f"row{n}" for n in range(40)], "n": range(40)})
+    keys = pa.array([_key(n) for n in range(40)], KEY)
+    settings = Workers(**{"workers": 1, "batch_rows": 4, **workers})
+    fan_out(tasks, keys, FaultyStream(tmp_path, harm_at), ledger=ledger, workers=settings, say=lambda _: None)
+    return ledger, [int(line) for line in (tmp_path / "tries").read_text().split()]
+
+
+def test_an_engine_that_is_lost_costs_the_row_that_does_it(tmp_path: Path) -> None:
+    """Rows of other batches, and rows that were done, are no suspects: they are not tried in a worker of their own."""
+    ledger, tries = _run_stream(tmp_path, {7: "fail", 17: "lose"})
+    _check(ledger, {7: "BadRow", 17: "WorkerLost"}, rows=40)
+    assert tries.count(17) == 3, "once among others, then twice alone"
+
+
+def test_a_process_that_dies_costs_the_row_that_does_it(tmp_path: Path) -> None:
+    """All batches at work are suspects, each tried in a worker of its own; none of their other rows is lost."""
+    ledger, tries = _run_stream(tmp_path, {13: "die"})
+    _check(ledger, {13: "WorkerDied"}, rows=40)
+    assert max(tries.count(n) for n in range(40) if n != 13) <= 5
+
+
+def test_what_a_streaming_worker_has_committed_is_not_made_again(tmp_path: Path) -> None:
+    """The first row of each batch is its last to be done: nine rows are done when the engine is lost."""
+    ledger, tries = _run_stream(tmp_path, {0: "lose"}, batch_rows=40)
+    _check(ledger, {0: "WorkerLost"}, rows=40)
+    assert all(tries.count(n) == 1 for n in range(1, 10)), "they were committed when the engine was lost"

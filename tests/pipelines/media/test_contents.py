@@ -12,7 +12,7 @@ from hypothesis import settings as settings_of
 from hypothesis import strategies as st
 
 from pipelines.media.clip import NormalisedClip, NormaliserSettings
-from pipelines.media.faults import ChangingSource
+from pipelines.media.faults import ChangingSource, UnreadStream
 from pipelines.media.normalise import normalise
 from pipelines.media.probe import open_source
 from pipelines.media.process import Deadline
@@ -75,13 +75,15 @@ def test_a_picture_that_stands_for_seconds_is_no_jump(make, settings):
     assert clip.still_share == pytest.approx(3 / 5, abs=0.05)
 
 
-def test_a_film_of_a_frame_every_two_seconds_is_no_jump(make, settings):
+@pytest.mark.parametrize("sound", [("0", "20"), ("0", "3"), ("4", "8")], ids=["all through", "ends early", "late"])
+def test_a_film_of_a_frame_every_two_seconds_is_no_jump(make, settings, sound):
     """A time lapse, whose last frame in the clip is followed by one after its sound."""
-    source = make("lapse.mp4", "-f", "lavfi", "-i", "testsrc=size=160x120:rate=1/2:duration=20", "-f", "lavfi", "-i",
-                  "sine=440:duration=20")  # fmt: skip
-    frames = read_frames(run(source, settings, duration_s=4.0)[1], 25).astype(int)
+    starts, lasts = sound
+    source = make("lapse.mkv", "-f", "lavfi", "-i", "testsrc=size=160x120:rate=1/2:duration=20", "-itsoffset", starts,
+                  "-f", "lavfi", "-i", f"sine=440:duration={lasts}", "-c:v", "libx264", "-c:a", "aac")  # fmt: skip
+    frames = read_frames(run(source, settings, duration_s=6.0)[1], 25).astype(int)
     changes = np.abs(np.diff(frames, axis=0)).mean(axis=(1, 2, 3))
-    assert changes.argmax() == 49, "the second frame shows at 2 s"
+    assert set(np.argsort(changes)[-2:]) == {49, 99}, "frames show at 2 and at 4 s"
 
 
 @pytest.mark.parametrize("fields", [True, False])
@@ -201,6 +203,56 @@ def _require_shape(shape_px, size_px, pixel_aspect, turns, long_side_px):
     assert shape_px[1] <= long_side_px and (shape_px[0] <= long_side_px or long_side_px in unread)
 
 
+@pytest.mark.parametrize("coding", [("png", "rgb24"), ("qtrle", "rgb24"), ("utvideo", "gbrp"), ("ffv1", "bgr0")])
+def test_red_green_and_blue_are_coded_by_no_matrix(make, settings, coding):
+    """Untagged, and as high as pictures whose colours are taken for BT.709's."""
+    codec, pixels = coding
+    orange = f"color=c=0xE07828:s=1280x720:r=25:d=1,format={pixels}"
+    source = make("orange.mov" if codec == "qtrle" else "orange.mkv", "-f", "lavfi", "-i", orange, "-c:v", codec)
+    shown = read_frames(run(source, settings, duration_s=1.0, require_audio=False)[1], 1)[0].mean(axis=(0, 1))
+    np.testing.assert_allclose(shown, (0xE0, 0x78, 0x28), atol=6)
+
+
+@pytest.mark.parametrize("pixels", ["gray10le", "yuv420p10le"])
+def test_high_dynamic_range_that_tells_only_its_transfer_is_read(make, settings, pixels):
+    source = make("half.mkv", *BARS, "-vf", f"format={pixels}", "-c:v", "ffv1", "-color_trc", "arib-std-b67")
+    frames = read_frames(run(source, settings, duration_s=1.0, require_audio=False)[1], 1).astype(int)
+    colours = np.ptp(frames, axis=-1).max()
+    assert colours <= 4 if pixels == "gray10le" else colours > 100
+    assert np.ptp(frames) > 100, "from dark to bright"
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        ((*BARS, "-c:v", "libx264", "-colorspace", "bt2020c"), "colours are coded as bt2020c, wanted BT.601,"),
+        (
+            (
+                *BARS,
+                "-f",
+                "s16le",
+                "-ar",
+                "48000",
+                "-ac",
+                "10",
+                "-i",
+                "/dev/zero",
+                "-t",
+                "2",
+                "-c:v",
+                "ffv1",
+                "-c:a",
+                "copy",
+            ),
+            "sound has 10 channels and does not say",
+        ),
+    ],
+)
+def test_what_is_not_read_is_said(make, settings, made, message):
+    with pytest.raises(UnreadStream, match=message):
+        run(make("odd.mkv", *made), settings, duration_s=1.0)
+
+
 @pytest.mark.parametrize(
     ("coded", "tags"),
     [
@@ -210,6 +262,7 @@ def _require_shape(shape_px, size_px, pixel_aspect, turns, long_side_px):
         ("scale=out_color_matrix=bt2020:out_range=tv,format=yuv420p10", ("bt2020nc", "tv")),
         ("scale=out_color_matrix=smpte240m:out_range=tv,format=yuv444p", ("smpte240m", "tv")),
         ("format=gbrp", ("rgb", "pc")),
+        ("zscale=matrix=ycgco:range=tv,format=yuv444p", ("ycgco", "tv")),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )
