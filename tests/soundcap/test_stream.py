@@ -76,15 +76,13 @@ def test_every_request_has_its_own_answer() -> None:
 
 
 def test_an_engine_that_is_lost_names_what_was_inside() -> None:
-    engine = StandIn(room=2)
+    engine = StandIn(room=2, fills_batches=True)  # so that both are inside before its step
     engine.go_on.clear()
     answers: Queue[tuple[str, Answer]] = Queue()
     stream = CaptionStream(engine, ahead=2)
-    stream.expect(5)
+    stream.expect(4)
     for prompt in ("kill", "inside", "ready"):
         ask(stream, answers, prompt)
-    while len(engine.inside) < 2:
-        time.sleep(0.01)
     engine.go_on.set()
     found = dict(answers.get(timeout=10) for _ in range(3))
     assert found["kill"] == found["inside"] == EngineLost("out of memory", was_inside=True)
