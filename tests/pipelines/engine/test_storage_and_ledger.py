@@ -66,7 +66,7 @@ def test_pickles_and_tables(storage: Storage) -> None:
 
 
 def test_unknown_scheme_is_a_user_error() -> None:
-    with pytest.raises(UserError, match="local folder or an s3:// address"):
+    with pytest.raises(UserError, match="local folder, or s3://bucket/prefix"):
         Storage("nosuch://x").files()
 
 
