@@ -29,7 +29,7 @@ _UNREADABLE = (
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name may be a hub id, as `owner/name` is and no path."""
+    """True for a name that may be a hub id, as `owner/name` is and no path."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils._validators import validate_repo_id
 

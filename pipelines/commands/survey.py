@@ -56,7 +56,7 @@ TABLES = (".csv", ".tsv", ".tab", ".parquet")
 
 @dataclass(frozen=True)
 class Look:
-    """What a video's header tells.
+    """Header of a video, as far as it tells whether the video can be a clip.
 
     Attributes:
         duration_s: of the picture; inf where it is not told.
@@ -72,7 +72,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Survey:
-    """What lies in a source folder.
+    """Content of a source folder.
 
     Attributes:
         source: location of the videos, and of the table that tells of them, if there is one.

@@ -184,7 +184,7 @@ class CaptionWorker:
 
 @dataclass(frozen=True)
 class _ReadingFault:
-    """What reading a clip raised and is not about the clip."""
+    """Exception of reading a clip that is not about the clip."""
 
     error: Exception
 

@@ -109,7 +109,7 @@ class EngineExecution:
     """
 
     engine: Literal["transformers", "vllm"] = "vllm"
-    """What runs the model; vllm is meant for GPUs."""
+    """Library that runs the model; vllm is meant for GPUs."""
     device: str = "cuda"
     """"cpu", "cuda" or "cuda:N"."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"

@@ -38,7 +38,6 @@ class CaptionStream:
         self._room = threading.Semaphore(ahead)
         self._ready: Queue[tuple[Any, Answered] | None] = Queue()
         self._inside: dict[str, Answered] = {}
-        self._lost: str | None = None
         self._lock = threading.Lock()
         self._expected = 0
         threading.Thread(target=self._work, name="caption-engine", daemon=True).start()
@@ -57,7 +56,7 @@ class CaptionStream:
         """
         try:
             prepared = self.engine.prepare(request)
-        except ValueError as error:
+        except Exception as error:  # noqa: BLE001 - whatever a request raises is its answer, or nobody would have one
             self.expect(-1)
             answered(error)
             return

@@ -26,6 +26,8 @@ class StandIn(CaptionEngine):
     def prepare(self, request: CaptionRequest) -> str:
         if request.prompt == "not prepared":
             raise ValueError("cannot be prepared")
+        if request.prompt == "breaks":
+            raise RuntimeError("a fault of a library")
         return request.prompt
 
     @property
@@ -69,9 +71,10 @@ def asked(engine: StandIn, prompts: list[str]) -> dict[str, Answer]:
 
 
 def test_every_request_has_its_own_answer() -> None:
-    answers = asked(StandIn(), ["a", "not prepared", "b", "bad", "not added", "c"])
+    answers = asked(StandIn(), ["a", "not prepared", "b", "bad", "not added", "breaks", "c"])
     assert {prompt: str(answer) for prompt, answer in answers.items()} == {
         "a": "a", "b": "b", "c": "c", "bad": "'bad'", "not prepared": "cannot be prepared", "not added": "does not fit",
+        "breaks": "a fault of a library",
     }  # fmt: skip
 
 
