@@ -23,7 +23,9 @@ from pipelines.errors import MachineFault, RunError, machine_fault, one_line
 from pipelines.progress import Progress
 from pipelines.run_config import Workers
 
-TRIES_FOR_ONE_ROW = 2
+TRIES_FOR_ONE_ROW, DEATHS_FOR_ONE_ROW = 2, 3
+"""Failures alone that make a row suspect. A worker's death may have other causes: a node that is taken away."""
+DIED = "WorkerDied"
 PART_ROWS, PART_S = 64, 20.0
 """Rows, and time, after which a streaming worker's rows are committed: the most that a crash costs."""
 STARTS = 3
@@ -370,7 +372,7 @@ class _FanOut:
                 self._retry(self._left(batch), Failed(type(cause).__name__, one_line(cause)))
             self._renew_if_lost(place)
         except (RayActorError, WorkerCrashedError) as error:
-            self._replace(place, place.at_work, "WorkerDied", one_line(error))
+            self._replace(place, place.at_work, DIED, one_line(error))
         except GetTimeoutError:  # reported ready but not fetched yet: taken in the next round
             return
         else:
@@ -452,7 +454,7 @@ class _FanOut:
             return
         if len(batch) > 1:
             self.again.extendleft(reversed(batch.halves()))
-        elif batch.tries + 1 < TRIES_FOR_ONE_ROW:
+        elif batch.tries + 1 < (DEATHS_FOR_ONE_ROW if failure.error_class == DIED else TRIES_FOR_ONE_ROW):
             batch.tries += 1
             self.again.appendleft(batch)
         else:

@@ -123,6 +123,34 @@ def test_a_start_that_fails_is_tried_again(tmp_path: Path) -> None:
     assert ledger.read(("square",))["square"].to_pylist() == [9]
 
 
+def test_a_row_whose_worker_is_killed_twice_is_not_at_fault(tmp_path: Path) -> None:
+    """As where nodes are taken away: chance may hit one row's worker twice."""
+    ledger = Ledger(Storage(str(tmp_path / "store")), "squares", SQUARE)
+    tasks, keys = pa.table({"id": ["row0", "row1"], "n": [0, 1]}), pa.array([_key(0), _key(1)], KEY)
+    worker = DiesTwiceAtOne(tmp_path / "deaths")
+    fan_out(tasks, keys, worker, ledger=ledger, workers=Workers(workers=1, batch_rows=1), say=lambda _: None)
+    _check(ledger, {}, rows=2)
+    assert worker.deaths.read_text() == "xx"
+
+
+class DiesTwiceAtOne(FaultyWorker):
+    """Kills its process at the first two tries of row 1."""
+
+    def __init__(self, deaths: Path) -> None:
+        super().__init__({})
+        self.deaths = deaths
+
+    def process(self, tasks: list[dict[str, Any]]) -> list[dict[str, Any] | Failed]:
+        if tasks[0]["n"] == 1:
+            with self.deaths.open("a+") as file:
+                file.seek(0)
+                if len(file.read()) < 2:
+                    file.write("x")
+                    file.flush()
+                    os.kill(os.getpid(), signal.SIGKILL)
+        return super().process(tasks)
+
+
 class DiesOnce(FaultyWorker):
     """Kills its process at its first start."""
 
@@ -181,7 +209,7 @@ def test_a_process_that_dies_costs_the_row_that_does_it(tmp_path: Path) -> None:
     """All batches at work are suspects, each tried in a worker of its own; none of their other rows is lost."""
     ledger, tries = _run_stream(tmp_path, {13: "die"})
     _check(ledger, {13: "WorkerDied"}, rows=40)
-    assert max(tries.count(n) for n in range(40) if n != 13) <= 5
+    assert max(tries.count(n) for n in range(40) if n != 13) <= 7
 
 
 def test_what_a_streaming_worker_has_committed_is_not_made_again(tmp_path: Path) -> None:
