@@ -136,6 +136,11 @@ class CaptionsConfig(Section):
     """File of the instruction."""
     warnings: str | None = "prompts/warnings.yaml"
     """File of the noise warnings; null for none."""
+    silence: str | None = Field(
+        default=None,
+        min_length=1,
+        description="caption of clips without sound or with digital silence, which no model hears; null: refused",
+    )
     frames: FrameSettings = FrameSettings()
     sampling: Sampling = Sampling()
     execution: CaptioningExecution = CaptioningExecution()

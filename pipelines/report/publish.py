@@ -117,7 +117,7 @@ def _published(output: Output, clips: pa.Table, kept: pa.ChunkedArray) -> Publis
     clips = clips.take(pc.index_in(rows["clip_id"], value_set=clips["clip_id"].combine_chunks()))
     prompt = rows["prompt"].unify_dictionaries().combine_chunks()
     texts = prompt.dictionary.to_pylist()
-    fingerprints = [digest(text)[:12] for text in texts]
+    fingerprints = [text and digest(text)[:12] for text in texts]  # a silent clip has no prompt: no model was asked
     published = {
         "video_id": clips["video_id"],
         "start_s": clips["start_s"],
@@ -126,9 +126,9 @@ def _published(output: Output, clips: pa.Table, kept: pa.ChunkedArray) -> Publis
         "caption": [clean_text(caption) for caption in rows["caption"].to_pylist()],
         "clip_id": rows["clip_id"],
         "prompt_fingerprint": pa.array(fingerprints, pa.string()).take(prompt.indices),
-        "model": pa.array([model] * rows.num_rows, pa.string()),
+        "model": pc.if_else(pc.equal(prompt.cast(pa.string()), ""), "", model),
     }
-    used = {fingerprints[index]: texts[index] for index in prompt.indices.unique().to_pylist()}
+    used = {fingerprints[index]: texts[index] for index in prompt.indices.unique().to_pylist() if texts[index]}
     return Published(output, spec, pa.table(published, schema=PUBLISHED_SCHEMA), used)
 
 

@@ -43,6 +43,7 @@ class CaptionRecipe(Recipe):
     sampling: Sampling
     with_sound: bool
     prompts: PromptSet = per_row()
+    silence: str | None = per_row(default=None)
 
 
 class CaptionStage(RowStage):
@@ -76,23 +77,50 @@ class CaptionsStage(CaptionStage):
             sampling=section.sampling,
             with_sound=True,
             prompts=read_prompts(section.instruction, section.warnings),
+            silence=section.silence,
         )
 
     def rows(self, context: Context) -> Rows:
-        recipe: CaptionRecipe = context.recipe
         clips = context.inputs["clips"].rows()
-        silent = clips.filter(pc.invert(clips["has_audio"]))
-        refused = [
-            Refused(clip_id, "NoAudioStream", f"{name}: no sound to describe; an audio-visual caption needs some")
-            for clip_id, name in zip(silent["clip_id"].to_pylist(), silent["source_name"].to_pylist(), strict=True)
-        ]
-        clips = clips.filter(clips["has_audio"])
-        prompts = [recipe.prompts.render(label) for label in clips["label"].to_pylist()]
-        clips = clips.append_column("prompt", shared_texts(prompts))
-        worker = CaptionWorker(recipe, context.config.captions.execution, context.storage)
-        tasks = clips.select(["clip_id", "prompt", "video", "audio"])
-        rows = RowSet(self.name, recipe, tasks, ("clip_id", "prompt"), CAPTION, worker)
-        return Rows(clips.select(["clip_id", "label", "split", "prompt"]), [rows], refused)
+        worker = CaptionWorker(context.recipe, context.config.captions.execution, context.storage)
+        tasks, prompts, refused = caption_tasks(clips, context.recipe)
+        carried = tasks.select(["clip_id", "label", "split"]).append_column("prompt", prompts)
+        tasks = tasks.select(["clip_id", "prompt", "video", "audio"])
+        return Rows(
+            carried, [RowSet(self.name, context.recipe, tasks, ("clip_id", "prompt"), CAPTION, worker)], refused
+        )
+
+    def finish(self, context: Context, rows: pa.Table, made: Mapping[str, pa.Table]) -> dict[str, Any]:
+        is_silent = pc.equal(rows["prompt"], "")
+        silent = pc.sum(is_silent).as_py() or 0
+        figures = super().finish(context, rows.filter(pc.invert(is_silent)), made)
+        return figures | ({"silent": silent} if silent else {})
+
+
+def caption_tasks(clips: pa.Table, recipe: CaptionRecipe) -> tuple[pa.Table, pa.Array, list[Refused]]:
+    """Clips as the worker takes them, with the prompts that reach the model, and the clips that are refused.
+
+    A clip without sound, or with digital silence, never reaches the model, which would describe a sound from the
+    picture. It is refused; or its task has no `audio`, and as `prompt` the caption that the worker gives it, which so
+    is a part of its key. Digital silence is what stays within one step of 16 bits: a clip's `peak` is rounded.
+    """
+    silent = pc.or_(pc.invert(clips["has_audio"]), pc.fill_null(pc.equal(clips["peak"], 0.0), True))
+    refused = []
+    if recipe.silence is None:
+        columns = (clips.filter(silent)[name].to_pylist() for name in ("clip_id", "source_name", "has_audio"))
+        refused = [_refused_as_silent(*row) for row in zip(*columns, strict=True)]
+        clips, silent = (of.filter(pc.invert(silent)) for of in (clips, silent))
+    labels = zip(clips["label"].to_pylist(), silent.to_pylist(), strict=True)
+    prompts = ["" if is_silent else recipe.prompts.render(label) for label, is_silent in labels]
+    tasks = clips.set_column(clips.column_names.index("audio"), "audio", pc.if_else(silent, "", clips["audio"]))
+    texts = [prompt or recipe.silence or "" for prompt in prompts]
+    return tasks.append_column("prompt", shared_texts(texts)), shared_texts(prompts), refused
+
+
+def _refused_as_silent(clip_id: str, name: str, has_audio: bool) -> Refused:
+    error_class, found = ("SilentClip", "its sound is digital silence") if has_audio else ("NoAudioStream", "no sound")
+    remedy = "leave it out, or say in captions.silence what such clips are captioned with"
+    return Refused(clip_id, error_class, f"{name}: {found}, so there is nothing to describe; {remedy}")
 
 
 def read_prompts(instruction: str, warnings: str | None) -> PromptSet:
@@ -155,20 +183,22 @@ class CaptionWorker:
             raise WorkerLost(message, [place for place, answer in lost.items() if answer.was_inside])
 
     def _bring(self, place: int, task: Mapping[str, Any], answers: Queue[tuple[int, Any]]) -> None:
-        """Reads a clip and brings it to the engine, in a thread of the readers."""
+        """Reads a clip and brings it to the engine, in a thread of the readers. A silent one has its caption."""
         try:
             request = self._read(task)
         except Exception as error:  # noqa: BLE001 - it is raised where the batch ends
             self._stream.expect(-1)
             answers.put((place, _ReadingFault(error)))
             return
-        if isinstance(request, Failed):
+        if isinstance(request, Failed | str):
             self._stream.expect(-1)
             answers.put((place, request))
         else:
             self._stream.ask(request, lambda answer: answers.put((place, answer)))
 
-    def _read(self, task: Mapping[str, Any]) -> CaptionRequest | Failed:
+    def _read(self, task: Mapping[str, Any]) -> CaptionRequest | Failed | str:
+        if self.recipe.with_sound and not task["audio"]:
+            return str(task["prompt"])
         fps = self.recipe.frames.fps
         try:
             with self.storage.local(task["video"]) as video:
