@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from pipelines.engine.fanout import fan_out
 from pipelines.engine.ledger import Ledger
-from pipelines.engine.recipe import KEY
+from pipelines.engine.recipe import KEY, Recipe
 from pipelines.engine.storage import Storage
 from pipelines.run_config import Workers
 
@@ -84,7 +84,7 @@ def measure(rows: int, workers: int) -> dict[str, float]:
             keys = pa.array([n.to_bytes(KEY.byte_width) for n in range(rows)], KEY)
             settings = Workers(workers=workers, batch_rows=BATCH_ROWS)
             began = time.time()
-            fan_out(tasks, keys, SleepingWorker(notes), ledger=ledger, workers=settings, say=print)
+            fan_out(tasks, keys, SleepingWorker(notes), ledger=ledger, recipe=Recipe(), workers=settings, say=print)
             assert ledger.read().num_rows == rows
             return _figures(notes, began, rows, workers)
     finally:

@@ -19,6 +19,8 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError, WorkerC
 
 from pipelines.engine.cluster import check_alive, ensure_ray, workers_that_fit
 from pipelines.engine.ledger import AnyWorker, Failed, Ledger, Result, StreamingWorker, WorkerLost
+from pipelines.engine.recipe import Recipe
+from pipelines.engine.usage import CPU, Usage
 from pipelines.errors import MachineFault, RunError, machine_fault, one_line
 from pipelines.progress import Progress
 from pipelines.run_config import Workers
@@ -50,9 +52,14 @@ class RowActor:
     def placed(self) -> None:
         """Answers as soon as the actor has a place, before any model is loaded."""
 
-    def ready(self) -> None:
-        """Sets up the worker. Not in the constructor, so that its exception reaches the driver unchanged."""
+    def ready(self) -> str:
+        """Sets up the worker; returns the device's name. An exception in a constructor would come out changed."""
         self.worker.setup()
+        if not ray.get_gpu_ids():
+            return CPU
+        import torch
+
+        return str(torch.cuda.get_device_name())
 
     def process(self, keys: list[bytes], row_ids: list[str], tasks: list[dict[str, Any]]) -> int:
         """Computes and commits the batch's rows. Returns the number quarantined."""
@@ -143,6 +150,8 @@ class _Place:
     is_lost: bool = False
     """The worker cannot go on: it is started anew when all its calls have ended."""
     starts: int = 0
+    placed_s: float = 0.0
+    ready_s: float = 0.0
 
     @property
     def at_work(self) -> list[_Call]:
@@ -179,17 +188,19 @@ def fan_out(
     worker: AnyWorker,
     *,
     ledger: Ledger,
+    recipe: Recipe,
     workers: Workers,
     check_share: Callable[[int], None] = lambda quarantined: None,
     say: Callable[[str], None],
-) -> None:
-    """Computes rows; afterwards the ledger holds every one of them, computed or quarantined.
+) -> Usage:
+    """Computes rows; afterwards the ledger holds every one of them, computed or quarantined. Returns what it took.
 
     Args:
         tasks: what the worker gets, a row each; the first column is the row's id.
         keys: ledger keys of the rows.
         worker: copied into each actor.
         ledger: where the actors commit.
+        recipe: of the rows.
         workers: number, resources and batches of the actors.
         check_share: takes the number of rows quarantined so far; raises RunError for too many.
         say: takes progress lines.
@@ -198,7 +209,19 @@ def fan_out(
         UserError: no node of the cluster could hold one worker.
         RunError: no worker starts (a model does not load), or a machine is at fault; nothing is quarantined for it.
     """
-    _FanOut(_Batch(tasks, keys), worker, ledger, workers, check_share, say).run()
+    work = _FanOut(_Batch(tasks, keys), worker, ledger, workers, check_share, say)
+    work.run()
+    return Usage(
+        ledger=ledger.name,
+        recipe=recipe.shared_digest,
+        device=work.device,
+        rows=len(keys),
+        worker_s=round(work.worker_s, 3),
+        start_s=round(work.setup_s / max(1, work.set_up), 3),
+        workers=work.most_at_work,
+        cpus_per_worker=workers.cpus_per_worker,
+        gpus_per_worker=workers.gpus_per_worker,
+    )
 
 
 class _FanOut:
@@ -223,6 +246,9 @@ class _FanOut:
         self.failed_starts: list[str] = []
         self.has_started = False
         self.places: list[_Place] = []
+        self.device = CPU
+        self.worker_s = self.setup_s = 0.0
+        self.set_up = self.most_at_work = 0
         self.settled_s = self.checked_s = time.monotonic()
 
     def run(self) -> None:
@@ -237,7 +263,7 @@ class _FanOut:
                 self._round()
         finally:
             for place in self.places:
-                ray.kill(place.actor)
+                self._stop(place)
         self.progress.finish()
 
     def _round(self) -> None:
@@ -269,14 +295,24 @@ class _FanOut:
         place.call(place.actor.placed.remote(), None)
         place.starts += 1
 
-    def _started(self, place: _Place) -> None:
-        """Goes on with a start: from its place to the set-up, from the set-up to work."""
-        if not place.is_placed:
-            place.is_placed = True
+    def _started(self, place: _Place, device: str | None) -> None:
+        """Goes on with a start: from its place to the set-up, from the set-up, which names the device, to work."""
+        if device is None:
+            place.is_placed, place.placed_s = True, time.monotonic()
             place.call(place.actor.ready.remote(), None)
         else:
             place.is_ready = self.has_started = True
-            place.starts = 0
+            place.starts, place.ready_s = 0, time.monotonic()
+            self.device = device
+            self.set_up, self.setup_s = self.set_up + 1, self.setup_s + place.ready_s - place.placed_s
+            self.most_at_work = max(self.most_at_work, sum(one.is_ready for one in self.places))
+
+    def _stop(self, place: _Place) -> None:
+        """Ends a worker, and counts its time since the set-up."""
+        ray.kill(place.actor)
+        if place.is_ready:
+            self.worker_s += time.monotonic() - place.ready_s
+            place.is_ready = False
 
     def _start_failed(self, place: _Place, message: str) -> None:
         """Starts a worker again elsewhere, or gives its place up. Ends the run if all starts fail alike."""
@@ -293,7 +329,8 @@ class _FanOut:
         self.progress.say(f"  {self.ledger.name}: goes on with {len(self.places)} workers; one cannot start: {message}")
 
     def _replace(self, place: _Place, suspects: Sequence[_Call], error_class: str, message: str) -> None:
-        """Replaces a dead actor. Batches of calls that are not suspect return to the queue."""
+        """Replaces an actor that is dead or hangs. Batches of calls that are not suspect return to the queue."""
+        self._stop(place)
         for call in reversed(place.calls):
             if call not in suspects and call.batch is not None:
                 self._again(call.batch)
@@ -313,7 +350,6 @@ class _FanOut:
                 limit_s = START_DEADLINE_S if call.batch is None else self.workers.batch_deadline_s
                 is_overdue = call.since_s is not None and time.monotonic() - call.since_s > limit_s
                 if is_overdue and not ray.wait([call.reference], timeout=0)[0]:  # else only the driver is late to look
-                    ray.kill(place.actor)
                     remedy = "; raise this stage's execution.batch_deadline_s if the row is good"
                     message = f"no answer within {limit_s:g} s{remedy * (call.batch is not None)}"
                     self._replace(place, [call], "DeadlineExceeded", message)
@@ -357,7 +393,7 @@ class _FanOut:
     def _collect(self, place: _Place, call: _Call) -> None:
         batch = call.batch
         try:
-            quarantined = ray.get(call.reference, timeout=0) or 0
+            answer = ray.get(call.reference, timeout=0)
         except RayTaskError as error:
             cause = error.cause if isinstance(getattr(error, "cause", None), Exception) else error
             if batch is None:
@@ -378,13 +414,13 @@ class _FanOut:
         else:
             place.end(call)
             if batch is None:
-                self._started(place)
+                self._started(place, answer)
             else:
-                self._passed(len(batch), quarantined)
+                self._passed(len(batch), answer)
                 self._renew_if_lost(place)
 
     def _replace_after_set_up(self, place: _Place, cause: Exception) -> None:
-        ray.kill(place.actor)
+        self._stop(place)
         self._start_failed(place, f"{type(cause).__name__}: {one_line(cause)}")
 
     def _worker_lost(self, place: _Place, batch: _Batch, lost: WorkerLost) -> None:
@@ -399,7 +435,7 @@ class _FanOut:
     def _renew_if_lost(self, place: _Place) -> None:
         """Starts a lost worker anew once all its calls have ended."""
         if place.is_lost and not place.calls:
-            ray.kill(place.actor)
+            self._stop(place)
             self._start(place)
 
     def _again(self, batch: _Batch) -> None:

@@ -23,6 +23,7 @@ from pipelines.engine.store import (
     open_store,
     unmark_empty_store,
 )
+from pipelines.engine.usage import as_records
 from pipelines.errors import RunError, UserError
 from pipelines.progress import human_time
 from pipelines.run_config import Config
@@ -136,5 +137,6 @@ def commit(resolved: Resolved, result: Result, seconds: float) -> Manifest:
         rows_computed=result.computed,
         seconds=round(seconds, 3),
         figures=dict(result.figures),
+        usage=as_records(result.usage),
     )
     return output.commit(manifest, pa.Table.from_pylist(quarantined, schema=QUARANTINE_SCHEMA), resolved.spec)

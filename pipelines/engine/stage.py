@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -18,6 +18,7 @@ from pipelines.engine.ledger import AnyWorker, Ledger
 from pipelines.engine.recipe import KEY, Recipe
 from pipelines.engine.storage import Storage
 from pipelines.engine.store import Output
+from pipelines.engine.usage import Usage
 from pipelines.errors import RunError
 from pipelines.run_config import Config, Workers
 
@@ -78,6 +79,7 @@ class Result:
         digest: digest of all that later stages depend on.
         quarantined: rows refused or failed.
         figures: extra figures for the manifest.
+        usage: of the workers that computed rows.
     """
 
     rows_in: int
@@ -85,6 +87,7 @@ class Result:
     digest: str
     quarantined: Sequence[Refused] = ()
     figures: Mapping[str, Any] = field(default_factory=dict)
+    usage: Sequence[Usage] = ()
 
 
 class Stage(ABC):
@@ -240,25 +243,27 @@ class RowWork:
     def make(self) -> Result:
         """Computes missing rows and fills the output folder."""
         computed = self.counts.to_run
+        usage = []
         for one, ledger, mask in zip(self.rows.sets, self.ledgers, self.is_missing, strict=True):
             for part, problem in ledger.damaged:
                 self.context.say(f"{ledger.folder}/{part}: {problem}; set aside, its rows are made again")
             if mask.any():
-                self._compute(one, ledger, mask)
+                usage.append(self._compute(one, ledger, mask))
             ledger.settle()
-        return self._assemble(computed)
+        return replace(self._assemble(computed), usage=usage)
 
-    def _compute(self, one: RowSet, ledger: Ledger, mask: np.ndarray) -> None:
+    def _compute(self, one: RowSet, ledger: Ledger, mask: np.ndarray) -> Usage:
         from pipelines.engine.fanout import fan_out  # `plan` starts without Ray
 
         todo = np.flatnonzero(mask)
         if one.order is not None:
             todo = todo[np.argsort(np.array(one.order)[todo], kind="stable")]
-        fan_out(
+        return fan_out(
             one.tasks.take(todo),
             one.keys.take(todo),
             one.worker,
             ledger=ledger,
+            recipe=one.recipe,
             workers=self._execution,
             check_share=self._check_share,
             say=self.context.say,

@@ -71,6 +71,7 @@ class Manifest:
     seconds: float
     finished_at_s: float = field(default_factory=time.time)
     figures: dict[str, Any] = field(default_factory=dict)
+    usage: list[dict[str, Any]] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

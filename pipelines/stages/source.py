@@ -331,7 +331,8 @@ class SourceHashes:
             from pipelines.engine.fanout import fan_out  # `plan` starts without Ray
 
             execution = Workers(workers=workers, batch_rows=64)
-            fan_out(tasks, keys, self.worker, ledger=self.ledger, workers=execution, say=say)
+            recipe = self.rows.recipe
+            fan_out(tasks, keys, self.worker, ledger=self.ledger, recipe=recipe, workers=execution, say=say)
         self.ledger.settle()
 
     def read(self) -> KnownFiles:

@@ -12,7 +12,7 @@ import pytest
 
 from pipelines.engine.fanout import fan_out
 from pipelines.engine.ledger import Failed, Ledger, Result, WorkerLost
-from pipelines.engine.recipe import KEY
+from pipelines.engine.recipe import KEY, Recipe
 from pipelines.engine.storage import Storage
 from pipelines.errors import MachineFault, RunError, UserError
 from pipelines.run_config import Workers
@@ -60,7 +60,7 @@ def _run(tmp_path: Path, harm_at: dict[int, str], rows: int = 20, **workers: Any
     tasks = pa.table({"id": [f"row{n}" for n in range(rows)], "n": range(rows)})
     settings = Workers(**{"workers": 2, "batch_rows": 4, **workers})
     keys = pa.array([_key(n) for n in range(rows)], KEY)
-    fan_out(tasks, keys, FaultyWorker(harm_at), ledger=ledger, workers=settings, say=lambda _: None)
+    fan_out(tasks, keys, FaultyWorker(harm_at), ledger=ledger, recipe=Recipe(), workers=settings, say=lambda _: None)
     return ledger
 
 
@@ -119,7 +119,7 @@ def test_a_start_that_fails_is_tried_again(tmp_path: Path) -> None:
     ledger = Ledger(Storage(str(tmp_path / "store")), "squares", SQUARE)
     tasks = pa.table({"id": ["row0"], "n": [3]})
     keys = pa.array([_key(0)], KEY)
-    fan_out(tasks, keys, worker, ledger=ledger, workers=Workers(workers=1), say=lambda _: None)
+    fan_out(tasks, keys, worker, ledger=ledger, recipe=Recipe(), workers=Workers(workers=1), say=lambda _: None)
     assert ledger.read(("square",))["square"].to_pylist() == [9]
 
 
@@ -128,7 +128,15 @@ def test_a_row_whose_worker_is_killed_twice_is_not_at_fault(tmp_path: Path) -> N
     ledger = Ledger(Storage(str(tmp_path / "store")), "squares", SQUARE)
     tasks, keys = pa.table({"id": ["row0", "row1"], "n": [0, 1]}), pa.array([_key(0), _key(1)], KEY)
     worker = DiesTwiceAtOne(tmp_path / "deaths")
-    fan_out(tasks, keys, worker, ledger=ledger, workers=Workers(workers=1, batch_rows=1), say=lambda _: None)
+    fan_out(
+        tasks,
+        keys,
+        worker,
+        ledger=ledger,
+        recipe=Recipe(),
+        workers=Workers(workers=1, batch_rows=1),
+        say=lambda _: None,
+    )
     _check(ledger, {}, rows=2)
     assert worker.deaths.read_text() == "xx"
 
@@ -194,7 +202,15 @@ def _run_stream(tmp_path: Path, harm_at: dict[int, str], **workers: Any) -> tupl
     tasks = pa.table({"id": [f"row{n}" for n in range(40)], "n": range(40)})
     keys = pa.array([_key(n) for n in range(40)], KEY)
     settings = Workers(**{"workers": 1, "batch_rows": 4, **workers})
-    fan_out(tasks, keys, FaultyStream(tmp_path, harm_at), ledger=ledger, workers=settings, say=lambda _: None)
+    fan_out(
+        tasks,
+        keys,
+        FaultyStream(tmp_path, harm_at),
+        ledger=ledger,
+        recipe=Recipe(),
+        workers=settings,
+        say=lambda _: None,
+    )
     return ledger, [int(line) for line in (tmp_path / "tries").read_text().split()]
 
 
@@ -217,3 +233,27 @@ def test_what_a_streaming_worker_has_committed_is_not_made_again(tmp_path: Path)
     ledger, tries = _run_stream(tmp_path, {0: "lose"}, batch_rows=40)
     _check(ledger, {0: "WorkerLost"}, rows=40)
     assert all(tries.count(n) == 1 for n in range(1, 10)), "they were committed when the engine was lost"
+
+
+def test_the_time_of_all_workers_is_told(tmp_path: Path) -> None:
+    """Two workers that sleep: their time is the rows' sleep and little more, whatever the clock says."""
+    ledger = Ledger(Storage(str(tmp_path)), "squares", SQUARE)
+    tasks = pa.table({"id": [f"row{n}" for n in range(20)], "n": range(20)})
+    keys = pa.array([_key(n) for n in range(20)], KEY)
+    settings = Workers(workers=2, batch_rows=2)
+    usage = fan_out(tasks, keys, SleepyWorker({}), ledger=ledger, recipe=Recipe(), workers=settings, say=lambda _: None)
+    assert (usage.ledger, usage.device, usage.rows) == ("squares", "CPU", 20)
+    assert usage.recipe == Recipe().shared_digest
+    assert 1 <= usage.workers <= 2 and usage.start_s >= 0.5
+    assert usage.worker_s >= 20 * 0.1, "the rows' own time at least"
+
+
+class SleepyWorker(FaultyWorker):
+    """Sleeps for half a second at its start, and a tenth for each row."""
+
+    def setup(self) -> None:
+        time.sleep(0.5)
+
+    def process(self, tasks: list[dict[str, Any]]) -> list[dict[str, Any] | Failed]:
+        time.sleep(0.1 * len(tasks))
+        return super().process(tasks)

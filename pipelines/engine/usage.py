@@ -1,0 +1,88 @@
+"""Use of machines by rows that were computed, as manifests record it, and what more rows will take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pipelines.engine.storage import Storage
+from pipelines.engine.store import MANIFEST, Manifest
+
+CPU = "CPU"
+"""Device of workers without a GPU."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Use of workers by the rows of one ledger.
+
+    Attributes:
+        ledger: its name.
+        recipe: digest of what the rows' keys share, so that rows of equal usage cost the same.
+        device: name of the workers' GPU, or CPU.
+        rows: rows computed, those that failed included.
+        worker_s: time of all workers together, from their set-up to the end.
+        start_s: mean time of a worker's set-up.
+        workers: number of them at most at once.
+        cpus_per_worker, gpus_per_worker: what each reserved.
+    """
+
+    ledger: str
+    recipe: str
+    device: str
+    rows: int
+    worker_s: float
+    start_s: float
+    workers: int
+    cpus_per_worker: float
+    gpus_per_worker: float
+
+    @property
+    def rate(self) -> float:
+        """Rows a second of one worker."""
+        return self.rows / self.worker_s
+
+    def of_rows(self, rows: int, workers: int) -> Projection:
+        """What so many rows will take with so many workers of this kind."""
+        busy_s = rows / self.rate
+        total_s = busy_s + workers * self.start_s
+        hours = (busy_s / workers + self.start_s) / 3600
+        return Projection(
+            rows, hours, total_s / 3600 * self.gpus_per_worker, total_s / 3600 * self.cpus_per_worker, self
+        )
+
+
+@dataclass(frozen=True)
+class Projection:
+    """What rows will take: hours on the clock, hours of GPUs and of cores, and the usage from which this follows."""
+
+    rows: int
+    hours: float
+    gpu_hours: float
+    core_hours: float
+    measured: Usage
+
+
+def measured(storage: Storage, stage: str, ledger: str, recipe: str) -> Usage | None:
+    """Latest usage in the manifests of a stage for rows of this recipe; None if none was ever recorded."""
+    infos = storage.files(stage, recursive=True)
+    names = [info.name for info in infos if info.name.endswith(f"/{MANIFEST}")]
+    found: list[tuple[float, Usage]] = []
+    for record in map(storage.find_record, names):
+        if record is None:
+            continue
+        manifest = Manifest(**record)
+        found += [(manifest.finished_at_s, usage) for usage in usages(manifest)]
+    fitting = [(at_s, usage) for at_s, usage in found if usage.ledger == ledger and usage.recipe == recipe]
+    return max(fitting, key=lambda one: one[0])[1] if fitting else None
+
+
+def usages(manifest: Manifest) -> list[Usage]:
+    """Usages that a manifest records."""
+    return [Usage(**record) for record in manifest.usage]
+
+
+def as_records(found: Sequence[Usage]) -> list[dict[str, Any]]:
+    """Usages as a manifest records them; those without a row tell nothing."""
+    return [asdict(usage) for usage in found if usage.rows and usage.worker_s > 0]

@@ -1,0 +1,47 @@
+"""What rows took, and what more of them will take."""
+
+from pathlib import Path
+
+import pytest
+
+from pipelines.engine.storage import Storage
+from pipelines.engine.store import QUARANTINE_SCHEMA, Manifest, Output
+from pipelines.engine.usage import Usage, as_records, measured
+
+HALF_GPU = Usage(
+    "captions",
+    "r1",
+    "NVIDIA H100",
+    rows=720,
+    worker_s=3600,
+    start_s=90,
+    workers=4,
+    cpus_per_worker=6,
+    gpus_per_worker=0.5,
+)
+
+
+def test_rows_take_what_the_measured_ones_took() -> None:
+    """0.2 rows a second each: 14,400 rows are 72,000 s of work; ten workers, each set up once."""
+    found = HALF_GPU.of_rows(14_400, workers=10)
+    assert found.hours == pytest.approx((7200 + 90) / 3600)
+    assert found.gpu_hours == pytest.approx(10 * (7200 + 90) / 3600 / 2)
+    assert found.core_hours == pytest.approx(10 * (7200 + 90) / 3600 * 6)
+
+
+def _commit(storage: Storage, fingerprint: str, at_s: float, *found: Usage) -> None:
+    manifest = Manifest("captions", fingerprint, "d", 1, 1, 0, 1, 1.0, finished_at_s=at_s, usage=as_records(found))
+    Output(storage, "captions", fingerprint).commit(manifest, QUARANTINE_SCHEMA.empty_table(), {})
+
+
+def test_the_latest_usage_of_the_same_recipe_counts(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    assert measured(storage, "captions", "captions", "r1") is None
+    later = Usage(**{**vars(HALF_GPU), "rows": 1440})
+    _commit(storage, "new", 2.0, later)
+    _commit(storage, "old", 1.0, HALF_GPU)
+    _commit(storage, "other", 3.0, Usage(**{**vars(HALF_GPU), "recipe": "r2"}))
+    _commit(storage, "idle", 4.0, Usage(**{**vars(HALF_GPU), "rows": 0}))
+    assert measured(storage, "captions", "captions", "r1") == later
+    assert measured(storage, "captions", "captions", "r3") is None
+    assert measured(storage, "clips", "captions", "r1") is None
