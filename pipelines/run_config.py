@@ -82,6 +82,9 @@ class SourceConfig(Section):
     """CSV, TSV or Parquet that lists them (docs/inputs.md); without one, every video of the folder."""
     split: Split | None = Field(default=None, description="puts every clip into this split")
     test_fraction: float = Field(default=0.1, ge=0, le=1, description="share of the clips without a given split")
+    sample: int | None = Field(
+        default=None, ge=1, description="only so many of the videos, each label with its share (a canary); null: all"
+    )
 
 
 @dataclass(frozen=True)

@@ -240,7 +240,8 @@ def _known_recipe(
         return {"counts": [total, missing, refused], "digest": known}
 
     of = [storage.url, config.source.table, table, config.source.split, hashed, HashRecipe.code_version]
-    fact = listing.fact(f"source-{digest(storage.url)[:8]}", of, look)
+    whose = digest([storage.url, config.source.sample])[:8]  # a canary's beside that of the whole source
+    fact = listing.fact(f"source-{whose}", of, look)
     if fact["digest"] is None:
         raise _not_hashed(Counts(*fact["counts"]))
     return _recipe(config, HashedSource(read, fact["digest"]))

@@ -25,6 +25,7 @@ from pipelines.engine.store import text_columns
 from pipelines.errors import UserError, one_line
 from pipelines.media.kinds import VIDEO, kind_of
 from pipelines.run_config import Config, Split, Workers
+from pipelines.stages.canary import stratified
 from pipelines.stages.listing import SourceListing
 from pipelines.tables import NameFinder, TableKind, UserTable, read_table
 
@@ -122,10 +123,19 @@ def list_source(config: Config, listing: SourceListing | None = None) -> SourceF
         raise UserError(
             f"source.folder: no videos in {source.folder!r}, only others ({kinds}); give a folder of videos"
         )
-    if source.split is None:
-        return found
-    split = pa.array([source.split] * found.files.num_rows, pa.string())
-    return replace(found, files=found.files.set_column(FILES.get_field_index("split"), "split", split))
+    if source.split is not None:
+        split = pa.array([source.split] * found.files.num_rows, pa.string())
+        found = replace(found, files=found.files.set_column(FILES.get_field_index("split"), "split", split))
+    return found if source.sample is None else _sampled(found, source.sample)
+
+
+def _sampled(found: SourceFolder, size: int) -> SourceFolder:
+    """Source of a canary: a sample of the videos that are there, and nothing else."""
+    there = found.files.num_rows
+    if size > there:
+        raise UserError(f"source.sample: got {size}, but the source has {there} videos; wanted at most that, or null")
+    places = stratified(found.files["label"].to_pylist(), found.files["name"].to_pylist(), size)
+    return SourceFolder(found.folder, found.files.take(places), [], {})
 
 
 def _with_odd(found: SourceFolder, odd: pa.Table) -> SourceFolder:

@@ -1,0 +1,123 @@
+"""Scorecard of captions: what each measure counts, and when two sets part."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from soundcap.curate import CaptionRow, Rules
+from soundcap.prompts import NoiseWarning
+from soundcap.scorecard import LEAST_DIFFERENT, LEVEL, Measure, changed_share, compare, distinct, measure, word_changes
+
+MUSIC = NoiseWarning("music", "No music.", "w.yaml", except_labels=("playing *",), violations=("music", "violins?"))
+NO_RULES = Rules(min_words=2, refusals=None, meta_talk=None, sound_words=None, max_visual_words=None)
+ROWS = [
+    CaptionRow("a", "dog barking", "Loud barks and soft music."),
+    CaptionRow("b", "dog barking", "An engine idles."),
+    CaptionRow("c", "playing violin", "A violin sings."),
+    CaptionRow("d", "playing violin", "A bow scrapes slowly."),
+    CaptionRow("e", "music box", "A bell."),
+    CaptionRow("f", "", "Nothing"),
+]
+
+
+def test_what_each_measure_counts() -> None:
+    found = {one.name: one for one in measure(ROWS, NO_RULES, [MUSIC])}
+    nan = np.nan
+    # a is reached and says it; c and d are spared; e is reached, but its label says the like
+    assert np.array_equal(found["violates music"].values, [1, 0, nan, nan, 0, 0], equal_nan=True)
+    # d and e are true music of which the caption says nothing
+    assert np.array_equal(found["silences music"].values, [nan, nan, 0, 1, 1, nan], equal_nan=True)
+    assert np.array_equal(found["names label"].values, [1, 0, 1, 0, 0, nan], equal_nan=True)
+    assert found["words"].values.tolist() == [5, 3, 3, 4, 2, 1]
+    assert found["kept"].values.tolist() == [0, 1, 1, 1, 1, 0]
+    assert found["drop: music"].mean == pytest.approx(1 / 6) and found["drop: too_short"].values[5] == 1
+    assert found["silences music"].clips == 3 and found["silences music"].mean == pytest.approx(2 / 3)
+
+
+def test_distinct_runs_of_words() -> None:
+    assert distinct(["a dog barks", "a dog barks"], 2) == 0.5
+    assert distinct(["a dog", "A cat"], 1) == 0.75
+    assert np.isnan(distinct(["word"], 2))
+
+
+def _pair(a: list[float], b: list[float], better: str = "lower") -> tuple[list[Measure], list[Measure]]:
+    return [Measure("m", better, np.array(a, float))], [Measure("m", better, np.array(b, float))]  # type: ignore[arg-type]
+
+
+def test_a_clear_difference_parts_and_a_small_one_says_what_it_would_take() -> None:
+    [clear] = compare(*_pair([1] * 60 + [0] * 40, [0] * 50 + [1] * 10 + [0] * 40))
+    assert clear.verdict == "better" and clear.clips_needed is None
+    assert (clear.a, clear.b) == (0.6, 0.1) and clear.low < -0.5 < clear.high < 0
+    [small] = compare(*_pair([1, 0] * 50, [1, 0] * 48 + [0, 0] * 2))
+    assert small.verdict == "" and small.clips_needed is not None and small.clips_needed > 300
+    [same] = compare(*_pair([1, 0], [1, 0]))
+    assert (same.verdict, same.clips_needed, same.low, same.high) == ("", None, 0, 0)
+
+
+def test_few_clips_give_no_verdict_however_they_fall() -> None:
+    few = LEAST_DIFFERENT - 1
+    [found] = compare(*_pair([1] * few, [0] * few))
+    assert found.verdict == "" and found.clips_needed == LEAST_DIFFERENT
+    [found] = compare(*_pair([1] * LEAST_DIFFERENT, [0] * LEAST_DIFFERENT))
+    assert found.verdict == "better"
+    assert 2 * 0.5**LEAST_DIFFERENT < 1 - LEVEL <= 2 * 0.5**few
+
+
+def test_verdicts_know_what_is_better() -> None:
+    a, b = [0.0] * 20, [1.0] * 20
+    assert [compare(*_pair(a, b, better))[0].verdict for better in ("higher", "lower", "")] == [
+        "better",
+        "worse",
+        "parts",
+    ]
+
+
+def test_clips_of_which_one_set_says_nothing_are_left_out() -> None:
+    [found] = compare(*_pair([1, np.nan, 0], [1, 1, np.nan]))
+    assert found.clips == 1 and found.a == found.b == 1
+    [nothing] = compare(*_pair([np.nan], [np.nan]))
+    assert nothing.clips == 0 and nothing.verdict == "" and np.isnan(nothing.a)
+
+
+def test_a_rule_that_drops_nothing_in_one_set_counts_as_zero() -> None:
+    [found] = compare([], [Measure("drop: music", "lower", np.ones(30))])
+    assert (found.a, found.b, found.verdict) == (0, 1, "worse")
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_intervals_are_those_of_scipy(seed: int) -> None:
+    """The same percentile bootstrap, drawn clip by clip: ends agree within the noise of the draws."""
+    rng = np.random.default_rng(seed)
+    a, b = rng.integers(0, 2, 80).astype(float), rng.integers(0, 2, 80).astype(float)
+    [ours] = compare(*_pair(a.tolist(), b.tolist()))
+    theirs = stats.bootstrap(
+        (b - a,), np.mean, n_resamples=2000, confidence_level=LEVEL, method="percentile", random_state=seed
+    ).confidence_interval
+    assert ours.low == pytest.approx(theirs.low, abs=0.05) and ours.high == pytest.approx(theirs.high, abs=0.05)
+
+
+def test_equal_sets_seldom_part() -> None:
+    """Of 300 pairs of sets that differ by chance alone, about one in a hundred parts."""
+    rng = np.random.default_rng(1)
+    pairs = (_pair(*rng.integers(0, 2, (2, 100)).astype(float).tolist()) for _ in range(300))
+    assert sum(compare(*pair)[0].verdict != "" for pair in pairs) <= 9
+
+
+def test_words_that_change() -> None:
+    assert word_changes("A dog barks twice", "A dog howls twice loudly") == [
+        ("same", "A dog"),
+        ("out", "barks"),
+        ("in", "howls"),
+        ("same", "twice"),
+        ("in", "loudly"),
+    ]
+    assert changed_share("a b", "a b") == 0 and changed_share("a", "b") == 1 and changed_share("", "") == 0
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=8), st.lists(st.sampled_from("abc"), max_size=8))
+def test_word_changes_hold_both_texts(old: list[str], new: list[str]) -> None:
+    runs = word_changes(" ".join(old), " ".join(new))
+    assert " ".join(words for kind, words in runs if kind != "in").split() == old
+    assert " ".join(words for kind, words in runs if kind != "out").split() == new
