@@ -22,6 +22,18 @@ from pipelines.engine.runner import run_stages
 from pipelines.engine.stage import Stage
 from pipelines.engine.store import open_store
 from pipelines.errors import UserError, run_command
+from pipelines.report.build import build_report
+from pipelines.report.compare import (
+    Side,
+    captions_of,
+    compare_sides,
+    figure,
+    projected,
+    score,
+    verdict_words,
+    write_page,
+)
+from pipelines.report.publish import publish as publish_captions
 from pipelines.run_config import Config, load_config
 from pipelines.stages import STAGES, planned_stages
 from pipelines.stages.listing import SourceListing
@@ -32,6 +44,10 @@ ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, li
 Rescan = Annotated[bool, typer.Option("--rescan", help="list a large source again instead of remembering it")]
 Until = Annotated[
     str | None, typer.Option(metavar="STAGE", help=f"stop after one of {', '.join(stage.name for stage in STAGES)}")
+]
+Canary = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="only N of the videos, each label with its share, up to curation"),
 ]
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="try quarantined rows again")]
 
@@ -88,11 +104,26 @@ def plan(
 def run(
     config: ConfigPath,
     until: Until = None,
+    canary: Canary = None,
     overrides: Overrides = [],  # noqa: B006
     retry_failed: RetryFailed = False,
 ) -> None:
     """Make what is missing. The same command goes on after an interruption."""
-    execute(load_config(config, overrides), until=until, retry_failed=retry_failed)
+    if canary is None:
+        execute(load_config(config, overrides), until=until, retry_failed=retry_failed)
+        return
+    loaded = load_config(config, [*overrides, f"source.sample={canary}"])
+    execute(loaded, until=until or "curation", retry_failed=retry_failed)
+    captions = captions_of(loaded)
+    if captions is None:
+        return
+    measures, distinct_2 = score(loaded, captions)
+    table = Table("measure", "clips", "value")
+    for one in measures:
+        table.add_row(*cells(one.name, one.clips, figure(one.name, one.mean)))
+    table.add_row(*cells("distinct-2", captions.committed().rows_out, figure("distinct-2", distinct_2)))
+    show(table)
+    say(projected(load_config(config, overrides)))
 
 
 def execute(config: Config, *, until: str | None = None, retry_failed: bool = False) -> bool:
@@ -109,6 +140,34 @@ def execute(config: Config, *, until: str | None = None, retry_failed: bool = Fa
     if nothing_to_do:
         print("Nothing to do: every stage that was asked for is done.")
     return not nothing_to_do
+
+
+@app.command()
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="CONFIG, or CONFIG@FINGERPRINT of earlier captions")],
+    b: Annotated[str, typer.Argument(metavar="B", help="the same")],
+    canary: Canary = None,
+    page: Annotated[
+        Path | None, typer.Option(metavar="FILE", parser=user_path, help="page to write, for a browser")
+    ] = None,
+    overrides: Overrides = [],  # noqa: B006
+    as_json: AsJson = False,
+) -> None:
+    """Compare two sets of captions of the same clips: what changed, and whether it is better."""
+    sample = [] if canary is None else [f"source.sample={canary}"]
+    of_a, of_b = (Side.of(named, [*overrides, *sample]) for named in (a, b))
+    card = compare_sides(of_a, of_b)
+    table = Table("measure", "clips", "A", "B", "B - A", "99% between", "verdict")
+    for one in card.comparisons:
+        difference, low, high = (figure(one.name, v, signed=True) for v in (one.b - one.a, one.low, one.high))
+        values = (one.clips, figure(one.name, one.a), figure(one.name, one.b), difference, f"{low} to {high}")
+        table.add_row(*cells(one.name, *values, verdict_words(one)))
+    table.add_row(*cells("distinct-2", card.common, *(figure("distinct-2", value) for value in card.distinct)))
+    show(table, card.as_json(), as_json=as_json)
+    if page is not None:
+        write_page(card, of_a, page)
+    if not as_json:
+        say(card.summary + ("" if page is None else f"; {page}"))
 
 
 @app.command()
@@ -177,8 +236,6 @@ def fsck(
 @app.command()
 def report(config: ConfigPath, overrides: Overrides = [], rescan: Rescan = False) -> None:  # noqa: B006
     """Write the HTML report of what is there and say where it is."""
-    from pipelines.report.build import build_report
-
     loaded = load_config(config, overrides)
     listing = SourceListing(loaded.source.folder, rescan=rescan)
     print(build_report(loaded, planned_stages(listing)))
@@ -194,8 +251,6 @@ def publish(
     overrides: Overrides = [],  # noqa: B006
 ) -> None:
     """Write a Hub-ready folder: captions as Parquet and a dataset card; never media."""
-    from pipelines.report.publish import publish as publish_captions
-
     print(publish_captions(load_config(config, overrides), to))
 
 

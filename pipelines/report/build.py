@@ -90,7 +90,7 @@ def _clips(storage: Storage, outputs: Outputs) -> list[dict[str, Any]]:
     chosen = choose(outputs["clips"].rows(), MAX_CLIPS) if "clips" in outputs else []
     ids = [clip["clip_id"] for clip in chosen]
     told = {stage: _by_clip(outputs, stage, ids) for stage in ("captions", "silent_captions", "curation")}
-    players = _side_by_side(lambda clip: _player(storage, clip["video"], clip["audio"]), chosen)
+    players = side_by_side(lambda clip: clip_player(storage, clip["video"], clip["audio"]), chosen)
     return [
         {**clip, "player": shown, **{stage: rows.get(clip["clip_id"]) for stage, rows in told.items()}}
         for clip, shown in zip(chosen, players, strict=True)
@@ -116,7 +116,8 @@ def _by_clip(outputs: Outputs, stage: str, clip_ids: Sequence[str]) -> dict[str,
     return {row["clip_id"]: row for row in chosen.to_pylist()}
 
 
-def _player(storage: Storage, video: str, audio: str) -> Media:
+def clip_player(storage: Storage, video: str, audio: str) -> Media:
+    """Player of a clip's picture with its sound, if it has any."""
     try:
         with storage.local(video) as picture:
             if not audio:
@@ -127,7 +128,7 @@ def _player(storage: Storage, video: str, audio: str) -> Media:
         return Media(problem=one_line(error))
 
 
-def _side_by_side(work: Callable[[Any], Any], jobs: Sequence[Any]) -> list[Any]:
+def side_by_side(work: Callable[[Any], Any], jobs: Sequence[Any]) -> list[Any]:
     """Results of parallel jobs, in order. Threads suffice, because ffmpeg's processes do the encoding."""
     with ThreadPoolExecutor(PLAYERS_AT_ONCE) as pool:
         return list(pool.map(work, jobs))
@@ -140,7 +141,7 @@ def _samples(storage: Storage, outputs: Outputs) -> list[dict[str, Any]]:
     ids = outputs["samples"].rows("clip_id")["clip_id"].sort().to_pylist()[:MAX_CLIPS]
     clips, samples = _by_clip(outputs, "clips", ids), _by_clip(outputs, "samples", ids)
     pairs = [(clips[clip_id], samples[clip_id]) for clip_id in ids]
-    return _side_by_side(lambda pair: _sample(storage, *pair), pairs)
+    return side_by_side(lambda pair: _sample(storage, *pair), pairs)
 
 
 def _sample(storage: Storage, clip: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,7 +153,7 @@ def _sample(storage: Storage, clip: Mapping[str, Any], row: Mapping[str, Any]) -
             pictures = [data_uri("image/png", picture) for picture in spectrograms(waves, hz)]
     except (MediaError, OSError) as error:
         problem = one_line(error)
-    players = _player(storage, clip["video"], clip["audio"]), _player(storage, row["video"], "")
+    players = clip_player(storage, clip["video"], clip["audio"]), clip_player(storage, row["video"], "")
     sides = list(zip(("original", "generated"), players, pictures, strict=True))
     return {"clip_id": clip["clip_id"], "label": clip["label"], "problem": problem, "sides": sides}
 

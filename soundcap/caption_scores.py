@@ -6,6 +6,7 @@ leaves zero out and enough clips differ.
 """
 
 import difflib
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ PLAYED = frozenset({"playing", "people", "sound", "sounds", "other", "with", "fr
 """Words of labels that name no sound of their own."""
 
 Better = Literal["higher", "lower", ""]
+Run = tuple[Literal["same", "out", "in"], str]
+"""Words that stay, go out or come in."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ def measure(rows: Sequence[CaptionRow], rules: Rules, warnings: Sequence[NoiseWa
 
 
 def distinct(captions: Sequence[str], n: int) -> float:
-    """Different runs of `n` words, as a share of all (distinct-n); NaN without any. More captions have a smaller one."""
+    """Different runs of `n` words, as a share of all (distinct-n); NaN without any. More captions have less."""
     grams = [gram for caption in captions for gram in _grams(caption.casefold().split(), n)]
     return len(set(grams)) / len(grams) if grams else float("nan")
 
@@ -148,10 +151,10 @@ def _verdict(
     return "better" if (mean > 0) == (better == "higher") else "worse"
 
 
-def word_changes(a: str, b: str) -> list[tuple[Literal["same", "out", "in"], str]]:
-    """Words that stay, go out or come in from text `a` to text `b`, in runs."""
+def word_changes(a: str, b: str) -> list[Run]:
+    """Words that change from text `a` to text `b`, in runs."""
     old, new = a.split(), b.split()
-    runs: list[tuple[Literal["same", "out", "in"], str]] = []
+    runs: list[Run] = []
     for kind, i, j, k, m in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
         if kind == "equal":
             runs.append(("same", " ".join(old[i:j])))
@@ -161,6 +164,17 @@ def word_changes(a: str, b: str) -> list[tuple[Literal["same", "out", "in"], str
         if k < m:
             runs.append(("in", " ".join(new[k:m])))
     return runs
+
+
+def paragraph_changes(old: Sequence[str], new: Sequence[str]) -> list[list[Run]]:
+    """Words that change in paragraphs; one that is new or gone is a single run, one that moved is both."""
+    changes: list[list[Run]] = []
+    for kind, i, j, k, m in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+        if kind == "equal":
+            changes += [[("same", text)] for text in old[i:j]]
+        else:
+            changes += [word_changes(a, b) for a, b in itertools.zip_longest(old[i:j], new[k:m], fillvalue="")]
+    return changes
 
 
 def changed_share(a: str, b: str) -> float:

@@ -6,9 +6,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from soundcap.caption_scores import (
+    LEAST_DIFFERENT,
+    LEVEL,
+    Measure,
+    changed_share,
+    compare,
+    distinct,
+    measure,
+    word_changes,
+)
 from soundcap.curate import CaptionRow, Rules
 from soundcap.prompts import NoiseWarning
-from soundcap.scorecard import LEAST_DIFFERENT, LEVEL, Measure, changed_share, compare, distinct, measure, word_changes
 
 MUSIC = NoiseWarning("music", "No music.", "w.yaml", except_labels=("playing *",), violations=("music", "violins?"))
 NO_RULES = Rules(min_words=2, refusals=None, meta_talk=None, sound_words=None, max_visual_words=None)

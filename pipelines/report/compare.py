@@ -1,0 +1,296 @@
+"""Comparison of two sets of captions of the same clips, of two configurations or of one before and after an edit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.engine.plan import StagePlan, make_plan
+from pipelines.engine.store import MANIFEST, Output, open_store
+from pipelines.engine.usage import measured
+from pipelines.errors import UserError
+from pipelines.progress import human_time
+from pipelines.report.build import Media, clip_player, side_by_side
+from pipelines.report.templates import render
+from pipelines.run_config import Config, load_config
+from pipelines.stages import planned_stages
+from pipelines.stages.captions import CaptionsStage, read_prompts
+from pipelines.stages.listing import SourceListing
+from pipelines.stages.source import list_source
+from soundcap.caption_scores import (
+    LEVEL,
+    Comparison,
+    Measure,
+    Run,
+    changed_share,
+    compare,
+    distinct,
+    measure,
+    paragraph_changes,
+    word_changes,
+)
+from soundcap.curate import CaptionRow
+from soundcap.prompts import NoiseWarning
+
+MAX_PLAYED, MAX_LISTED = 12, 200
+"""Changed captions on the page that can be played, and those that are listed."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """Captions to compare: how they were named, their configuration, and their output with that of their clips."""
+
+    name: str
+    config: Config
+    captions: Output
+    clips: Output | None
+
+    @classmethod
+    def of(cls, named: str, overrides: Sequence[str]) -> Side:
+        """Side of `CONFIG` or `CONFIG@FINGERPRINT`. Raises UserError if there are no such captions."""
+        path, _, fingerprint = named.rpartition("@") if "@" in named and not Path(named).exists() else (named, "", "")
+        config = load_config(path, overrides)
+        clips, captions = _planned(config)
+        made = _output_of(config, fingerprint) if fingerprint else _made(config, captions)
+        if made is None:
+            raise UserError(
+                f"{named}: its captions are not there: {captions.reason}; run it first (a canary: `soundcap run "
+                f"{path} --canary N`, then compare with the same --canary N)"
+            )
+        return cls(named, config, made, _made(config, clips))
+
+    def rows(self) -> dict[str, CaptionRow]:
+        """Captions by clip id."""
+        columns = self.captions.rows("clip_id", "label", "caption")
+        values = (columns[name].to_pylist() for name in ("clip_id", "label", "caption"))
+        return {clip_id: CaptionRow(clip_id, label, caption) for clip_id, label, caption in zip(*values, strict=True)}
+
+    def paragraphs(self) -> list[str]:
+        """Paragraphs of the instruction and of the warnings that made the captions."""
+        prompts = self.captions.spec()["meaning"]["prompts"]
+        return [*prompts["instruction"].splitlines(), *(warning["text"] for warning in prompts["warnings"])]
+
+    def told(self) -> dict[str, Any]:
+        """What is told of the side."""
+        manifest, meaning = self.captions.committed(), self.captions.spec()["meaning"]
+        return {
+            "name": self.name,
+            "fingerprint": self.captions.fingerprint,
+            "model": meaning["model"],
+            "captions": manifest.rows_out,
+            "quarantined": manifest.rows_quarantined,
+        }
+
+
+def captions_of(config: Config) -> Output | None:
+    """Captions of a configuration; None if they are not there."""
+    return _made(config, _planned(config)[1])
+
+
+def _planned(config: Config) -> list[StagePlan]:
+    """Plans of clips and captions."""
+    stages = planned_stages(SourceListing(config.source.folder, rescan=False))[:2]
+    return make_plan(stages, config, open_store(config.root))
+
+
+def _made(config: Config, plan: StagePlan) -> Output | None:
+    """Output of a stage that is done."""
+    if plan.state != "done" or plan.fingerprint is None:
+        return None
+    return Output(open_store(config.root), plan.name, plan.fingerprint)
+
+
+def _output_of(config: Config, fingerprint: str) -> Output:
+    storage = open_store(config.root)
+    names = {info.name.split("/")[1] for info in storage.files("captions", recursive=True) if MANIFEST in info.name}
+    found = sorted(name for name in names if name.startswith(fingerprint))
+    if len(found) != 1:
+        there = ", ".join(sorted(names)) or "none"
+        raise UserError(f"@{fingerprint}: {len(found)} outputs of captions begin so, wanted one of {there}")
+    return Output(storage, "captions", found[0])
+
+
+@dataclass(frozen=True)
+class CaptionPair:
+    """Captions of one clip by both sides. `changed`: share of their words that are not in both."""
+
+    clip_id: str
+    label: str
+    a: str
+    b: str
+    changed: float
+
+
+@dataclass(frozen=True)
+class Scorecard:
+    """Scorecard of two sides over the clips that both have captioned.
+
+    Attributes:
+        sides: what is told of each.
+        common: clips that both have captioned.
+        only: clips that one side alone has.
+        different: clips whose captions differ.
+        comparisons: measures, judged by the rules of B's configuration and the warnings of both.
+        distinct: distinct-2 of each side's captions.
+        prompt: changes of the prompts' paragraphs.
+        pairs: captions that differ, the most changed first.
+    """
+
+    sides: Sequence[Mapping[str, Any]]
+    common: int
+    only: tuple[int, int]
+    different: int
+    comparisons: Sequence[Comparison]
+    distinct: tuple[float, float]
+    prompt: Sequence[Sequence[Run]]
+    pairs: Sequence[CaptionPair]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data; numbers that are not there are None."""
+        found: dict[str, Any] = _without_nan(asdict(self))
+        return found
+
+    @property
+    def summary(self) -> str:
+        """What the comparison comes to, in one line."""
+        words = [f"{self.different} of {self.common} captions differ"]
+        for verdict in ("better", "worse"):
+            names = [one.name for one in self.comparisons if one.verdict == verdict]
+            words += [f"B is {verdict} in {', '.join(names)}"] * bool(names)
+        return "; ".join(words if len(words) > 1 else [*words, "no measure parts them"])
+
+
+def judged_by(a: Config, b: Config) -> list[NoiseWarning]:
+    """Warnings of both configurations; of those of one name B's."""
+    warnings: dict[str, NoiseWarning] = {}
+    for config in (a, b):
+        prompts = read_prompts(config.captions.instruction, config.captions.warnings)
+        warnings |= {warning.name: warning for warning in prompts.warnings}
+    return list(warnings.values())
+
+
+def score(config: Config, output: Output) -> tuple[list[Measure], float]:
+    """Measures and distinct-2 of one output of captions."""
+    rows = list(Side("", config, output, None).rows().values())
+    measures = measure(rows, config.curation.rules, judged_by(config, config))
+    return measures, distinct([row.caption for row in rows], 2)
+
+
+def compare_sides(a: Side, b: Side) -> Scorecard:
+    """Scorecard of two sides. Raises UserError if no clip has a caption in both."""
+    of_a, of_b = a.rows(), b.rows()
+    common = sorted(of_a.keys() & of_b.keys())
+    if not common:
+        raise UserError(
+            f"{a.name} ({len(of_a)} captions) and {b.name} ({len(of_b)}) have no clip in common; a canary is compared "
+            "with one of the same source and clips"
+        )
+    rows_a, rows_b = [of_a[clip_id] for clip_id in common], [of_b[clip_id] for clip_id in common]
+    rules, warnings = b.config.curation.rules, judged_by(a.config, b.config)
+    pairs = [
+        CaptionPair(x.clip_id, x.label, x.caption, y.caption, changed_share(x.caption, y.caption))
+        for x, y in zip(rows_a, rows_b, strict=True)
+        if x.caption != y.caption
+    ]
+    return Scorecard(
+        sides=(a.told(), b.told()),
+        common=len(common),
+        only=(len(of_a) - len(common), len(of_b) - len(common)),
+        different=len(pairs),
+        comparisons=compare(measure(rows_a, rules, warnings), measure(rows_b, rules, warnings)),
+        distinct=(distinct([row.caption for row in rows_a], 2), distinct([row.caption for row in rows_b], 2)),
+        prompt=paragraph_changes(a.paragraphs(), b.paragraphs()),
+        pairs=sorted(pairs, key=lambda pair: (-pair.changed, pair.clip_id)),
+    )
+
+
+def projected(config: Config) -> str:
+    """What captioning all videos of the source will take, by the latest measured rate of this recipe; in words."""
+    storage = open_store(config.root)
+    recipe = CaptionsStage().recipe(config, storage)
+    usage = measured(storage, CaptionsStage.name, CaptionsStage.name, recipe.shared_digest)
+    videos = list_source(config, SourceListing(config.source.folder, rescan=False)).files.num_rows
+    if usage is None:
+        return f"captions: no rate is known for this model and these settings; {videos:,} videos in the source"
+    workers = min(config.captions.execution.workers, videos)
+    found = usage.of_rows(videos, workers)
+    hours = f"{found.gpu_hours:.2g} GPU hours" if usage.gpus_per_worker else f"{found.core_hours:.2g} core hours"
+    return (
+        f"captions: {usage.rate:.3g} clips a second and worker on {usage.device} ({usage.rows} clips, set-up "
+        f"{human_time(usage.start_s)}); all {videos:,} videos of the source: {hours}, {human_time(3600 * found.hours)} "
+        f"with {workers} workers"
+    )
+
+
+def figure(name: str, value: float, *, signed: bool = False) -> str:
+    """A measure's value for people: a share in %, words with one decimal, and – for none."""
+    if math.isnan(value):
+        return "–"
+    sign = "+" if signed else ""
+    return f"{value:{sign}.1f}" if name == "words" else f"{100 * value:{sign}.1f}%"
+
+
+def verdict_words(one: Comparison) -> str:
+    """Verdict in words, or what it would take."""
+    if one.verdict:
+        return {"better": "B is better", "worse": "B is worse", "parts": "they differ"}[one.verdict]
+    if not one.clips:
+        return "no such clip"
+    return "no difference" if one.clips_needed is None else f"none; about {one.clips_needed:,} clips would tell"
+
+
+def write_page(card: Scorecard, a: Side, path: Path) -> None:
+    """Writes the comparison as one self-contained page. Clips that cannot be played are named on it."""
+    listed = card.pairs[:MAX_LISTED]
+    players = _players(a, [pair.clip_id for pair in listed[:MAX_PLAYED]])
+    shown = [
+        (pair, players[place] if place < len(players) else None, word_changes(pair.a, pair.b))
+        for place, pair in enumerate(listed)
+    ]
+    scale = {one.name: _scale(one) for one in card.comparisons}
+    page = render(
+        "compare.html.jinja",
+        card=card,
+        level=LEVEL,
+        shown=shown,
+        figure=figure,
+        verdict_words=verdict_words,
+        scale=scale,
+        max_listed=MAX_LISTED,
+    )
+    path.write_text(page, encoding="utf-8", errors="replace")
+
+
+def _scale(one: Comparison) -> dict[str, float] | None:
+    """Places of interval and difference on a line from -1 to 1 times the largest end, in % of its width."""
+    reach = max(abs(one.low), abs(one.high))
+    if not reach or math.isnan(reach):
+        return None
+    low, high, middle = (50 + 50 * value / reach for value in (one.low, one.high, one.b - one.a))
+    return {"low": low, "width": max(high - low, 1.0), "middle": middle}
+
+
+def _players(side: Side, clip_ids: Sequence[str]) -> list[Media]:
+    if side.clips is None:
+        return [Media(problem="clips that are not there")] * len(clip_ids)
+    storage, rows = side.clips.storage, side.clips.rows("clip_id", "video", "audio")
+    rows = rows.filter(pc.is_in(rows["clip_id"], value_set=pa.array(clip_ids, pa.string())))
+    files = {row["clip_id"]: (row["video"], row["audio"]) for row in rows.to_pylist()}
+    missing = Media(problem="its clip is not there")
+    return side_by_side(
+        lambda clip_id: clip_player(storage, *files[clip_id]) if clip_id in files else missing, clip_ids
+    )
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nan(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(part) for part in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

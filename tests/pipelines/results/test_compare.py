@@ -1,0 +1,120 @@
+"""Comparison of captions in a finished store: which captions are meant, what is told, and the page."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from pipelines.cli.soundcap import app
+from pipelines.engine.ledger import Ledger
+from pipelines.engine.plan import resolve
+from pipelines.engine.runner import run_stages
+from pipelines.engine.stage import RowStage
+from pipelines.engine.store import latest, open_store
+from pipelines.errors import UserError
+from pipelines.report.compare import Side, compare_sides, write_page
+from pipelines.run_config import Config
+from pipelines.stages.captions import CaptionsStage
+from pipelines.stages.clips import ClipsStage
+
+TEXTS = ("A dog barks.", "<b>Bells</b> ring & ring.", "Rain falls softly.", "Somebody plays music.")
+EDITED = ("A dog barks.", "<i>Horns</i> ring & ring.", "Rain falls.", "Somebody knocks.")
+
+
+def _caption(config: Config, texts: tuple[str, ...]) -> None:
+    """Captions all clips of a configuration with these texts, in order."""
+    storage, done = open_store(config.root, write=True), {}
+    for stage in (ClipsStage(), CaptionsStage()):
+        resolved = resolve(stage, config, storage, done, to_run=True, say=lambda _: None)
+        assert not isinstance(resolved, str)
+        assert isinstance(stage, RowStage)
+        for one in stage.rows(resolved.context).sets if stage.name == "captions" else ():
+            ids = one.tasks.column(0).to_pylist()
+            values = [{"caption": text} for text in texts[: len(ids)]]
+            Ledger(storage, one.ledger, one.values).write(one.keys.to_pylist(), ids, values)
+        run_stages([ClipsStage(), CaptionsStage()][: len(done) + 1], config, say=lambda _: None)
+        done[stage.name] = resolved.context.output
+
+
+@pytest.fixture(scope="module")
+def sides(configure: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Configuration files of one store: without warnings, and with them."""
+    folder = tmp_path_factory.mktemp("compare")
+    files = folder / "unwarned.yaml", folder / "warned.yaml"
+    for file, texts, more in zip(files, (TEXTS, EDITED), (["captions.warnings=null"], []), strict=True):
+        config = configure(folder / "store", *more)
+        file.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_none=not more)))
+        _caption(config, texts)
+    return files
+
+
+def test_what_two_sides_have(sides: tuple[Path, Path]) -> None:
+    a, b = (Side.of(str(file), []) for file in sides)
+    card = compare_sides(a, b)
+    assert (card.common, card.only, card.different) == (4, (0, 0), 3)
+    assert {(pair.a, pair.b) for pair in card.pairs} == set(zip(TEXTS[1:], EDITED[1:], strict=True))
+    measures = {one.name: one for one in card.comparisons}
+    assert (measures["violates music"].a, measures["violates music"].b) == (0.25, 0)
+    assert measures["violates music"].verdict == "", "four clips tell nothing"
+    assert [runs for runs in card.prompt if {kind for kind, _ in runs} == {"in"}], "warnings came in"
+    assert json.loads(json.dumps(card.as_json(), allow_nan=False))["common"] == 4
+
+
+def test_the_page_escapes_what_models_wrote_and_shows_what_changed(sides: tuple[Path, Path], tmp_path: Path) -> None:
+    a, b = (Side.of(str(file), []) for file in sides)
+    write_page(compare_sides(a, b), a, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "<b>Bells" not in page and "<del>&lt;b&gt;Bells&lt;/b&gt;</del>" in page
+    assert "<del>plays music.</del> <ins>knocks.</ins>" in page
+    assert page.count("<video controls") == 3 and 'src="data:video/' in page
+    assert "http" not in page.replace("http-equiv", ""), "the page loads nothing"
+
+
+def test_a_fingerprint_names_earlier_captions(sides: tuple[Path, Path]) -> None:
+    unwarned = Side.of(str(sides[0]), []).captions.fingerprint
+    assert Side.of(f"{sides[1]}@{unwarned[:6]}", []).captions.fingerprint == unwarned
+    with pytest.raises(UserError, match=f"@zz: 0 outputs of captions begin so, wanted one of .*{unwarned}"):
+        Side.of(f"{sides[1]}@zz", [])
+
+
+def test_captions_that_are_not_there_are_said(sides: tuple[Path, Path]) -> None:
+    with pytest.raises(UserError, match="its captions are not there: .*soundcap run"):
+        Side.of(str(sides[0]), ["captions.sampling.max_new_tokens=7"])
+
+
+def test_a_canary_is_compared_on_its_clips_alone(sides: tuple[Path, Path]) -> None:
+    """The whole run's rows are the canary's, which does not become the latest output."""
+    for file in sides:
+        before = latest(open_store(Side.of(str(file), []).config.root), "captions")
+        config = Side.of(str(file), []).config
+        sampled = config.model_copy(update={"source": config.source.model_copy(update={"sample": 3})})
+        runs = run_stages([ClipsStage(), CaptionsStage()], sampled, say=lambda _: None)
+        assert [one.rows_computed for one in runs] == [0, 0], "its rows were there"
+        assert latest(open_store(config.root), "captions") == before
+    a, b = (Side.of(str(file), ["source.sample=3"]) for file in sides)
+    assert compare_sides(a, b).common == 3 - sum(one.rows_quarantined for one in [runs[0].manifest])
+
+
+def test_a_canary_shows_its_scorecard_and_what_all_will_take(sides: tuple[Path, Path]) -> None:
+    done = CliRunner().invoke(app, ["run", str(sides[1]), "--canary", "3"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert "violates music" in done.output and "curation" in done.output
+    assert "no rate is known for this model" in done.output, "its rows were written here, not captioned"
+    done = CliRunner().invoke(app, ["run", str(sides[1]), "--canary", "9"])
+    assert isinstance(done.exception, UserError) and "source.sample: got 9, but the source has 5" in str(done.exception)
+
+
+def test_the_command_prints_a_table_and_json(sides: tuple[Path, Path], tmp_path: Path) -> None:
+    def invoke(*more: str) -> str:
+        done = CliRunner().invoke(app, ["compare", *map(str, sides), *more], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    said = invoke("--page", str(tmp_path / "page.html"))
+    assert "3 of 4 captions differ; no measure parts them" in said and (tmp_path / "page.html").exists()
+    found: dict[str, Any] = json.loads(invoke("--json"))
+    assert found["different"] == 3 and found["sides"][0]["captions"] == 4
