@@ -16,6 +16,9 @@ import yaml
 SPECIAL_TOKEN = re.compile(r"<\|[^|\s]*\|>")
 """Form of the tokens that structure a chat, which no prompt may hold."""
 
+PLACEHOLDER = re.compile(r"\{\{?\s*[A-Za-z_][\w.]*\s*\}?\}|\$\{?[A-Za-z_]\w*\}?")
+"""Form of names that other tools replace, as in {label} or $label."""
+
 
 class PromptError(ValueError):
     """Unusable prompt file; the message is one line: file, line, what is wrong, what to do."""
@@ -50,9 +53,9 @@ class NoiseWarning:
 
     def reaches(self, label: str) -> bool:
         """True if a clip with this label gets the warning (any case; ``*`` in a pattern is any text)."""
-        if self.labels is not None and not _matches(label, self.labels):
+        if self.labels is not None and not label_matches(label, self.labels):
             return False
-        return not _matches(label, self.except_labels)
+        return not label_matches(label, self.except_labels)
 
     def reach(self) -> dict[str, Any]:
         """Labels that the warning reaches, as plain data, for fingerprints."""
@@ -160,7 +163,8 @@ def _fold_label(label: str) -> str:
     return " ".join(label.split()).casefold()
 
 
-def _matches(label: str, patterns: tuple[str, ...]) -> bool:
+def label_matches(label: str, patterns: tuple[str, ...]) -> bool:
+    """True if a label, in any case, is one of the patterns; `*` in a pattern is any text."""
     return _label_regex(patterns).fullmatch(_fold_label(label)) is not None
 
 
@@ -210,6 +214,8 @@ class _Mapping:
             raise self.error(f"`{key}` must be text, not empty (quote it if it looks like a number)", node)
         if token := SPECIAL_TOKEN.search(node.value):
             raise self.error(f"`{key}` holds {token.group()}, a special token of models: take it out", node)
+        if place := PLACEHOLDER.search(node.value):
+            raise self.error(f"`{key}` holds {place.group()}, and nothing fills names in: write it out", node)
         return "\n".join(" ".join(line.split()) for line in node.value.splitlines() if line.strip())
 
     def texts(self, key: str) -> list[str] | None:

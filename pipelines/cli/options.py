@@ -53,11 +53,11 @@ def cells(*values: object) -> tuple[str, ...]:
     return tuple(printable(str(value)) for value in values)
 
 
-def show(table: Table, data: Any = None, *, as_json: bool = False) -> None:
+def show(table: Table | None, data: Any = None, *, as_json: bool = False) -> None:
     """Prints `data` as JSON, or a table of the terminal's width; wider in a log. Cells are folded, never cut."""
     if as_json:
         print(json.dumps(data, indent=2))
-    else:
+    elif table is not None:
         table.box, table.pad_edge, table.padding = SIMPLE_HEAD, False, (0, 1, 0, 0)
         for column in table.columns:
             column.overflow = "fold"

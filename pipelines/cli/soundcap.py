@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 
 from pipelines.cli.options import AsJson, Overrides, cells, new_app, quiet_libraries, say, show, user_path
+from pipelines.cli.prompt_commands import app as prompts
 from pipelines.commands.keys import all_keys, markdown
 from pipelines.commands.survey import Models, write_config
 from pipelines.engine.fsck import fsck as check_store
@@ -39,6 +40,8 @@ from pipelines.stages import STAGES, planned_stages
 from pipelines.stages.listing import SourceListing
 
 app = new_app("From video clips to sound-aware captions, a captioner that hears what it only sees, and sound.")
+
+app.add_typer(prompts, name="prompts")
 
 ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, like configs/demo.yaml")]
 Rescan = Annotated[bool, typer.Option("--rescan", help="list a large source again instead of remembering it")]

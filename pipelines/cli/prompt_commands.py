@@ -1,0 +1,196 @@
+"""Commands `soundcap prompts`: what a clip's prompt is, what is wrong with prompts, and what an edit reaches."""
+
+from __future__ import annotations
+
+import subprocess
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import typer
+import yaml
+
+from flowley.network.presets import preset
+from pipelines.cli.options import AsJson, Overrides, new_app, say, show
+from pipelines.errors import UserError, user_input
+from pipelines.run_config import CaptionsConfig, Config, load_config
+from pipelines.stages.captions import read_prompts
+from pipelines.stages.listing import SourceListing
+from pipelines.stages.source import list_source
+from soundcap.caption_scores import Run
+from soundcap.prompt_lint import PromptChange, changed_clips, lint, prompt_changes
+from soundcap.prompts import PromptSet, load_prompts
+
+app = new_app("Prompts: show one, find what is wrong with them, and what an edit reaches.")
+
+ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, like configs/demo.yaml")]
+MAX_LABELS = 6
+
+
+@app.command(name="show")
+def show_prompt(
+    config: ConfigPath,
+    whose: Annotated[str, typer.Argument(metavar="LABEL|CLIP", help="a label, a video's file or its id")],
+    overrides: Overrides = [],  # noqa: B006
+    as_json: AsJson = False,
+) -> None:
+    """Show the prompt of a label or of a video, word by word, and the warnings that do not reach it."""
+    loaded = load_config(config, overrides)
+    prompts, files = prompts_of(loaded), _files(loaded)
+    label = _label_of(whose, files)
+    clips = _labels(files)[label]
+    spared = [warning.name for warning in prompts.warnings if not warning.reaches(label)]
+    reaching = [warning.name for warning in prompts.warnings if warning.reaches(label)]
+    prompt = prompts.render(label)
+    found = {"label": label, "clips": clips, "prompt": prompt, "warnings": reaching, "not_reaching": spared}
+    if as_json:
+        show(None, found, as_json=True)
+        return
+    for line in (*prompt.splitlines(), ""):
+        say(line)
+    say(f"label {label!r}, {clips} clips; warnings: {', '.join(reaching) or 'none'}")
+    say(f"not for this label: {', '.join(spared) or 'none'}")
+
+
+@app.command(name="lint")
+def lint_prompts(
+    config: ConfigPath,
+    overrides: Overrides = [],  # noqa: B006
+    as_json: AsJson = False,
+) -> None:
+    """Find what is wrong with the prompts of the captions, beside the source's labels; exit code 1 if anything is."""
+    loaded = load_config(config, overrides)
+    text_tokens = preset(loaded.flowley.preset, **loaded.flowley.overrides).max_text_tokens
+    findings = lint(
+        prompts_of(loaded),
+        _labels(_files(loaded)),
+        text_tokens=text_tokens,
+        max_new_tokens=loaded.captions.sampling.max_new_tokens,
+    )
+    is_wrong = any(one.is_fault for one in findings)
+    if as_json:
+        show(None, {"findings": [asdict(one) for one in findings]}, as_json=True)
+    else:
+        for one in findings:
+            say(("" if one.is_fault else "note: ") + one.text)
+        if not is_wrong:
+            say("Nothing is wrong with the prompts.")
+    if is_wrong:
+        raise typer.Exit(1)
+
+
+@app.command(name="diff")
+def diff_prompts(
+    config: ConfigPath,
+    old: Annotated[str, typer.Argument(metavar="OLD", help="a prompt file, a configuration, or a git revision")],
+    new: Annotated[str | None, typer.Argument(metavar="[NEW]", help="the same; by default what CONFIG has now")] = None,
+    overrides: Overrides = [],  # noqa: B006
+    as_json: AsJson = False,
+) -> None:
+    """Show what changes between two prompts, word by word, and how many clips each change reaches."""
+    loaded = load_config(config, overrides)
+    labels = _labels(_files(loaded))
+    before = prompts_of(loaded, old)
+    after = prompts_of(loaded, new)
+    changes = prompt_changes(before, after, labels)
+    clips, total = changed_clips(before, after, labels), sum(labels.values())
+    if as_json:
+        show(None, {"changes": [asdict(one) for one in changes], "clips": clips, "of": total}, as_json=True)
+        return
+    for change in changes:
+        for line in _told(change):
+            say(line)
+    say(f"{clips} of {total} clips get another prompt" + "; nothing is captioned again" * (not clips))
+
+
+def prompts_of(config: Config, named: str | None = None) -> PromptSet:
+    """Prompts of the captions: of `config`, or with what `named` names: one of its files, a configuration, a revision.
+
+    Raises UserError.
+    """
+    section = config.captions
+    if named is None:
+        return read_prompts(section.instruction, section.warnings)
+    file = Path(named).expanduser()
+    if not file.is_file():
+        return _at_revision(section, named)
+    with user_input():
+        try:
+            keys = set(yaml.safe_load(file.read_text(encoding="utf-8")) or ())
+        except (yaml.YAMLError, UnicodeDecodeError, TypeError):
+            keys = {"warnings"}  # read_prompts says what is wrong with it
+    if "captions" in keys:
+        other = load_config(named).captions
+        return read_prompts(other.instruction, other.warnings)
+    if "warnings" in keys:
+        return read_prompts(section.instruction, named)
+    return read_prompts(named, section.warnings)
+
+
+def _at_revision(section: CaptionsConfig, revision: str) -> PromptSet:
+    """Prompts of a configuration's files as a git revision has them."""
+    with TemporaryDirectory() as folder:
+        files = [
+            None if name is None else _of_git(name, revision, Path(folder) / str(place))
+            for place, name in enumerate((section.instruction, section.warnings))
+        ]
+        assert files[0] is not None
+        with user_input():
+            return load_prompts(files[0], files[1])
+
+
+def _of_git(name: str, revision: str, into: Path) -> Path:
+    path = Path(name).resolve()
+    command = ["git", "-C", str(path.parent), "show", f"{revision}:./{path.name}"]
+    try:
+        done = subprocess.run(command, capture_output=True, check=False)
+    except FileNotFoundError as error:
+        raise UserError(f"{revision}: no such file, and git, which could know a revision, is not installed") from error
+    if done.returncode:
+        why = (done.stderr.decode(errors="replace").strip().splitlines() or ["no reason told"])[-1]
+        raise UserError(f"{revision}: no such file, and no git revision with {name}: {why}")
+    into.mkdir()
+    file = into / path.name
+    file.write_bytes(done.stdout)
+    return file
+
+
+def _files(config: Config) -> pa.Table:
+    return list_source(config, SourceListing(config.source.folder, rescan=False)).files
+
+
+def _labels(files: pa.Table) -> Counter[str]:
+    """Videos of each label."""
+    return Counter(files["label"].to_pylist())
+
+
+def _label_of(whose: str, files: pa.Table) -> str:
+    """Label that is meant: itself, or that of a video's name or id. Raises UserError if none is."""
+    if pc.any(pc.equal(files["label"], whose)).as_py():
+        return whose
+    is_meant = pc.or_(pc.equal(files["name"], whose), pc.equal(files["video_id"], whose))
+    found: list[str] = files.filter(is_meant)["label"].unique().to_pylist()
+    if len(found) == 1:
+        return found[0]
+    labels = sorted(_labels(files))
+    known = ", ".join(labels[:MAX_LABELS]) + ", ..." * (len(labels) > MAX_LABELS)
+    raise UserError(f"{whose!r}: no label, video file or id of the source; labels are {known}")
+
+
+def _told(change: PromptChange) -> list[str]:
+    lines = [f"{change.what}: {change.kind}, reaches {change.clips} clips"]
+    for word, labels in zip(("now also for", "no longer for"), change.reach, strict=True):
+        if labels:
+            more = len(labels) - MAX_LABELS
+            lines.append(f"  {word} {', '.join(sorted(labels)[:MAX_LABELS])}" + f" and {more} more" * (more > 0))
+    return [*lines, f"  {_marked(change.words)}"]
+
+
+def _marked(runs: Sequence[Run]) -> str:
+    marks: dict[str, Any] = {"same": "{}", "out": "[-{}-]", "in": "{{+{}+}}"}
+    return " ".join(marks[kind].format(words) for kind, words in runs)
