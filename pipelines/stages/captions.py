@@ -29,8 +29,8 @@ from soundcap.prompts import PromptSet, load_prompts
 from soundcap.request import CaptionRequest, FrameSettings, Sampling
 
 AUDIO_HZ = 16_000
-PREPARED_AHEAD = 32
-"""Prepared clips that may wait for the engine; each holds its frames."""
+PREPARED_AHEAD_BYTES = 256 * 2**20
+"""Frames and sound of prepared clips that may wait for the engine: 30 clips of 8 s at 2 fps and 448 x 336 px."""
 CAPTION = pa.schema(text_columns("caption"))
 
 
@@ -145,7 +145,7 @@ class CaptionWorker:
         return self.execution.batches_at_once
 
     def setup(self) -> None:
-        self._stream = CaptionStream(self.load(), ahead=PREPARED_AHEAD)
+        self._stream = CaptionStream(self.load(), ahead_bytes=PREPARED_AHEAD_BYTES)
         self._readers = ThreadPoolExecutor(max(1, int(self.execution.cpus_per_worker)), "reader")
 
     def load(self) -> CaptionEngine:

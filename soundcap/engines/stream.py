@@ -30,13 +30,14 @@ class CaptionStream:
 
     Args:
         engine: used by the stream alone, but for `prepare`.
-        ahead: prepared requests that may wait for the engine; whoever brings more is kept waiting.
+        ahead_bytes: frames and sound of prepared requests that may wait for the engine; whoever brings more is kept
+            waiting. One request may always wait, however large.
     """
 
-    def __init__(self, engine: CaptionEngine, ahead: int) -> None:
+    def __init__(self, engine: CaptionEngine, ahead_bytes: int) -> None:
         self.engine = engine
-        self._room = threading.Semaphore(ahead)
-        self._ready: Queue[tuple[Any, Answered] | None] = Queue()
+        self._room = _Room(ahead_bytes)
+        self._ready: Queue[tuple[Any, Answered, int] | None] = Queue()
         self._inside: dict[str, Answered] = {}
         self._lock = threading.Lock()
         self._expected = 0
@@ -60,8 +61,9 @@ class CaptionStream:
             self.expect(-1)
             answered(error)
             return
-        self._room.acquire()
-        self._ready.put((prepared, answered))
+        size = request.frames.nbytes + (0 if request.audio is None else request.audio.nbytes)
+        self._room.take(size)
+        self._ready.put((prepared, answered, size))
 
     def _work(self) -> None:
         numbers = itertools.count()
@@ -71,8 +73,8 @@ class CaptionStream:
                     item = self._ready.get()
                     if item is None:
                         continue
-                    prepared, answered = item
-                    self._room.release()
+                    prepared, answered, size = item
+                    self._room.give(size)
                     key = str(next(numbers))
                     self._inside[key] = answered
                     try:
@@ -106,5 +108,23 @@ class CaptionStream:
         while True:
             item = self._ready.get()
             if item is not None:
-                self._room.release()
+                self._room.give(item[2])
                 item[1](EngineLost(message, was_inside=False))
+
+
+class _Room:
+    """Bytes that may wait. Takers wait until theirs fit, or nothing else is there."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._taken = limit, 0
+        self._changed = threading.Condition()
+
+    def take(self, size: int) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._taken or self._taken + size <= self._limit)
+            self._taken += size
+
+    def give(self, size: int) -> None:
+        with self._changed:
+            self._taken -= size
+            self._changed.notify_all()

@@ -12,6 +12,8 @@ from soundcap.engines import CaptionEngine, EngineError
 from soundcap.engines.stream import Answer, CaptionStream, EngineLost
 from soundcap.request import CaptionRequest
 
+REQUEST_BYTES = 28 * 28 * 3
+
 
 class StandIn(CaptionEngine):
     """Engine whose step answers the oldest request, or a whole batch, with its prompt. A prompt may do harm."""
@@ -63,7 +65,7 @@ def ask(stream: CaptionStream, answers: "Queue[tuple[str, Answer]]", prompt: str
 
 def asked(engine: StandIn, prompts: list[str]) -> dict[str, Answer]:
     answers: Queue[tuple[str, Answer]] = Queue()
-    stream = CaptionStream(engine, ahead=2)
+    stream = CaptionStream(engine, ahead_bytes=2 * REQUEST_BYTES)
     stream.expect(len(prompts))
     for prompt in prompts:
         ask(stream, answers, prompt)
@@ -82,7 +84,7 @@ def test_an_engine_that_is_lost_names_what_was_inside() -> None:
     engine = StandIn(room=2, fills_batches=True)  # so that both are inside before its step
     engine.go_on.clear()
     answers: Queue[tuple[str, Answer]] = Queue()
-    stream = CaptionStream(engine, ahead=2)
+    stream = CaptionStream(engine, ahead_bytes=2 * REQUEST_BYTES)
     stream.expect(4)
     for prompt in ("kill", "inside", "ready"):
         ask(stream, answers, prompt)
@@ -98,7 +100,7 @@ def test_who_brings_too_much_waits() -> None:
     engine = StandIn(room=1)
     engine.go_on.clear()
     answers: Queue[tuple[str, Answer]] = Queue()
-    stream = CaptionStream(engine, ahead=2)
+    stream = CaptionStream(engine, ahead_bytes=2 * REQUEST_BYTES)
     stream.expect(6)
     brought: list[str] = []
 
@@ -115,11 +117,21 @@ def test_who_brings_too_much_waits() -> None:
     assert {answers.get(timeout=10)[0] for _ in range(6)} == set("abcdef")
 
 
+def test_a_request_larger_than_all_room_may_wait_alone() -> None:
+    engine = StandIn(room=1)
+    answers: Queue[tuple[str, Answer]] = Queue()
+    stream = CaptionStream(engine, ahead_bytes=REQUEST_BYTES // 2)
+    stream.expect(3)
+    for prompt in "abc":
+        ask(stream, answers, prompt)
+    assert {answers.get(timeout=10)[0] for _ in range(3)} == set("abc")
+
+
 def test_requests_enter_while_the_engine_works_on_others() -> None:
     engine = StandIn(room=3)
     engine.go_on.clear()
     answers: Queue[tuple[str, Answer]] = Queue()
-    stream = CaptionStream(engine, ahead=2)
+    stream = CaptionStream(engine, ahead_bytes=2 * REQUEST_BYTES)
     ask(stream, answers, "a")
     engine.go_on.set()
     assert answers.get(timeout=10) == ("a", "a")
@@ -134,7 +146,7 @@ def test_requests_enter_while_the_engine_works_on_others() -> None:
 def test_an_engine_of_batches_gets_full_ones(failing: int) -> None:
     engine = StandIn(room=4, fills_batches=True)
     answers: Queue[tuple[str, Answer]] = Queue()
-    stream = CaptionStream(engine, ahead=8)
+    stream = CaptionStream(engine, ahead_bytes=8 * REQUEST_BYTES)
     stream.expect(6 + failing)
     for prompt in "abcdef":
         time.sleep(0.02)
