@@ -27,6 +27,7 @@ from pipelines.engine.runner import run_stages
 from pipelines.engine.stage import Context, Rows, RowSet, RowStage, Stage
 from pipelines.engine.storage import Storage
 from pipelines.engine.store import Output
+from pipelines.engine.usage import CPU, Usage
 from pipelines.errors import RunError
 from pipelines.run_config import Config, load_config
 
@@ -144,8 +145,16 @@ class Echoes(RowStage):
 
 
 def compute_here(
-    tasks: pa.Table, keys: pa.Array, worker: Worker, *, ledger: Ledger, workers: Any, check_share: Any, say: Any
-) -> None:
+    tasks: pa.Table,
+    keys: pa.Array,
+    worker: Worker,
+    *,
+    ledger: Ledger,
+    recipe: Recipe,
+    workers: Any,
+    check_share: Any,
+    say: Any,
+) -> Usage:
     """Stands for `fan_out`: batches of two rows, each committed, and the ledger settled between them."""
     for start in range(0, len(keys), 2):
         batch, names = tasks.slice(start, 2), keys.slice(start, 2).to_pylist()
@@ -154,6 +163,7 @@ def compute_here(
         for key, result in zip(names, results, strict=True):
             worker.world.computed[worker.stage, key] += not isinstance(result, Failed)
         ledger.settle()
+    return Usage(ledger.name, recipe.shared_digest, CPU, len(keys), 1.0, 0.0, 1, 1, 0)
 
 
 @contextmanager
