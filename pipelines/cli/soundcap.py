@@ -88,7 +88,7 @@ def plan(
             *cells(
                 one.name,
                 one.state,
-                _number(one.rows_to_run),
+                f"up to {one.rows_at_most}" if one.rows_to_run is None else one.rows_to_run,
                 _number(one.rows_total),
                 one.reason,
                 one.fingerprint or "-",

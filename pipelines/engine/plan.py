@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipelines.engine.fingerprint import canonical, stage_fingerprint
 from pipelines.engine.ledger import counted_rows
-from pipelines.engine.stage import Context, NotYetKnown, Stage
+from pipelines.engine.stage import Context, NotYetKnown, RowWork, Stage, WholeWork
 from pipelines.engine.storage import Storage
 from pipelines.engine.store import RUNS, Manifest, Output, latest, latest_spec
 from pipelines.errors import UserError, one_line
 from pipelines.run_config import Config
 
 _NONE: Any = object()
+MODELS = ("captioner", "flowley")
+"""Stages whose output is a model: a row of theirs is an example of its training."""
 State = Literal["done", "to_run", "partial", "unknown"]
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """Plan of one stage. Counts and fingerprint are None where they depend on work not done yet."""
+    """Plan of one stage. Counts and fingerprint are None where they depend on work not done yet.
+
+    `rows_at_most`: bound of the rows to run; exact where their number is known.
+    """
 
     name: str
     state: State
@@ -28,6 +33,7 @@ class StagePlan:
     rows_total: int | None
     rows_to_run: int | None
     fingerprint: str | None
+    rows_at_most: int | None = None
 
 
 @dataclass(frozen=True)
@@ -81,32 +87,38 @@ def resolve(
 def make_plan(stages: list[Stage], config: Config, storage: Storage, retry_failed: bool = False) -> list[StagePlan]:
     """Plans of all stages, in order. Reads the store; computes nothing."""
     done: dict[str, Output] = {}
-    plans = []
+    plans: list[StagePlan] = []
     for stage in stages:
         try:
             resolved = resolve(stage, config, storage, done, retry_failed=retry_failed)
-            plan = None if isinstance(resolved, str) else _plan_one(stage, resolved)
+            work = None if isinstance(resolved, str) or resolved.is_done else stage.work(resolved.context)
+            plan = None if isinstance(resolved, str) else _plan_one(stage, resolved, work)
         except NotYetKnown as unknown:
             counts = unknown.counts
             state: State = "partial" if counts.has_begun else "to_run"
-            plans.append(StagePlan(stage.name, state, str(unknown), counts.total, counts.to_run, None))
+            plans.append(StagePlan(stage.name, state, str(unknown), counts.total, counts.to_run, None, counts.to_run))
             continue
         if plan is None or isinstance(resolved, str):
-            first = next(plan.name for plan in plans if plan.name == resolved or plan.state != "done")
-            reason = f"unknown until {first}{_fault(stage, config, storage)}"
-            plans.append(StagePlan(stage.name, "unknown", reason, None, None, None))
+            first = next(plan.name for plan in plans if plan.name not in done)
+            again = "; made again unless what it reads comes out equal" if latest(storage, stage.name) else ""
+            reason = f"unknown until {first}{again}{_fault(stage, config, storage)}"
+            plans.append(StagePlan(stage.name, "unknown", reason, None, None, None, _bound(stage, config, plans, done)))
             continue
         plans.append(plan)
         if plan.state == "done":
             done[stage.name] = resolved.context.output
+        elif isinstance(work, RowWork) and (preview := work.preview()) is not None:
+            done[stage.name] = preview  # what follows is known, or is done already
     return plans
 
 
-def _plan_one(stage: Stage, resolved: Resolved) -> StagePlan:
+def _plan_one(stage: Stage, resolved: Resolved, work: RowWork | WholeWork | None) -> StagePlan:
+    """Plan of a stage whose inputs are known. `work`: None if its output is done."""
     fingerprint, manifest = resolved.context.output.fingerprint, resolved.manifest
-    if manifest is not None and resolved.is_done:
-        return StagePlan(stage.name, "done", "nothing to do", manifest.rows_in, 0, fingerprint)
-    counts = stage.work(resolved.context).counts
+    if work is None:
+        assert manifest is not None, "done means committed"
+        return StagePlan(stage.name, "done", "nothing to do", manifest.rows_in, 0, fingerprint, 0)
+    counts = work.counts
     state: State = "partial" if counts.has_begun or _begun(resolved) else "to_run"
     storage = resolved.context.storage
     if manifest is not None:
@@ -116,7 +128,17 @@ def _plan_one(stage: Stage, resolved: Resolved) -> StagePlan:
             latest_spec(storage, stage.name), resolved.spec, stage.config_keys, has_begun=state == "partial"
         )
         reason += _other_total(stage, storage, counts.total)
-    return StagePlan(stage.name, state, reason, counts.total, counts.to_run, fingerprint)
+    return StagePlan(stage.name, state, reason, counts.total, counts.to_run, fingerprint, counts.to_run)
+
+
+def _bound(stage: Stage, config: Config, plans: Sequence[StagePlan], done: Mapping[str, Output]) -> int:
+    """Most rows that a stage can have: one for each row that all its inputs have, models apart."""
+    most = {
+        plan.name: done[plan.name].committed().rows_out if plan.name in done else plan.rows_total or plan.rows_at_most
+        for plan in plans
+        if plan.name not in MODELS
+    }
+    return min((most[name] or 0 for name in stage.inputs(config) if name in most), default=0)
 
 
 def _fault(stage: Stage, config: Config, storage: Storage) -> str:

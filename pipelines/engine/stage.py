@@ -17,7 +17,7 @@ from pipelines.engine.fingerprint import table_digest
 from pipelines.engine.ledger import AnyWorker, Ledger
 from pipelines.engine.recipe import KEY, Recipe
 from pipelines.engine.storage import Storage
-from pipelines.engine.store import Output
+from pipelines.engine.store import Manifest, Output, PreviewedOutput
 from pipelines.engine.usage import Usage
 from pipelines.errors import RunError
 from pipelines.run_config import Config, Workers
@@ -192,11 +192,13 @@ class RowStage(Stage):
     """Base class of stages whose rows are computed one by one, each at most once, through ledgers.
 
     The `execution` block of the stage's configuration section controls the fan-out. `meaning` names the columns that
-    later stages depend on; a ledger's name in it stands for the rows' keys there.
+    later stages depend on; a ledger's name in it stands for the rows' keys there. `is_rows_alone`: later stages read
+    nothing else of the output, so that a plan knows it once no row is missing.
     """
 
     schema: ClassVar[pa.Schema]
     meaning: ClassVar[tuple[str, ...]]
+    is_rows_alone: ClassVar[bool] = False
 
     @abstractmethod
     def rows(self, context: Context) -> Rows:
@@ -298,10 +300,33 @@ class RowWork:
         return f"{error_class} (such as: {example[error_class]})"
 
     def _assemble(self, computed: int) -> Result:
-        carried, refused, stage = self.rows.carried, self.rows.refused, self.stage
+        """Fills the output folder with the rows, all of which are there."""
         made = {ledger.name: made_rows(one, ledger) for one, ledger in zip(self.rows.sets, self.ledgers, strict=True)}
+        rows, quarantined, failed = self._assembled(made)
+        self._check_share(failed)
+        self.context.output.write_rows(rows.select(self.stage.schema.names).cast(self.stage.schema))
+        figures = self.stage.finish(self.context, rows, made)
+        total = self.rows.carried.num_rows + len(self.rows.refused)
+        return Result(total, computed, table_digest(rows.select(self.stage.meaning)), quarantined, figures)
+
+    def preview(self) -> Output | None:
+        """Output that a run would commit without computing a row; None if it is not known. Nothing is written."""
+        if not self.stage.is_rows_alone or any(mask.any() for mask in self.is_missing):
+            return None
+        made = {ledger.name: made_rows(one, ledger) for one, ledger in zip(self.rows.sets, self.ledgers, strict=True)}
+        rows, quarantined, _ = self._assembled(made)
+        total, fingerprint = self.rows.carried.num_rows + len(self.rows.refused), self.context.output.fingerprint
+        digest, bad = table_digest(rows.select(self.stage.meaning)), len(quarantined)
+        manifest = Manifest(self.stage.name, fingerprint, digest, total, total - bad, bad, 0, 0.0)
+        return PreviewedOutput(
+            self.context.storage, manifest, rows.select(self.stage.schema.names).cast(self.stage.schema)
+        )
+
+    def _assembled(self, made: Mapping[str, pa.Table]) -> tuple[pa.Table, list[Refused], int]:
+        """Rows of the output with all columns that were carried or made, quarantined ones, and how many failed."""
+        carried, stage = self.rows.carried, self.stage
         rows, bad = carried, np.zeros(carried.num_rows, bool)
-        quarantined = list(refused)
+        quarantined = list(self.rows.refused)
         for one in self.rows.sets:
             table = made[one.ledger].slice(0, rows.num_rows)
             for name in one.values.names:
@@ -310,15 +335,11 @@ class RowWork:
             quarantined += _refused(carried.column(0), table, failed)
             bad |= failed
             rows = rows.append_column(one.ledger, one.keys.slice(0, rows.num_rows))
-        self._check_share(int(bad.sum()))
         rows = rows.filter(pa.array(~bad))
         unwanted = stage.unwanted(self.context, rows)
         quarantined += unwanted.values()
         rows = rows.take(pa.array([place for place in range(rows.num_rows) if place not in unwanted], pa.int64()))
-        self.context.output.write_rows(rows.select(stage.schema.names).cast(stage.schema))
-        figures = stage.finish(self.context, rows, made)
-        total = carried.num_rows + len(refused)
-        return Result(total, computed, table_digest(rows.select(stage.meaning)), quarantined, figures)
+        return rows, quarantined, int(bad.sum())
 
 
 def is_missing(keys: pa.Array, known: pa.Table, *, retry_failed: bool) -> np.ndarray:

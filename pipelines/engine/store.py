@@ -166,6 +166,17 @@ class Output:
         return self._manifest
 
 
+class PreviewedOutput(Output):
+    """Output as a run would commit it. It has its rows and its manifest, and no files."""
+
+    def __init__(self, storage: Storage, manifest: Manifest, rows: pa.Table) -> None:
+        super().__init__(storage, manifest.stage, manifest.fingerprint)
+        self._manifest, self._rows = manifest, rows
+
+    def rows(self, *columns: str) -> pa.Table:
+        return self._rows.select(columns) if columns else self._rows
+
+
 def open_store(root: str, *, write: bool = False) -> Storage:
     """Storage of a run. With `write`, an empty root is marked with the format version.
 

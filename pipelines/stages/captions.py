@@ -51,6 +51,7 @@ class CaptionStage(RowStage):
 
     schema = pa.schema([*text_columns("clip_id", "label", "split", "caption"), shared_text_column("prompt")])
     meaning = ("clip_id", "label", "split", "caption")
+    is_rows_alone = True
 
     def finish(self, context: Context, rows: pa.Table, made: Mapping[str, pa.Table]) -> dict[str, Any]:
         words = sorted(len(caption.split()) for caption in rows["caption"].to_pylist())

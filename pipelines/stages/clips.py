@@ -142,6 +142,7 @@ class ClipsStage(RowStage):
         ]
     )
     meaning = ("clip_id", "label", "split")
+    is_rows_alone = True
 
     def recipe(self, config: Config, storage: Storage) -> ClipRecipe:
         return _known_recipe(config, storage, SourceListing(config.source.folder, rescan=True))
