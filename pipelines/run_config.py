@@ -329,6 +329,10 @@ class Config(Section):
     flowley: FlowleyConfig
     samples: SamplesConfig = SamplesConfig()
     scores: ScoresConfig = ScoresConfig()
+    prices: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        default_factory=dict,
+        description="USD an hour: of a GPU by its name in a plan, like NVIDIA H100 80GB HBM3, and of a core as CPU",
+    )
 
     @model_validator(mode="after")
     def _fps_fit(self) -> Config:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +13,7 @@ from rich.table import Table
 
 from pipelines.cli.options import AsJson, Overrides, cells, new_app, quiet_libraries, say, show, user_path
 from pipelines.cli.prompt_commands import app as prompts
+from pipelines.commands.forecast import Budget, Forecast, forecast
 from pipelines.commands.keys import all_keys, markdown
 from pipelines.commands.survey import Models, write_config
 from pipelines.engine.fsck import fsck as check_store
@@ -23,6 +25,7 @@ from pipelines.engine.runner import run_stages
 from pipelines.engine.stage import Stage
 from pipelines.engine.store import open_store
 from pipelines.errors import UserError, run_command
+from pipelines.progress import human_time
 from pipelines.report.build import build_report
 from pipelines.report.compare import (
     Side,
@@ -52,6 +55,9 @@ Canary = Annotated[
     int | None,
     typer.Option(metavar="N", help="only N of the videos, each label with its share, up to curation"),
 ]
+MaxGpuHours = Annotated[float | None, typer.Option(min=0, help="ask before a run that may take more")]
+MaxUsd = Annotated[float | None, typer.Option(min=0, help="ask before a run that may cost more, by the key prices")]
+Yes = Annotated[bool, typer.Option("--yes", help="do not ask")]
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="try quarantined rows again")]
 
 
@@ -81,8 +87,10 @@ def plan(
     """Say what a run would do, and why; compute nothing."""
     loaded = load_config(config, overrides)
     listing = SourceListing(loaded.source.folder, rescan=rescan)
-    plans = make_plan(planned_stages(listing), loaded, open_store(loaded.root), retry_failed)
-    table = Table("stage", "state", "rows to run", "of", "why", "fingerprint")
+    stages, storage = planned_stages(listing), open_store(loaded.root)
+    plans = make_plan(stages, loaded, storage, retry_failed)
+    forecasts = forecast(stages, plans, loaded, storage)
+    table = Table("stage", "state", "rows to run", "of", "takes", "why", "fingerprint")
     for one in plans:
         table.add_row(
             *cells(
@@ -90,11 +98,16 @@ def plan(
                 one.state,
                 f"up to {one.rows_at_most}" if one.rows_to_run is None else one.rows_to_run,
                 _number(one.rows_total),
+                forecasts[one.name].words(loaded.prices) if one.name in forecasts else "-",
                 one.reason,
                 one.fingerprint or "-",
             )
         )
-    data = {"stages": [asdict(plan) for plan in plans], "source_listing_age_s": round(listing.age_s, 1)}
+    data = {
+        "stages": [asdict(plan) for plan in plans],
+        "forecast": [one.as_json(loaded.prices) for one in forecasts.values()],
+        "source_listing_age_s": round(listing.age_s, 1),
+    }
     show(table, data, as_json=as_json)
     if as_json:
         return
@@ -110,13 +123,18 @@ def run(
     canary: Canary = None,
     overrides: Overrides = [],  # noqa: B006
     retry_failed: RetryFailed = False,
+    max_gpu_hours: MaxGpuHours = None,
+    max_usd: MaxUsd = None,
+    yes: Yes = False,
 ) -> None:
     """Make what is missing. The same command goes on after an interruption."""
+    sample = [] if canary is None else [f"source.sample={canary}"]
+    loaded = load_config(config, [*overrides, *sample])
+    until = until or (None if canary is None else "curation")
+    expected = _within(Budget(max_gpu_hours, max_usd), loaded, until, retry_failed=retry_failed, yes=yes)
+    execute(loaded, until=until, retry_failed=retry_failed, expected=expected)
     if canary is None:
-        execute(load_config(config, overrides), until=until, retry_failed=retry_failed)
         return
-    loaded = load_config(config, [*overrides, f"source.sample={canary}"])
-    execute(loaded, until=until or "curation", retry_failed=retry_failed)
     captions = captions_of(loaded)
     if captions is None:
         return
@@ -129,8 +147,31 @@ def run(
     say(projected(load_config(config, overrides)))
 
 
-def execute(config: Config, *, until: str | None = None, retry_failed: bool = False) -> bool:
-    """Runs the stages and prints a summary table. Returns False if every stage was already done."""
+def _within(budget: Budget, config: Config, until: str | None, *, retry_failed: bool, yes: bool) -> dict[str, Forecast]:
+    """Forecast of a run within its budget; without a budget nothing is foreseen. Raises UserError beyond it."""
+    if budget == Budget():
+        return {}
+    storage = open_store(config.root)
+    listing = SourceListing(config.source.folder, rescan=False)
+    stages = planned_stages(listing)[: len(_stages_until(until))]
+    found = forecast(stages, make_plan(stages, config, storage, retry_failed), config, storage)
+    for one in found.values():
+        say(f"{one.stage}: takes {one.words(config.prices)}")
+    budget.check(found, config.prices, yes=yes)
+    return found
+
+
+def execute(
+    config: Config,
+    *,
+    until: str | None = None,
+    retry_failed: bool = False,
+    expected: Mapping[str, Forecast] | None = None,
+) -> bool:
+    """Runs the stages and prints a summary table, with what was `expected` of them beside what they took.
+
+    Returns False if every stage was already done.
+    """
     wanted = _stages_until(until)
     runs = run_stages(wanted, config, retry_failed=retry_failed, say=say)
     nothing_to_do = not any(one.is_new for one in runs)
@@ -140,6 +181,10 @@ def execute(config: Config, *, until: str | None = None, retry_failed: bool = Fa
         counts = (manifest.rows_in, one.rows_computed, manifest.rows_out, manifest.rows_quarantined)
         table.add_row(*cells(manifest.stage, *counts, manifest.fingerprint, _figures(manifest.figures)))
     show(table)
+    for one in runs:
+        if one.is_new and (foreseen := (expected or {}).get(one.manifest.stage)) is not None:
+            words = foreseen.words(config.prices)
+            say(f"{one.manifest.stage}: {words} expected, {human_time(one.manifest.seconds)} taken")
     if nothing_to_do:
         print("Nothing to do: every stage that was asked for is done.")
     return not nothing_to_do
@@ -268,12 +313,15 @@ def submit(
     ] = None,
     overrides: Overrides = [],  # noqa: B006
     retry_failed: RetryFailed = False,
+    max_gpu_hours: MaxGpuHours = None,
+    max_usd: MaxUsd = None,
+    yes: Yes = False,
 ) -> None:
     """Submit the run to a Ray cluster as a job; the same run under way there is not doubled."""
     from pipelines.submit import submit as submit_job
 
     loaded = load_config(config, overrides)
-    _stages_until(until)
+    _within(Budget(max_gpu_hours, max_usd), loaded, until, retry_failed=retry_failed, yes=yes)
     job_id = submit_job(
         loaded, address=address, wait=wait, say=say, until=until, retry_failed=retry_failed, credentials=credentials
     )

@@ -123,6 +123,10 @@ class Stage(ABC):
         """Recipe as of `recipe`, after the work, if any, that must be done before it is known."""
         return self.recipe(config, storage)
 
+    def work_recipes(self, config: Config, storage: Storage) -> Mapping[str, Recipe]:
+        """Recipes of the rows by ledger, as far as they say what a row takes. No work is done before."""
+        return dict.fromkeys(self.ledgers, self.recipe(config, storage))
+
     @abstractmethod
     def work(self, context: Context) -> WholeWork | RowWork:
         """Work of the stage in `context`. Cheap: no model is loaded and no media are read before `make`."""

@@ -48,20 +48,18 @@ class Usage:
         busy_s = rows / self.rate
         total_s = busy_s + workers * self.start_s
         hours = (busy_s / workers + self.start_s) / 3600
-        return Projection(
-            rows, hours, total_s / 3600 * self.gpus_per_worker, total_s / 3600 * self.cpus_per_worker, self
-        )
+        gpu_hours, core_hours = (total_s / 3600 * each for each in (self.gpus_per_worker, self.cpus_per_worker))
+        return Projection(hours, gpu_hours, core_hours, self.device)
 
 
 @dataclass(frozen=True)
 class Projection:
-    """What rows will take: hours on the clock, hours of GPUs and of cores, and the usage from which this follows."""
+    """What rows will take: hours on the clock, hours of GPUs and of cores, and the device on which it was measured."""
 
-    rows: int
     hours: float
     gpu_hours: float
     core_hours: float
-    measured: Usage
+    device: str
 
 
 def measured(storage: Storage, stage: str, ledger: str, recipe: str) -> Usage | None:

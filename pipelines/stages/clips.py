@@ -150,6 +150,9 @@ class ClipsStage(RowStage):
     def check(self, config: Config, storage: Storage) -> None:
         """Nothing to check: this stage runs first."""
 
+    def work_recipes(self, config: Config, storage: Storage) -> Mapping[str, Recipe]:
+        return {"clips": _recipe(config, HashedSource(read=lambda: KnownFiles(pa.table({}), [], {})))}
+
     def recipe_to_run(self, config: Config, storage: Storage, say: Callable[[str], None]) -> ClipRecipe:
         listing = SourceListing(config.source.folder, rescan=True)
         hashes = SourceHashes(list_source(config, listing), storage)

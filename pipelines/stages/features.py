@@ -126,6 +126,10 @@ class FeaturesStage(RowStage):
         source = config.features.captions
         return ("clips", source) if source in ("captions", "silent_captions") else ("clips",)
 
+    def work_recipes(self, config: Config, storage: Storage) -> Mapping[str, Recipe]:
+        recipe = self.recipe(config, storage)
+        return {AV: recipe.av, TEXT: recipe.text}
+
     def recipe(self, config: Config, storage: Storage) -> FeaturesRecipe:
         section = config.features
         network = preset(config.flowley.preset, **config.flowley.overrides)

@@ -57,6 +57,10 @@ class SamplesStage(RowStage):
     schema = pa.schema([*text_columns("clip_id", "label", "caption", "original_audio"), *SOUND])
     meaning = ("clip_id", "video")
 
+    def work_recipes(self, config: Config, storage: Storage) -> Mapping[str, Recipe]:
+        """None: what a sample takes depends on the network, which is an input."""
+        return {}
+
     def recipe(self, config: Config, storage: Storage) -> SampleRecipe:
         section = config.samples
         return SampleRecipe(

@@ -1,0 +1,108 @@
+"""Forecast of a run from measured rates, prices and budgets."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from pipelines.cli.soundcap import app
+from pipelines.commands.forecast import Budget, Forecast, forecast
+from pipelines.engine.plan import make_plan
+from pipelines.engine.storage import Storage
+from pipelines.engine.store import QUARANTINE_SCHEMA, Manifest, Output, open_store
+from pipelines.engine.usage import Projection, Usage, as_records
+from pipelines.errors import UserError
+from pipelines.run_config import load_config
+from pipelines.stages import planned_stages
+from pipelines.stages.captions import CaptionsStage
+from pipelines.stages.listing import SourceListing
+
+ROOT = Path(__file__).parents[2]
+H100 = "NVIDIA H100 80GB HBM3"
+TEN_HOURS = Forecast("captions", False, [Projection(hours=2.5, gpu_hours=10, core_hours=80, device=H100)])
+CLIPS = Forecast("clips", True, [Projection(hours=1, gpu_hours=0, core_hours=4, device="CPU")])
+UNKNOWN = Forecast("features", True, None)
+
+
+def test_money_is_the_gpus_or_the_cores() -> None:
+    prices = {H100: 3.0, "CPU": 0.05}
+    assert TEN_HOURS.usd(prices) == 30 and CLIPS.usd(prices) == pytest.approx(0.2)
+    assert TEN_HOURS.words(prices) == "2 h 30 min, 10 GPU hours, 30.00 USD"
+    assert CLIPS.words({}) == "up to 1 h 00 min"
+    assert UNKNOWN.words(prices) == "no rate yet"
+
+
+def test_a_price_table_without_the_machines_kind_says_so() -> None:
+    assert TEN_HOURS.usd({"CPU": 0.05}) is None
+    assert TEN_HOURS.words({"CPU": 0.05}) == f"2 h 30 min, 10 GPU hours, no price of {H100} in prices"
+    with pytest.raises(UserError, match=f"prices has no {H100}; it has CPU; nothing was run. Give --yes"):
+        Budget(usd=100).check({"captions": TEN_HOURS}, {"CPU": 0.05}, yes=False)
+
+
+@pytest.mark.parametrize(
+    ("budget", "words"),
+    [
+        (Budget(gpu_hours=9), "the run may take 10 GPU hours, more than --max-gpu-hours 9"),
+        (Budget(usd=30), "the run may cost 30.20 USD, more than --max-usd 30"),
+        (Budget(gpu_hours=10), None),
+        (Budget(usd=31), None),
+        (Budget(), None),
+    ],
+)
+def test_a_run_beyond_its_budget_is_not_run_unasked(budget: Budget, words: str | None) -> None:
+    found, prices = {"clips": CLIPS, "captions": TEN_HOURS}, {H100: 3.0, "CPU": 0.05}
+    if words is None:
+        budget.check(found, prices, yes=False)
+        return
+    with pytest.raises(UserError, match=words):
+        budget.check(found, prices, yes=False)
+    budget.check(found, prices, yes=True)
+
+
+def test_what_is_not_known_is_not_within_a_budget() -> None:
+    with pytest.raises(UserError, match="no rate was ever measured for features"):
+        Budget(gpu_hours=100).check({"features": UNKNOWN}, {}, yes=False)
+    Budget().check({"features": UNKNOWN}, {}, yes=False)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> list[str]:
+    """Overrides of the demo over ten videos that no run has seen, and a manifest that tells what captions take."""
+    (tmp_path / "films").mkdir()
+    for number in range(10):
+        (tmp_path / "films" / f"{number}.mp4").write_text(str(number))
+    found = [f"root={tmp_path}/store", f"source.folder={tmp_path}/films", "source.table=null"]
+    config = load_config(ROOT / "configs/demo.yaml", found)
+    storage = open_store(config.root, write=True)
+    recipe = CaptionsStage().recipe(config, storage).shared_digest
+    usage = Usage(
+        "captions", recipe, H100, rows=100, worker_s=3600, start_s=0, workers=1, cpus_per_worker=8, gpus_per_worker=1
+    )
+    manifest = Manifest("captions", "earlier", "d", 1, 1, 0, 1, 1.0, usage=as_records([usage]))
+    Output(storage, "captions", "earlier").commit(manifest, QUARANTINE_SCHEMA.empty_table(), {})
+    return found
+
+
+def test_stages_behind_the_first_are_reckoned_by_their_bounds(settings: list[str]) -> None:
+    config = load_config(ROOT / "configs/demo.yaml", settings)
+    storage, stages = Storage(config.root), planned_stages(SourceListing(config.source.folder, rescan=True))
+    found = forecast(stages, make_plan(stages, config, storage), config, storage)
+    assert "curation" not in found
+    captions = found["captions"]
+    assert captions.is_bound and captions.gpu_hours == pytest.approx(0.1)
+    assert found["clips"].parts is None and not found["clips"].is_bound
+    other = load_config(ROOT / "configs/demo.yaml", [*settings, "captions.sampling.max_new_tokens=9"])
+    assert forecast(stages, make_plan(stages, other, storage), other, storage)["captions"].parts is None
+
+
+def test_plan_shows_what_it_takes_and_run_stops_without_a_terminal(settings: list[str]) -> None:
+    sets = [part for one in settings for part in ("--set", one)]
+    demo = str(ROOT / "configs/demo.yaml")
+    done = CliRunner().invoke(app, ["plan", demo, "--json", *sets, "--set", f"prices={{{H100}: 3}}"])
+    found = {one["stage"]: one for one in json.loads(done.output)["forecast"]}
+    assert found["captions"]["usd"] == pytest.approx(0.3) and found["captions"]["devices"] == [H100]
+    assert found["clips"]["gpu_hours"] is None
+    done = CliRunner().invoke(app, ["run", demo, *sets, "--max-gpu-hours", "5"])
+    assert isinstance(done.exception, UserError) and "no rate was ever measured for clips" in str(done.exception)
+    assert "captions: takes up to" in done.output
