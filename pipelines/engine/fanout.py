@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,18 +17,17 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError, WorkerCrashedError
 
 from pipelines.engine.cluster import check_alive, ensure_ray, workers_that_fit
-from pipelines.engine.ledger import AnyWorker, Failed, Ledger, Result, StreamingWorker, WorkerLost
+from pipelines.engine.ledger import AnyWorker, Failed, Ledger, StreamingWorker, WorkerLost
 from pipelines.engine.recipe import Recipe
+from pipelines.engine.row_actor import Batch, Call, Place, RowActor
 from pipelines.engine.usage import CPU, Usage
-from pipelines.errors import MachineFault, RunError, machine_fault, one_line
+from pipelines.errors import MachineFault, RunError, one_line
 from pipelines.progress import Progress
 from pipelines.run_config import Workers
 
 TRIES_FOR_ONE_ROW, DEATHS_FOR_ONE_ROW = 2, 3
 """Failures alone that make a row suspect. A worker's death may have other causes: a node that is taken away."""
 DIED = "WorkerDied"
-PART_ROWS, PART_S = 64, 20.0
-"""Rows, and time, after which a streaming worker's rows are committed: the most that a crash costs."""
 STARTS = 3
 """Starts of one worker before its place is given up."""
 MACHINE_FAULTS = 3
@@ -41,145 +39,6 @@ SUSPECTS = 20
 START_DEADLINE_S = 3600.0  # a large model from a slow disk
 SETTLE_EVERY_S = 30.0
 CHECK_EVERY_S = 5.0
-
-
-class RowActor:
-    """Actor that holds one worker and commits each batch, as one or more ledger parts, before it answers."""
-
-    def __init__(self, worker: AnyWorker, ledger: Ledger) -> None:
-        self.worker, self.ledger = worker, ledger
-
-    def placed(self) -> None:
-        """Answers as soon as the actor has a place, before any model is loaded."""
-
-    def ready(self) -> str:
-        """Sets up the worker; returns the device's name. An exception in a constructor would come out changed."""
-        self.worker.setup()
-        if not ray.get_gpu_ids():
-            return CPU
-        import torch
-
-        return str(torch.cuda.get_device_name())
-
-    def process(self, keys: list[bytes], row_ids: list[str], tasks: list[dict[str, Any]]) -> int:
-        """Computes and commits the batch's rows. Returns the number quarantined."""
-        try:
-            if isinstance(self.worker, StreamingWorker):
-                return sum(self._stream(self.worker, keys, row_ids, tasks))
-            results = self.worker.process(tasks)
-        except Exception as error:
-            if (fault := machine_fault(error)) is not None:
-                raise fault from error
-            raise
-        assert len(results) == len(tasks), f"worker gave {len(results)} results for {len(tasks)} tasks"
-        return self.ledger.write(keys, row_ids, results)[1]
-
-    def _stream(
-        self, worker: StreamingWorker, keys: list[bytes], row_ids: list[str], tasks: list[dict[str, Any]]
-    ) -> Iterator[int]:
-        """Commits rows in parts as they are done, whatever ends the batch. Yields the number quarantined in each."""
-        done: dict[int, Result] = {}
-        since_s = time.monotonic()
-
-        def commit() -> int:
-            places, results = list(done), list(done.values())
-            done.clear()
-            return self.ledger.write([keys[p] for p in places], [row_ids[p] for p in places], results)[1]
-
-        try:
-            for place, result in worker.stream(tasks):
-                done[place] = result
-                if len(done) >= PART_ROWS or time.monotonic() - since_s > PART_S:
-                    yield commit()
-                    since_s = time.monotonic()
-        finally:
-            last = commit()
-        yield last
-
-
-@dataclass
-class _Batch:
-    """Rows to compute at once: tasks, whose first column is the row's id, and keys.
-
-    is_suspect: it was at work when a worker with several batches died; it is tried again in a worker of its own.
-    """
-
-    tasks: pa.Table
-    keys: pa.Array
-    tries: int = 0
-    is_suspect: bool = False
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    @property
-    def row_ids(self) -> list[str]:
-        ids: list[str] = self.tasks.column(0).to_pylist()
-        return ids
-
-    def halves(self) -> tuple[_Batch, _Batch]:
-        middle = len(self) // 2
-        return self.slice(0, middle), self.slice(middle, len(self) - middle)
-
-    def slice(self, start: int, rows: int) -> _Batch:
-        return _Batch(self.tasks.slice(start, rows), self.keys.slice(start, rows), 0, self.is_suspect)
-
-    def where(self, chosen: pa.Array) -> _Batch:
-        """Rows that a mask chooses."""
-        return replace(self, tasks=self.tasks.filter(chosen), keys=self.keys.filter(chosen))
-
-
-@dataclass(eq=False)
-class _Call:
-    """Call of an actor: a batch's or (None) one of its start. `since_s`: time at which it began, if it has."""
-
-    reference: Any
-    batch: _Batch | None
-    since_s: float | None = None
-
-
-@dataclass
-class _Place:
-    """Place of one worker: its actor, and its calls in order. The first `at_once` are at work, the others wait."""
-
-    at_once: int
-    actor: Any = None
-    calls: list[_Call] = field(default_factory=list)
-    is_placed: bool = False
-    is_ready: bool = False
-    is_lost: bool = False
-    """The worker cannot go on: it is started anew when all its calls have ended."""
-    starts: int = 0
-    placed_s: float = 0.0
-    ready_s: float = 0.0
-
-    @property
-    def at_work(self) -> list[_Call]:
-        return self.calls[: self.at_once]
-
-    def call(self, reference: Any, batch: _Batch | None) -> None:
-        self.calls.append(_Call(reference, batch))
-        self._note_times()
-
-    def end(self, call: _Call) -> None:
-        """Drops a call that has ended; the time of one that waited begins now."""
-        self.calls.remove(call)
-        self._note_times()
-
-    def has_room(self, queued: int, suspect: bool) -> bool:
-        """Whether it takes a batch behind `queued` others. A suspect is alone in its worker."""
-        has_suspect = any(call.batch is not None and call.batch.is_suspect for call in self.calls)
-        return (
-            self.is_ready
-            and not self.is_lost
-            and len(self.calls) == queued
-            and not has_suspect
-            and not (suspect and queued)
-        )
-
-    def _note_times(self) -> None:
-        for call in self.at_work:
-            call.since_s = call.since_s or time.monotonic()
 
 
 def fan_out(
@@ -209,7 +68,7 @@ def fan_out(
         UserError: no node of the cluster could hold one worker.
         RunError: no worker starts (a model does not load), or a machine is at fault; nothing is quarantined for it.
     """
-    work = _FanOut(_Batch(tasks, keys), worker, ledger, workers, check_share, say)
+    work = _FanOut(Batch(tasks, keys), worker, ledger, workers, check_share, say)
     work.run()
     return Usage(
         ledger=ledger.name,
@@ -227,7 +86,7 @@ def fan_out(
 class _FanOut:
     def __init__(
         self,
-        rows: _Batch,
+        rows: Batch,
         worker: AnyWorker,
         ledger: Ledger,
         workers: Workers,
@@ -239,13 +98,13 @@ class _FanOut:
         self.at_once = worker.batches_at_once if isinstance(worker, StreamingWorker) else 1
         self.progress = Progress(ledger.name, len(rows), "rows", say)
         self.taken = 0
-        self.again: deque[_Batch] = deque()
-        self.suspects: list[tuple[_Batch, Failed]] = []
+        self.again: deque[Batch] = deque()
+        self.suspects: list[tuple[Batch, Failed]] = []
         self.has_passed = False
         self.machine_faults: list[str] = []
         self.failed_starts: list[str] = []
         self.has_started = False
-        self.places: list[_Place] = []
+        self.places: list[Place] = []
         self.device = CPU
         self.worker_s = self.setup_s = 0.0
         self.set_up = self.most_at_work = 0
@@ -255,7 +114,7 @@ class _FanOut:
         ensure_ray()
         key = f"{self.ledger.name}: execution"
         number = workers_that_fit(self.workers.workers, self.workers.cpus_per_worker, self.workers.gpus_per_worker, key)
-        self.places = [_Place(self.at_once) for _ in range(min(number, len(self.rows)))]
+        self.places = [Place(self.at_once) for _ in range(min(number, len(self.rows)))]
         for place in self.places:
             self._start(place)
         try:
@@ -287,7 +146,7 @@ class _FanOut:
 
     # --- places of workers --------------------------------------------------------------------------------------
 
-    def _start(self, place: _Place) -> None:
+    def _start(self, place: Place) -> None:
         options = {"num_cpus": self.workers.cpus_per_worker, "num_gpus": self.workers.gpus_per_worker}
         options |= {"max_concurrency": self.at_once} if self.at_once > 1 else {}
         place.actor = ray.remote(RowActor).options(**options).remote(self.worker, self.ledger)
@@ -295,7 +154,7 @@ class _FanOut:
         place.call(place.actor.placed.remote(), None)
         place.starts += 1
 
-    def _started(self, place: _Place, device: str | None) -> None:
+    def _started(self, place: Place, device: str | None) -> None:
         """Goes on with a start: from its place to the set-up, from the set-up, which names the device, to work."""
         if device is None:
             place.is_placed, place.placed_s = True, time.monotonic()
@@ -307,14 +166,14 @@ class _FanOut:
             self.set_up, self.setup_s = self.set_up + 1, self.setup_s + place.ready_s - place.placed_s
             self.most_at_work = max(self.most_at_work, sum(one.is_ready for one in self.places))
 
-    def _stop(self, place: _Place) -> None:
+    def _stop(self, place: Place) -> None:
         """Ends a worker, and counts its time since the set-up."""
         ray.kill(place.actor)
         if place.is_ready:
             self.worker_s += time.monotonic() - place.ready_s
             place.is_ready = False
 
-    def _start_failed(self, place: _Place, message: str) -> None:
+    def _start_failed(self, place: Place, message: str) -> None:
         """Starts a worker again elsewhere, or gives its place up. Ends the run if all starts fail alike."""
         self.failed_starts.append(message)
         is_alike = len(set(self.failed_starts)) == 1 and len(self.failed_starts) >= max(2, len(self.places))
@@ -328,7 +187,7 @@ class _FanOut:
             raise RunError(f"{self.ledger.name}: no worker could start; the last failure: {message}")
         self.progress.say(f"  {self.ledger.name}: goes on with {len(self.places)} workers; one cannot start: {message}")
 
-    def _replace(self, place: _Place, suspects: Sequence[_Call], error_class: str, message: str) -> None:
+    def _replace(self, place: Place, suspects: Sequence[Call], error_class: str, message: str) -> None:
         """Replaces an actor that is dead or hangs. Batches of calls that are not suspect return to the queue."""
         self._stop(place)
         for call in reversed(place.calls):
@@ -368,7 +227,7 @@ class _FanOut:
         """Number of rows that no actor has."""
         return len(self.rows) - self.taken + sum(map(len, self.again))
 
-    def _take(self, place: _Place, queued: int) -> _Batch | None:
+    def _take(self, place: Place, queued: int) -> Batch | None:
         """Next batch for a worker that has `queued`. Near the end they are smaller, so that workers end together."""
         batch = next((batch for batch in self.again if place.has_room(queued, batch.is_suspect)), None)
         if batch is not None:
@@ -390,7 +249,7 @@ class _FanOut:
                     columns = batch.keys.to_pylist(), batch.row_ids, batch.tasks.to_pylist()
                     place.call(place.actor.process.remote(*columns), batch)
 
-    def _collect(self, place: _Place, call: _Call) -> None:
+    def _collect(self, place: Place, call: Call) -> None:
         batch = call.batch
         try:
             answer = ray.get(call.reference, timeout=0)
@@ -419,11 +278,11 @@ class _FanOut:
                 self._passed(len(batch), answer)
                 self._renew_if_lost(place)
 
-    def _replace_after_set_up(self, place: _Place, cause: Exception) -> None:
+    def _replace_after_set_up(self, place: Place, cause: Exception) -> None:
         self._stop(place)
         self._start_failed(place, f"{type(cause).__name__}: {one_line(cause)}")
 
-    def _worker_lost(self, place: _Place, batch: _Batch, lost: WorkerLost) -> None:
+    def _worker_lost(self, place: Place, batch: Batch, lost: WorkerLost) -> None:
         """Takes back a batch whose worker is lost. Only rows that it names are suspect."""
         message, places = lost.args
         inside = batch.where(pa.array([place in set(places) for place in range(len(batch))], pa.bool_()))
@@ -432,18 +291,18 @@ class _FanOut:
         self._again(outside)
         self._suspect(inside, Failed("WorkerLost", message))
 
-    def _renew_if_lost(self, place: _Place) -> None:
+    def _renew_if_lost(self, place: Place) -> None:
         """Starts a lost worker anew once all its calls have ended."""
         if place.is_lost and not place.calls:
             self._stop(place)
             self._start(place)
 
-    def _again(self, batch: _Batch) -> None:
+    def _again(self, batch: Batch) -> None:
         """Puts what is left of a batch back to the front of the queue."""
         if len(left := self._left(batch)):
             self.again.appendleft(left)
 
-    def _left(self, batch: _Batch) -> _Batch:
+    def _left(self, batch: Batch) -> Batch:
         """Rows of a batch that a streaming worker has not committed. The others count as passed."""
         if self.at_once == 1:
             return batch
@@ -464,7 +323,7 @@ class _FanOut:
 
     # --- faults -------------------------------------------------------------------------------------------------
 
-    def _machine_fault(self, batch: _Batch, message: str) -> None:
+    def _machine_fault(self, batch: Batch, message: str) -> None:
         """Tries the batch again, in halves. Ends the run after too many faults with no row passing between."""
         if not len(batch):
             return
@@ -475,7 +334,7 @@ class _FanOut:
             raise RunError(f"{self.ledger.name}: {message}; nothing is quarantined; run the same command again")
         self.again.extend(batch.halves() if len(batch) > 1 else [batch])
 
-    def _suspect(self, batch: _Batch, failure: Failed) -> None:
+    def _suspect(self, batch: Batch, failure: Failed) -> None:
         """Tries rows again that may have ended their worker: alone, where it had others beside them."""
         if not len(batch):
             return
@@ -484,7 +343,7 @@ class _FanOut:
         else:
             self._retry(batch, failure)
 
-    def _retry(self, batch: _Batch, failure: Failed) -> None:
+    def _retry(self, batch: Batch, failure: Failed) -> None:
         """Tries a batch again in halves, a single row alone; a row that failed alone too often is a suspect."""
         if not len(batch):
             return

@@ -27,6 +27,7 @@ from pipelines.report.figures import DEADLINE_S, data_uri, loss_curve, player, s
 from pipelines.report.templates import render
 from pipelines.run_config import Config
 from pipelines.stages.clips import PASSED_OVER
+from pipelines.stages.curation import drops_by_label
 from pipelines.stages.flowley import SOUND_CLIPS, SOUNDS_FOLDER
 
 REPORT = "report/index.html"
@@ -214,7 +215,15 @@ def _left_out(outputs: Outputs) -> list[dict[str, Any]]:
             rows = rows.filter(pc.invert(rows["kept"]))
             detail = pc.binary_join_element_wise(rows["detail"], rows["caption"], ": ")
             groups.append((stage, "dropped", rows.select(["clip_id", "rule"]).append_column("detail", detail)))
+            groups.append((stage, "labels with drops", _drops_by_label(output)))
     return [_group(*group) for group in groups if group[2].num_rows]
+
+
+def _drops_by_label(output: Output) -> pa.Table:
+    drops = drops_by_label(output.rows("label", "rule", "kept"))
+    labels = [one.label or "no label" for one in drops]
+    shares = [f"{one.dropped / one.clips:.0%}: {one.dropped} of {one.clips}" for one in drops]
+    return pa.table({"label": labels, "rule": [one.rule for one in drops], "share": shares})
 
 
 def _group(stage: str, what: str, rows: pa.Table) -> dict[str, Any]:

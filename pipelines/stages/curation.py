@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,6 +19,9 @@ from pipelines.run_config import Config
 from pipelines.stages.captions import read_prompts
 from soundcap.curate import CaptionRow, Rules, curate, curation_meaning, judged_warnings
 from soundcap.prompts import NoiseWarning
+
+EATEN_SHARE, EATEN_CLIPS = 0.5, 10
+"""Share of a label's captions that one rule drops, and least number of them, from which a run says so."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +62,33 @@ class CurationStage(Stage):
         context.output.write_rows(rows.cast(self.schema))
         kept = rows.filter(rows["kept"])
         dropped = Counter(rows.filter(pc.invert(rows["kept"]))["rule"].to_pylist())
+        for one in drops_by_label(rows):
+            if one.dropped >= EATEN_SHARE * one.clips and one.clips >= EATEN_CLIPS:
+                context.say(
+                    f"curation: the rule {one.rule} drops {one.dropped} of {one.clips} captions of the label "
+                    f"{one.label!r}; is the sound true there? Then spare the label, or mend the rule"
+                )
         figures = {"kept": kept.num_rows, "dropped": dict(sorted(dropped.items()))}
         meaning = table_digest(kept.select(["clip_id", "split", "caption"]))
         return Result(rows.num_rows, rows.num_rows, meaning, figures=figures)
+
+
+class LabelDrops(NamedTuple):
+    """Captions of one label that one rule drops."""
+
+    label: str
+    rule: str
+    dropped: int
+    clips: int
+
+
+def drops_by_label(rows: pa.Table) -> list[LabelDrops]:
+    """Drops of each rule on each label (label, kept, rule), largest share first: a rule that eats one label shows."""
+    clips = Counter(rows["label"].to_pylist())
+    bad = rows.filter(pc.invert(rows["kept"]))
+    drops = Counter(zip(bad["label"].to_pylist(), bad["rule"].to_pylist(), strict=True))
+    found = [LabelDrops(label, rule, count, clips[label]) for (label, rule), count in drops.items()]
+    return sorted(found, key=lambda one: (-one.dropped / one.clips, one.label, one.rule))
 
 
 def judge(captions: pa.Table, recipe: CurationRecipe) -> pa.Table:
