@@ -205,14 +205,42 @@ def explain(
     changes = [f"input {name} changed" for name in now["inputs"] if before["inputs"].get(name) != now["inputs"][name]]
     old, new = flatten(before["meaning"]), flatten(now["meaning"])
     named: list[str] = []
+    listed = {path.rpartition("[")[0] for spec in (before, now) for path in spec["origins"] if path.endswith("]")}
+    named += [change for path in sorted(listed) for change in _item_changes(path, before, now)]
     for path in sorted(old.keys() | new.keys()):
-        if old.get(path) == new.get(path):
+        if old.get(path) == new.get(path) or _longest_part(path, listed) is not None:
             continue
         origin = _origin(path, now["origins"]) or _origin(path, before["origins"])
         key = _config_key(path, now["stage"], config_keys)
         named.append(f"{origin} changed" if origin else _change(key, old.get(path, _NONE), new.get(path, _NONE)))
     changes += list(dict.fromkeys(named))
     return "; ".join(changes) if changes else "begun and not finished, or rows were set aside"
+
+
+def _item_changes(path: str, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Changes of a list whose items have origins, as the warnings have: by item, wherever it stands."""
+    old, new = _items(path, before), _items(path, now)
+    gone = [(origin, item) for origin, item in old if item not in [other for _, other in new]]
+    come = [(origin, item) for origin, item in new if item not in [other for _, other in old]]
+    was, is_now = {_name_of(origin) for origin, _ in gone}, {_name_of(origin) for origin, _ in come}
+    told = [f"{origin} {'changed' if _name_of(origin) in was else 'added'}" for origin, _ in come]
+    told += [f"{origin} removed" for origin, _ in gone if _name_of(origin) not in is_now]
+    if not told and old != new and [item for _, item in old] != [item for _, item in new]:
+        told = [f"{new[0][0].partition(' (')[0]}: another order"]
+    return told
+
+
+def _items(path: str, spec: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Items of a list of a spec, with their origins."""
+    value = spec["meaning"]
+    for part in path.split("."):
+        value = value.get(part) or {}
+    return [(spec["origins"].get(f"{path}[{place}]", path), item) for place, item in enumerate(value)]
+
+
+def _name_of(origin: str) -> str:
+    """What an origin names in its file: the same in a copy of the file."""
+    return origin.partition(" (")[2] or origin
 
 
 def flatten(value: Any, path: str = "") -> dict[str, Any]:

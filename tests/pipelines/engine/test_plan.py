@@ -7,7 +7,7 @@ from typing import Any, ClassVar, get_type_hints
 
 import pytest
 
-from pipelines.engine.plan import make_plan
+from pipelines.engine.plan import explain, make_plan
 from pipelines.engine.recipe import Recipe
 from pipelines.engine.runner import run_stages
 from pipelines.engine.stage import Context, Result, Stage, WholeWork
@@ -68,3 +68,33 @@ def test_named_keys_are_configuration_keys(key: str) -> None:
     section: Any = Config
     for name in key.split("."):
         section = get_type_hints(section)[name]
+
+
+def _spec(*warnings: tuple[str, str], file: str = "w.yaml") -> dict[str, Any]:
+    """Spec of captions with warnings (name, text)."""
+    return {
+        "stage": "captions",
+        "inputs": {},
+        "meaning": {"prompts": {"instruction": "Describe.", "warnings": [{"text": text} for _, text in warnings]}},
+        "origins": {
+            "prompts.instruction": "i.yaml",
+            **{f"prompts.warnings[{k}]": f"{file} (warning `{name}`)" for k, (name, _) in enumerate(warnings)},
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("now", "said"),
+    [
+        (_spec(("new", "N"), ("a", "A"), ("b", "B")), "w.yaml (warning `new`) added"),
+        (_spec(("b", "B")), "w.yaml (warning `a`) removed"),
+        (_spec(("a", "A"), ("b", "C")), "w.yaml (warning `b`) changed"),
+        (_spec(("a", "A"), ("c", "C")), "w.yaml (warning `c`) added; w.yaml (warning `b`) removed"),
+        (_spec(("b", "B"), ("a", "A")), "w.yaml: another order"),
+        (_spec(("a", "A"), ("b", "C"), file="copy.yaml"), "copy.yaml (warning `b`) changed"),
+        (_spec(), "w.yaml (warning `a`) removed; w.yaml (warning `b`) removed"),
+    ],
+    ids=["added in front", "removed", "changed", "another one", "order", "in a copy of the file", "all removed"],
+)
+def test_warnings_are_told_by_what_became_of_them(now: dict[str, Any], said: str) -> None:
+    assert explain(_spec(("a", "A"), ("b", "B")), now, {}, has_begun=False) == said
