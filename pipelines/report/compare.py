@@ -54,7 +54,9 @@ class Side:
     @classmethod
     def of(cls, named: str, overrides: Sequence[str]) -> Side:
         """Side of `CONFIG` or `CONFIG@FINGERPRINT`. Raises UserError if there are no such captions."""
-        path, _, fingerprint = named.rpartition("@") if "@" in named and not Path(named).exists() else (named, "", "")
+        path, at, fingerprint = named.rpartition("@") if "@" in named and not Path(named).exists() else (named, "", "")
+        if at and not fingerprint:
+            raise UserError(f"{named}: no fingerprint behind the @; `soundcap status` and earlier runs print them")
         config = load_config(path, overrides)
         clips, captions = _planned(config)
         made = _output_of(config, fingerprint) if fingerprint else _made(config, captions)

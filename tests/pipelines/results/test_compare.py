@@ -81,6 +81,16 @@ def test_a_fingerprint_names_earlier_captions(sides: tuple[Path, Path]) -> None:
         Side.of(f"{sides[1]}@zz", [])
 
 
+def test_an_empty_fingerprint_and_a_page_that_cannot_be_written_are_said(
+    sides: tuple[Path, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="no fingerprint behind the @"):
+        Side.of(f"{sides[0]}@", [])
+    for page, words in ((tmp_path, "is a folder"), (tmp_path / "no" / "page.html", "no is no folder")):
+        error = CliRunner().invoke(app, ["compare", *map(str, sides), "--page", str(page)]).exception
+        assert isinstance(error, UserError) and words in str(error)
+
+
 def test_captions_that_are_not_there_are_said(sides: tuple[Path, Path]) -> None:
     with pytest.raises(UserError, match="its captions are not there: .*soundcap run"):
         Side.of(str(sides[0]), ["captions.sampling.max_new_tokens=7"])
