@@ -99,7 +99,9 @@ def _parts(stage: Stage, rows: int, config: Config, storage: Storage) -> list[Pr
         recipes = stage.work_recipes(config, storage)
     except (UserError, NotYetKnown):
         return None
-    found = [measured(storage, stage.name, ledger, recipe.shared_digest) for ledger, recipe in recipes.items()]
+    found = [
+        measured(storage, stage.name, ledger, recipe.shared_digest, execution) for ledger, recipe in recipes.items()
+    ]
     known = [usage for usage in found if usage is not None]
     if not known or len(known) < len(stage.ledgers):
         return None

@@ -159,6 +159,7 @@ class RowSet:
         values: columns that the worker supplies.
         worker: computes the values.
         order: sort keys of the rows, in whose order they go to the workers; by default that of `tasks`.
+        is_free: mask of rows that take no work, and so say nothing of a rate.
     """
 
     ledger: str
@@ -168,6 +169,7 @@ class RowSet:
     values: pa.Schema
     worker: AnyWorker
     order: Sequence[str] | None = None
+    is_free: np.ndarray | None = None
 
     @cached_property
     def keys(self) -> pa.Array:
@@ -264,7 +266,7 @@ class RowWork:
         todo = np.flatnonzero(mask)
         if one.order is not None:
             todo = todo[np.argsort(np.array(one.order)[todo], kind="stable")]
-        return fan_out(
+        usage = fan_out(
             one.tasks.take(todo),
             one.keys.take(todo),
             one.worker,
@@ -274,6 +276,7 @@ class RowWork:
             check_share=self._check_share,
             say=self.context.say,
         )
+        return usage if one.is_free is None else replace(usage, rows=usage.rows - int(one.is_free[todo].sum()))
 
     @property
     def _execution(self) -> Workers:

@@ -8,6 +8,7 @@ from typing import Any
 
 from pipelines.engine.storage import Storage
 from pipelines.engine.store import MANIFEST, Manifest
+from pipelines.run_config import Workers
 
 CPU = "CPU"
 """Device of workers without a GPU."""
@@ -62,8 +63,12 @@ class Projection:
     device: str
 
 
-def measured(storage: Storage, stage: str, ledger: str, recipe: str) -> Usage | None:
-    """Latest usage in the manifests of a stage for rows of this recipe; None if none was ever recorded."""
+def measured(storage: Storage, stage: str, ledger: str, recipe: str, execution: Workers) -> Usage | None:
+    """Usage in the manifests of a stage for rows of this recipe on workers of this kind; None if none was recorded.
+
+    That of the most rows, of several the latest: a run of a few rows tells little. A rate of CPUs says nothing of GPUs.
+    """
+    on_gpu = execution.gpus_per_worker > 0 or str(getattr(execution, "device", "cpu")).startswith("cuda")
     infos = storage.files(stage, recursive=True)
     names = [info.name for info in infos if info.name.endswith(f"/{MANIFEST}")]
     found: list[tuple[float, Usage]] = []
@@ -72,8 +77,14 @@ def measured(storage: Storage, stage: str, ledger: str, recipe: str) -> Usage | 
             continue
         manifest = Manifest(**record)
         found += [(manifest.finished_at_s, usage) for usage in usages(manifest)]
-    fitting = [(at_s, usage) for at_s, usage in found if usage.ledger == ledger and usage.recipe == recipe]
-    return max(fitting, key=lambda one: one[0])[1] if fitting else None
+    fitting = [
+        (usage.rows, at_s, usage)
+        for at_s, usage in found
+        if (usage.ledger, usage.recipe) == (ledger, recipe)
+        and (usage.device != CPU) == on_gpu
+        and usage.gpus_per_worker == execution.gpus_per_worker
+    ]
+    return max(fitting, key=lambda one: one[:2])[2] if fitting else None
 
 
 def usages(manifest: Manifest) -> list[Usage]:

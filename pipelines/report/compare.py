@@ -216,7 +216,8 @@ def projected(config: Config) -> str:
     """What captioning all videos of the source will take, by the latest measured rate of this recipe; in words."""
     storage = open_store(config.root)
     recipe = CaptionsStage().recipe(config, storage)
-    usage = measured(storage, CaptionsStage.name, CaptionsStage.name, recipe.shared_digest)
+    execution = config.captions.execution
+    usage = measured(storage, CaptionsStage.name, CaptionsStage.name, recipe.shared_digest, execution)
     videos = list_source(config, SourceListing(config.source.folder, rescan=False)).files.num_rows
     if usage is None:
         return f"captions: no rate is known for this model and these settings; {videos:,} videos in the source"

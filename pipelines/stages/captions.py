@@ -10,6 +10,7 @@ from pathlib import Path
 from queue import Queue
 from typing import Any, ClassVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -87,9 +88,9 @@ class CaptionsStage(CaptionStage):
         tasks, prompts, refused = caption_tasks(clips, context.recipe)
         carried = tasks.select(["clip_id", "label", "split"]).append_column("prompt", prompts)
         tasks = tasks.select(["clip_id", "prompt", "video", "audio"])
-        return Rows(
-            carried, [RowSet(self.name, context.recipe, tasks, ("clip_id", "prompt"), CAPTION, worker)], refused
-        )
+        is_silent = np.array([not audio for audio in tasks["audio"].to_pylist()], bool)
+        rows = RowSet(self.name, context.recipe, tasks, ("clip_id", "prompt"), CAPTION, worker, is_free=is_silent)
+        return Rows(carried, [rows], refused)
 
     def finish(self, context: Context, rows: pa.Table, made: Mapping[str, pa.Table]) -> dict[str, Any]:
         is_silent = pc.equal(rows["prompt"], "")

@@ -73,6 +73,7 @@ def settings(tmp_path: Path) -> list[str]:
     for number in range(10):
         (tmp_path / "films" / f"{number}.mp4").write_text(str(number))
     found = [f"root={tmp_path}/store", f"source.folder={tmp_path}/films", "source.table=null"]
+    found += ["captions.execution.device=cuda", "captions.execution.gpus_per_worker=1"]
     config = load_config(ROOT / "configs/demo.yaml", found)
     storage = open_store(config.root, write=True)
     recipe = CaptionsStage().recipe(config, storage).shared_digest
@@ -92,6 +93,8 @@ def test_stages_behind_the_first_are_reckoned_by_their_bounds(settings: list[str
     captions = found["captions"]
     assert captions.is_bound and captions.gpu_hours == pytest.approx(0.1)
     assert found["clips"].parts is None and not found["clips"].is_bound
+    on_cpu = load_config(ROOT / "configs/demo.yaml", settings[:3])
+    assert forecast(stages, make_plan(stages, on_cpu, storage), on_cpu, storage)["captions"].parts is None
     other = load_config(ROOT / "configs/demo.yaml", [*settings, "captions.sampling.max_new_tokens=9"])
     assert forecast(stages, make_plan(stages, other, storage), other, storage)["captions"].parts is None
 

@@ -1,5 +1,6 @@
 """What rows took, and what more of them will take."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from pipelines.engine.storage import Storage
 from pipelines.engine.store import QUARANTINE_SCHEMA, Manifest, Output
 from pipelines.engine.usage import Usage, as_records, measured
+from pipelines.run_config import CaptioningExecution, Workers
 
 HALF_GPU = Usage(
     "captions",
@@ -34,14 +36,29 @@ def _commit(storage: Storage, fingerprint: str, at_s: float, *found: Usage) -> N
     Output(storage, "captions", fingerprint).commit(manifest, QUARANTINE_SCHEMA.empty_table(), {})
 
 
-def test_the_latest_usage_of_the_same_recipe_counts(tmp_path: Path) -> None:
+GPUS, CPUS = Workers(gpus_per_worker=0.5), Workers()
+
+
+def test_the_usage_of_most_rows_of_the_same_recipe_counts(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path))
-    assert measured(storage, "captions", "captions", "r1") is None
-    later = Usage(**{**vars(HALF_GPU), "rows": 1440})
+    assert measured(storage, "captions", "captions", "r1", GPUS) is None
+    later = replace(HALF_GPU, worker_s=1800)
     _commit(storage, "new", 2.0, later)
     _commit(storage, "old", 1.0, HALF_GPU)
-    _commit(storage, "other", 3.0, Usage(**{**vars(HALF_GPU), "recipe": "r2"}))
-    _commit(storage, "idle", 4.0, Usage(**{**vars(HALF_GPU), "rows": 0}))
-    assert measured(storage, "captions", "captions", "r1") == later
-    assert measured(storage, "captions", "captions", "r3") is None
-    assert measured(storage, "clips", "captions", "r1") is None
+    _commit(storage, "few", 3.0, replace(HALF_GPU, rows=2, worker_s=0.3))
+    _commit(storage, "other", 4.0, replace(HALF_GPU, recipe="r2"))
+    _commit(storage, "idle", 5.0, replace(HALF_GPU, rows=0))
+    assert measured(storage, "captions", "captions", "r1", GPUS) == later
+    assert measured(storage, "captions", "captions", "r3", GPUS) is None
+    assert measured(storage, "clips", "captions", "r1", GPUS) is None
+
+
+def test_a_rate_of_other_workers_says_nothing(tmp_path: Path) -> None:
+    """Else a run on GPUs would be taken for one that needs none, and pass its budget."""
+    storage = Storage(str(tmp_path))
+    on_cpu = replace(HALF_GPU, device="CPU", gpus_per_worker=0)
+    _commit(storage, "cpu", 1.0, on_cpu)
+    assert measured(storage, "captions", "captions", "r1", CPUS) == on_cpu
+    assert measured(storage, "captions", "captions", "r1", GPUS) is None
+    assert measured(storage, "captions", "captions", "r1", CaptioningExecution(device="cuda")) is None
+    assert measured(storage, "captions", "captions", "r1", CaptioningExecution(device="cpu")) == on_cpu

@@ -41,7 +41,9 @@ def _caption(config: Config, texts: tuple[str, ...]) -> None:
 
 
 @pytest.fixture(scope="module")
-def sides(configure: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def sides(
+    local_ray: None, configure: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
     """Configuration files of one store: without warnings, and with them."""
     folder = tmp_path_factory.mktemp("compare")
     files = folder / "unwarned.yaml", folder / "warned.yaml"

@@ -6,7 +6,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from pipelines.engine.stage import Context
 from pipelines.engine.storage import Storage
+from pipelines.engine.store import Manifest, PreviewedOutput
 from pipelines.errors import UserError
 from pipelines.run_config import CaptioningExecution, load_config
 from pipelines.stages.captions import CaptionRecipe, CaptionsStage, CaptionWorker, caption_tasks
@@ -95,3 +97,13 @@ def test_prompts_are_counted_without_those_of_silent_clips() -> None:
     rows = pa.table({"prompt": ["a", "", "a"], "caption": ["x", "Silence.", "y"]})
     figures = CaptionsStage().finish(None, rows, {})  # type: ignore[arg-type]
     assert figures["silent"] == 1 and figures["prompts"] == 1
+
+
+def test_rows_that_no_model_saw_say_nothing_of_its_rate(tmp_path: Path) -> None:
+    recipe = _recipe(tmp_path, "captions.silence=Silence.")
+    config = load_config(DEMO, [f"root={tmp_path}/store", "captions.silence=Silence."])
+    clips = CLIPS.append_column("split", pa.array(["train"] * 3))
+    given = PreviewedOutput(Storage(config.root), Manifest("clips", "f", "d", 3, 3, 0, 0, 0.0), clips)
+    context = Context(config, Storage(config.root), {"clips": given}, given, recipe)
+    [rows] = CaptionsStage().rows(context).sets
+    assert rows.is_free is not None and rows.is_free.tolist() == [False, True, True]
