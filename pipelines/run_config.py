@@ -7,6 +7,7 @@ block control speed and placement only, and are never hashed. Paths are relative
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from pipelines.media.clip import NormaliserSettings
 from soundcap.curate import Rules
 from soundcap.engines import EngineExecution, EngineOptions
 from soundcap.finetune_settings import FinetuneExecution, FinetuneSettings
+from soundcap.prompts import SPECIAL_TOKEN
 from soundcap.request import FrameSettings, Sampling
 
 Split = Literal["train", "test"]
@@ -141,12 +143,18 @@ class CaptionsConfig(Section):
     """File of the noise warnings; null for none."""
     silence: str | None = Field(
         default=None,
-        min_length=1,
         description="caption of clips without sound or with digital silence, which no model hears; null: refused",
     )
     frames: FrameSettings = FrameSettings()
     sampling: Sampling = Sampling()
     execution: CaptioningExecution = CaptioningExecution()
+
+    @field_validator("silence")
+    @classmethod
+    def _is_a_caption(cls, text: str | None) -> str | None:
+        if text is not None and (not text.strip() or SPECIAL_TOKEN.search(text)):
+            raise ValueError(f"captions.silence: got {text!r}, wanted words without special tokens, or null")
+        return text
 
 
 class CurationConfig(Section):
@@ -329,7 +337,7 @@ class Config(Section):
     flowley: FlowleyConfig
     samples: SamplesConfig = SamplesConfig()
     scores: ScoresConfig = ScoresConfig()
-    prices: dict[str, Annotated[float, Field(ge=0)]] = Field(
+    prices: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(
         default_factory=dict,
         description="USD an hour: of a GPU by its name in a plan, like NVIDIA H100 80GB HBM3, and of a core as CPU",
     )
@@ -364,10 +372,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises UserError: one line with the key, what was got and what was wanted.
     """
     file = Path(path).expanduser()
-    if not file.is_file():
+    if not os.path.isfile(file):  # noqa: PTH113 (Path's raises for a name that is too long)
         raise UserError(f"{path}: no such configuration file. Give the path of a YAML file, like configs/demo.yaml")
     try:
         data = yaml.load(file.read_text(), _OnceLoader)
+    except RecursionError as error:
+        raise UserError(f"{path}: nested too deeply for a configuration") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):

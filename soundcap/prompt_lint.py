@@ -3,9 +3,9 @@
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Literal
+from typing import Any, Literal
 
 from soundcap.caption_scores import Run, word_changes
 from soundcap.prompts import NoiseWarning, PromptSet, first_match, label_matches
@@ -13,7 +13,7 @@ from soundcap.prompts import NoiseWarning, PromptSet, first_match, label_matches
 TOKENS_A_WORD = 1.4
 """Tokens of CLIP's text encoder a word of a sound caption: 77 tokens hold some 55 words."""
 NEGATION = re.compile(r"\b(?:not|never|no|nor|without|leave|ignore|omit|avoid|exclude)\b", re.IGNORECASE)
-ASKED_WORDS = re.compile(r"\b(\d+)\s*(?:to|-|–)\s*(\d+)\s+words\b|\b(?:most|than|within|under)\s+(\d+)\s+words\b")
+ASKED_WORDS = re.compile(r"\b(\d+)\s+words\b", re.IGNORECASE)
 EXAMPLES = 3
 ALIKE = 0.85
 """Likeness of a pattern and a label, of 1, from which one is taken for a misspelt other."""
@@ -21,7 +21,7 @@ ALIKE = 0.85
 
 @dataclass(frozen=True)
 class Finding:
-    """What lint found, on one line: where it is, what is wrong, what to do. A note may well be meant."""
+    """Finding of lint, on one line: where it is, what is wrong, what to do. A note may well be meant."""
 
     text: str
     is_fault: bool = True
@@ -48,7 +48,7 @@ def lint(
 def _length(prompts: PromptSet, text_tokens: int | None, max_new_tokens: int) -> list[str]:
     if text_tokens is None:
         return []
-    asked = [int(number) for match in ASKED_WORDS.findall(prompts.instruction.text) for number in match if number]
+    asked = [int(number) for number in ASKED_WORDS.findall(prompts.instruction.text)]
     where = prompts.instruction.origin
     if not asked:
         limit = int(text_tokens / TOKENS_A_WORD)
@@ -167,31 +167,49 @@ def prompt_changes(old: PromptSet, new: PromptSet, labels: Mapping[str, int]) ->
     if old.instruction.text != new.instruction.text:
         words = word_changes(old.instruction.text, new.instruction.text)
         found.append(PromptChange("instruction", "changed", words, total))
-    before = {warning.name: warning for warning in old.warnings}
-    after = {warning.name: warning for warning in new.warnings}
-    for name, warning in before.items():
-        if name not in after:
-            found.append(PromptChange(name, "removed", [("out", warning.text)], _count(labels, warning)))
-    for name, warning in after.items():
-        was = before.get(name)
-        if was is None:
-            found.append(PromptChange(name, "added", [("in", warning.text)], _count(labels, warning)))
-            continue
-        gained = [label for label in labels if warning.reaches(label) and not was.reaches(label)]
-        lost = [label for label in labels if was.reaches(label) and not warning.reaches(label)]
-        if was.text != warning.text:
-            clips = sum(labels[label] for label in labels if was.reaches(label) or warning.reaches(label))
-            words = word_changes(was.text, warning.text)
-            found.append(PromptChange(name, "changed", words, clips, (gained, lost)))
-        elif gained or lost:
-            clips = sum(labels[label] for label in (*gained, *lost))
-            found.append(PromptChange(name, "changed", [("same", warning.text)], clips, (gained, lost)))
-    kept = [name for name in before if name in after], [name for name in after if name in before]
-    if not found and kept[0] != kept[1]:
-        moved = next(b for a, b in zip(*kept, strict=True) if a != b)
-        clips = changed_clips(old, new, labels)
-        found.append(PromptChange(moved, "moved", [("same", after[moved].text)], clips))
+    gone, come = _unmatched(old.warnings, new.warnings), _unmatched(new.warnings, old.warnings)
+    after = {warning.name: warning for warning in come}
+    for warning in gone:
+        if warning.name in after:
+            found.append(_changed(warning, after[warning.name], labels))
+        else:
+            found.append(PromptChange(warning.name, "removed", [("out", warning.text)], _count(labels, warning)))
+    for warning in come:
+        if warning.name not in {one.name for one in gone}:
+            found.append(PromptChange(warning.name, "added", [("in", warning.text)], _count(labels, warning)))
+    kept = [
+        replace(prompts, warnings=tuple(warning for warning in prompts.warnings if warning not in changed))
+        for prompts, changed in ((old, gone), (new, come))
+    ]
+    moved = next((b for a, b in zip(*(one.warnings for one in kept), strict=True) if _sent(a) != _sent(b)), None)
+    if moved is not None:
+        clips = changed_clips(kept[0], replace(kept[1], instruction=old.instruction), labels)
+        found.append(PromptChange(moved.name, "moved", [("same", moved.text)], clips))
     return found
+
+
+def _sent(warning: NoiseWarning) -> tuple[Any, ...]:
+    """Part of a warning that reaches models."""
+    return warning.text, warning.labels, warning.except_labels
+
+
+def _unmatched(these: Sequence[NoiseWarning], others: Sequence[NoiseWarning]) -> list[NoiseWarning]:
+    """Warnings that have no like among others, whatever their names; each is the like of one at most."""
+    left, pool = [], [_sent(warning) for warning in others]
+    for warning in these:
+        if _sent(warning) in pool:
+            pool.remove(_sent(warning))
+        else:
+            left.append(warning)
+    return left
+
+
+def _changed(was: NoiseWarning, now: NoiseWarning, labels: Mapping[str, int]) -> PromptChange:
+    gained = [label for label in labels if now.reaches(label) and not was.reaches(label)]
+    lost = [label for label in labels if was.reaches(label) and not now.reaches(label)]
+    touched = labels if was.text != now.text else (*gained, *lost)
+    clips = sum(labels[label] for label in touched if was.reaches(label) or now.reaches(label))
+    return PromptChange(now.name, "changed", word_changes(was.text, now.text), clips, (gained, lost))
 
 
 def changed_clips(old: PromptSet, new: PromptSet, labels: Mapping[str, int]) -> int:

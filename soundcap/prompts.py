@@ -247,6 +247,8 @@ def _read(path: Path, key: str) -> _Mapping:
     except yaml.MarkedYAMLError as error:
         line = 0 if error.problem_mark is None else error.problem_mark.line + 1
         raise PromptError(f"{path}:{line}: not valid YAML: {error.problem}") from error
+    except RecursionError as error:
+        raise PromptError(f"{path}: nested too deeply for a prompt file") from error
     except yaml.YAMLError as error:
         raise PromptError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if node is None:

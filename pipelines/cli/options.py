@@ -19,6 +19,11 @@ from flowley.network.feature_spec import FeatureSpec
 from pipelines.errors import UserError, printable
 from pipelines.run_config import parse_assignment
 
+ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, like configs/demo.yaml")]
+Canary = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="only N of the videos, each label with its share, up to curation"),
+]
 Visual = Annotated[str | None, typer.Option(metavar="MODEL", help="visual encoder: a folder, or a hub id[@revision]")]
 Text = Annotated[str | None, typer.Option(metavar="MODEL", help="text encoder: a folder, or a hub id[@revision]")]
 Codec = Annotated[str | None, typer.Option(metavar="NAME[:MODEL]", help="audio codec, and where its weights are")]

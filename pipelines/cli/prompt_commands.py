@@ -1,7 +1,8 @@
-"""Commands `soundcap prompts`: what a clip's prompt is, what is wrong with prompts, and what an edit reaches."""
+"""Commands around prompts: `soundcap prompts show | lint | diff`, and `soundcap compare` of the captions they gave."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections import Counter
 from collections.abc import Sequence
@@ -14,21 +15,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import typer
 import yaml
+from rich.table import Table
 
 from flowley.network.presets import preset
-from pipelines.cli.options import AsJson, Overrides, new_app, say, show
+from pipelines.cli.options import AsJson, Canary, ConfigPath, Overrides, cells, new_app, say, show, user_path
 from pipelines.errors import UserError, user_input
+from pipelines.report.compare import Side, compare_sides, figure, verdict_words, write_page
 from pipelines.run_config import CaptionsConfig, Config, load_config
 from pipelines.stages.captions import read_prompts
 from pipelines.stages.listing import SourceListing
 from pipelines.stages.source import list_source
-from soundcap.caption_scores import Run
+from soundcap.caption_scores import LEVEL, Run
 from soundcap.prompt_lint import PromptChange, changed_clips, lint, prompt_changes
 from soundcap.prompts import PromptSet, load_prompts
 
 app = new_app("Prompts: show one, find what is wrong with them, and what an edit reaches.")
 
-ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, like configs/demo.yaml")]
 MAX_LABELS = 6
 
 
@@ -108,6 +110,38 @@ def diff_prompts(
     say(f"{clips} of {total} clips get another prompt" + "; nothing is captioned again" * (not clips))
 
 
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="CONFIG, or CONFIG@FINGERPRINT of earlier captions")],
+    b: Annotated[str, typer.Argument(metavar="B", help="the same")],
+    canary: Canary = None,
+    page: Annotated[
+        Path | None, typer.Option(metavar="FILE", parser=user_path, help="page to write, for a browser")
+    ] = None,
+    overrides: Overrides = [],  # noqa: B006
+    as_json: AsJson = False,
+) -> None:
+    """Compare two sets of captions of the same clips: what changed, and whether it is better."""
+    if page is not None and (page.is_dir() or not page.parent.is_dir()):
+        what = "is a folder" if page.is_dir() else f"{page.parent} is no folder"
+        raise UserError(f"--page {page}: {what}; give a file in a folder that is there")
+    sample = [] if canary is None else [f"source.sample={canary}"]
+    of_a, of_b = (Side.of(named, [*overrides, *sample]) for named in (a, b))
+    card = compare_sides(of_a, of_b)
+    table = Table("measure", "clips", "A", "B", "B - A", f"{LEVEL:.0%} between", "verdict")
+    for one in card.comparisons:
+        difference, low, high = (figure(one.name, v, signed=True) for v in (one.b - one.a, one.low, one.high))
+        values = (one.clips, figure(one.name, one.a), figure(one.name, one.b), difference, f"{low} to {high}")
+        table.add_row(*cells(one.name, *values, verdict_words(one)))
+    table.add_row(*cells("distinct-2", card.common, *(figure("distinct-2", value) for value in card.distinct)))
+    show(table, card.as_json(), as_json=as_json)
+    if page is not None:
+        write_page(card, of_a, page)
+    if not as_json:
+        say(
+            f"{card.summary}; judged by the rules of B and the warnings of both" + ("" if page is None else f"; {page}")
+        )
+
+
 def prompts_of(config: Config, named: str | None = None) -> PromptSet:
     """Prompts of the captions: of `config`, or with what `named` names: one of its files, a configuration, a revision.
 
@@ -117,12 +151,12 @@ def prompts_of(config: Config, named: str | None = None) -> PromptSet:
     if named is None:
         return read_prompts(section.instruction, section.warnings)
     file = Path(named).expanduser()
-    if not file.is_file():
+    if not os.path.isfile(file):  # noqa: PTH113 (Path's raises for a name that is too long)
         return _at_revision(section, named)
     with user_input():
         try:
             keys = set(yaml.safe_load(file.read_text(encoding="utf-8")) or ())
-        except (yaml.YAMLError, UnicodeDecodeError, TypeError):
+        except (yaml.YAMLError, UnicodeDecodeError, TypeError, RecursionError):
             keys = {"warnings"}  # read_prompts says what is wrong with it
     if "captions" in keys:
         other = load_config(named).captions

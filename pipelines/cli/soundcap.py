@@ -1,4 +1,4 @@
-"""Command-line interface `soundcap`. Commands import lazily."""
+"""Command-line interface `soundcap`. What loads models or Ray is imported by its command."""
 
 from __future__ import annotations
 
@@ -11,9 +11,21 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from pipelines.cli.options import AsJson, Overrides, cells, new_app, quiet_libraries, say, show, user_path
+from pipelines.cli.options import (
+    AsJson,
+    Canary,
+    ConfigPath,
+    Overrides,
+    cells,
+    new_app,
+    quiet_libraries,
+    say,
+    show,
+    user_path,
+)
 from pipelines.cli.prompt_commands import app as prompts
-from pipelines.commands.forecast import Budget, Forecast, forecast
+from pipelines.cli.prompt_commands import compare
+from pipelines.commands.forecast import Budget, Forecast, forecast, projected
 from pipelines.commands.keys import all_keys, markdown
 from pipelines.commands.survey import Models, write_config
 from pipelines.engine.fsck import fsck as check_store
@@ -27,16 +39,7 @@ from pipelines.engine.store import open_store
 from pipelines.errors import UserError, run_command
 from pipelines.progress import human_time
 from pipelines.report.build import build_report
-from pipelines.report.compare import (
-    Side,
-    captions_of,
-    compare_sides,
-    figure,
-    projected,
-    score,
-    verdict_words,
-    write_page,
-)
+from pipelines.report.compare import captions_of, figure, score
 from pipelines.report.publish import publish as publish_captions
 from pipelines.run_config import Config, load_config
 from pipelines.stages import STAGES, planned_stages
@@ -45,15 +48,11 @@ from pipelines.stages.listing import SourceListing
 app = new_app("From video clips to sound-aware captions, a captioner that hears what it only sees, and sound.")
 
 app.add_typer(prompts, name="prompts")
+app.command()(compare)
 
-ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, like configs/demo.yaml")]
 Rescan = Annotated[bool, typer.Option("--rescan", help="list a large source again instead of remembering it")]
 Until = Annotated[
     str | None, typer.Option(metavar="STAGE", help=f"stop after one of {', '.join(stage.name for stage in STAGES)}")
-]
-Canary = Annotated[
-    int | None,
-    typer.Option(metavar="N", help="only N of the videos, each label with its share, up to curation"),
 ]
 MaxGpuHours = Annotated[float | None, typer.Option(min=0, help="ask before a run that may take more")]
 MaxUsd = Annotated[float | None, typer.Option(min=0, help="ask before a run that may cost more, by the key prices")]
@@ -149,11 +148,12 @@ def run(
 
 def _within(budget: Budget, config: Config, until: str | None, *, retry_failed: bool, yes: bool) -> dict[str, Forecast]:
     """Forecast of a run within its budget; without a budget nothing is foreseen. Raises UserError beyond it."""
+    wanted = _stages_until(until)
     if budget == Budget():
         return {}
     storage = open_store(config.root)
     listing = SourceListing(config.source.folder, rescan=False)
-    stages = planned_stages(listing)[: len(_stages_until(until))]
+    stages = planned_stages(listing)[: len(wanted)]
     found = forecast(stages, make_plan(stages, config, storage, retry_failed), config, storage)
     for one in found.values():
         say(f"{one.stage}: takes {one.words(config.prices)}")
@@ -188,37 +188,6 @@ def execute(
     if nothing_to_do:
         print("Nothing to do: every stage that was asked for is done.")
     return not nothing_to_do
-
-
-@app.command()
-def compare(
-    a: Annotated[str, typer.Argument(metavar="A", help="CONFIG, or CONFIG@FINGERPRINT of earlier captions")],
-    b: Annotated[str, typer.Argument(metavar="B", help="the same")],
-    canary: Canary = None,
-    page: Annotated[
-        Path | None, typer.Option(metavar="FILE", parser=user_path, help="page to write, for a browser")
-    ] = None,
-    overrides: Overrides = [],  # noqa: B006
-    as_json: AsJson = False,
-) -> None:
-    """Compare two sets of captions of the same clips: what changed, and whether it is better."""
-    if page is not None and (page.is_dir() or not page.parent.is_dir()):
-        what = "is a folder" if page.is_dir() else f"{page.parent} is no folder"
-        raise UserError(f"--page {page}: {what}; give a file in a folder that is there")
-    sample = [] if canary is None else [f"source.sample={canary}"]
-    of_a, of_b = (Side.of(named, [*overrides, *sample]) for named in (a, b))
-    card = compare_sides(of_a, of_b)
-    table = Table("measure", "clips", "A", "B", "B - A", "99% between", "verdict")
-    for one in card.comparisons:
-        difference, low, high = (figure(one.name, v, signed=True) for v in (one.b - one.a, one.low, one.high))
-        values = (one.clips, figure(one.name, one.a), figure(one.name, one.b), difference, f"{low} to {high}")
-        table.add_row(*cells(one.name, *values, verdict_words(one)))
-    table.add_row(*cells("distinct-2", card.common, *(figure("distinct-2", value) for value in card.distinct)))
-    show(table, card.as_json(), as_json=as_json)
-    if page is not None:
-        write_page(card, of_a, page)
-    if not as_json:
-        say(card.summary + ("" if page is None else f"; {page}"))
 
 
 @app.command()

@@ -9,27 +9,26 @@ from typing import Any
 
 import typer
 
-from pipelines.engine.fingerprint import canonical
 from pipelines.engine.plan import StagePlan
 from pipelines.engine.stage import NotYetKnown, Stage
 from pipelines.engine.storage import Storage
-from pipelines.engine.store import Output, latest, latest_spec
-from pipelines.engine.usage import CPU, Projection, measured
+from pipelines.engine.store import open_store
+from pipelines.engine.usage import Projection, measured
 from pipelines.errors import UserError
 from pipelines.progress import human_time
 from pipelines.run_config import Config
-
-GPU = "GPU"
-"""Device of a training, whose manifest does not name it."""
+from pipelines.stages.captions import CaptionsStage
+from pipelines.stages.listing import SourceListing
+from pipelines.stages.source import list_source
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What the rows of a stage will take.
+    """Forecast of one stage's rows.
 
     Attributes:
         is_bound: the rows may be fewer.
-        parts: projection of each ledger's rows, or of a training; None if nothing of the kind was ever measured.
+        parts: projection of each ledger's rows; None if nothing of the kind was ever measured.
     """
 
     stage: str
@@ -55,7 +54,7 @@ class Forecast:
         return sorted({part.device for part in self.parts or ()} - prices.keys())
 
     def words(self, prices: Mapping[str, float]) -> str:
-        """For people."""
+        """Forecast in words."""
         if self.parts is None:
             return "no rate yet"
         usd = self.usd(prices)
@@ -82,46 +81,51 @@ def forecast(
     stages: Sequence[Stage], plans: Sequence[StagePlan], config: Config, storage: Storage
 ) -> dict[str, Forecast]:
     """Forecasts of the stages that a plan lets work, by name. `curation` takes seconds on the driver and has none."""
-    found = {}
-    for stage, plan in zip(stages, plans, strict=True):
-        if plan.rows_at_most and stage.name != "curation":
-            parts = _parts(stage, plan.rows_at_most, config, storage)
-            found[stage.name] = Forecast(stage.name, plan.rows_to_run is None, parts)
-    return found
+    return {
+        stage.name: Forecast(stage.name, plan.rows_to_run is None, _parts(stage, plan, config, storage))
+        for stage, plan in zip(stages, plans, strict=True)
+        if plan.rows_at_most and (stage.ledgers or stage.is_model)
+    }
 
 
-def _parts(stage: Stage, rows: int, config: Config, storage: Storage) -> list[Projection] | None:
+def _parts(stage: Stage, plan: StagePlan, config: Config, storage: Storage) -> list[Projection] | None:
+    """Projection of each ledger's rows; None for a training, whose time no manifest tells once it was resumed."""
     execution = getattr(config, stage.name).execution
     try:
-        if not stage.ledgers:
-            training = _training(stage, execution, config, storage)
-            return None if training is None else [training]
-        recipes = stage.work_recipes(config, storage)
+        recipes = stage.work_recipes(config, storage) if stage.ledgers else {}
     except (UserError, NotYetKnown):
         return None
-    found = [
-        measured(storage, stage.name, ledger, recipe.shared_digest, execution) for ledger, recipe in recipes.items()
-    ]
-    known = [usage for usage in found if usage is not None]
-    if not known or len(known) < len(stage.ledgers):
-        return None
-    return [usage.of_rows(rows, min(execution.workers, rows)) for usage in known]
+    found = []
+    for ledger, recipe in recipes.items():
+        rows = plan.rows_at_most if plan.rows_by_ledger is None else plan.rows_by_ledger[ledger]
+        usage = measured(storage, stage.name, ledger, recipe.shared_digest, execution)
+        if usage is None and rows:
+            return None
+        if usage is not None and rows:
+            found.append(usage.of_rows(rows, min(execution.workers, rows)))
+    return found or None
 
 
-def _training(stage: Stage, execution: Any, config: Config, storage: Storage) -> Projection | None:
-    """A training takes what the last one of the same settings took."""
-    spec, fingerprint = latest_spec(storage, stage.name), latest(storage, stage.name)
-    if spec is None or fingerprint is None or spec["meaning"] != canonical(stage.recipe(config, storage).meaning()):
-        return None
-    hours = Output(storage, stage.name, fingerprint).committed().seconds / 3600
-    all_hours, cores = hours * execution.workers, execution.cpus_per_worker
-    device = GPU if execution.use_gpu else CPU
-    return Projection(hours, all_hours * execution.use_gpu, all_hours * cores, device)
+def projected(config: Config) -> str:
+    """Words on what captioning all videos of the source will take, by the measured rate of this recipe."""
+    storage, execution, name = open_store(config.root), config.captions.execution, CaptionsStage.name
+    usage = measured(storage, name, name, CaptionsStage().recipe(config, storage).shared_digest, execution)
+    videos = list_source(config, SourceListing(config.source.folder, rescan=False)).files.num_rows
+    if usage is None:
+        return f"captions: no rate is known for this model and these settings; {videos:,} videos in the source"
+    workers = min(execution.workers, videos)
+    found = usage.of_rows(videos, workers)
+    hours = f"{found.gpu_hours:.2g} GPU hours" if usage.gpus_per_worker else f"{found.core_hours:.2g} core hours"
+    return (
+        f"captions: {usage.rate:.3g} clips a second and worker on {usage.device} ({usage.rows} clips, set-up "
+        f"{human_time(usage.start_s)}); all {videos:,} videos of the source: {hours}, {human_time(3600 * found.hours)} "
+        f"with {workers} workers"
+    )
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What a run may take without a question. None: no limit."""
+    """Budget within which a run does not ask. None: no limit."""
 
     gpu_hours: float | None = None
     usd: float | None = None

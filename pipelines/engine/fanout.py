@@ -76,7 +76,7 @@ def fan_out(
         device=work.device,
         rows=len(keys),
         worker_s=round(work.worker_s, 3),
-        start_s=round(work.setup_s / max(1, work.set_up), 3),
+        start_s=round(work.setup_s / max(1, work.set_ups), 3),
         workers=work.most_at_work,
         cpus_per_worker=workers.cpus_per_worker,
         gpus_per_worker=workers.gpus_per_worker,
@@ -107,7 +107,7 @@ class _FanOut:
         self.places: list[Place] = []
         self.device = CPU
         self.worker_s = self.setup_s = 0.0
-        self.set_up = self.most_at_work = 0
+        self.set_ups = self.most_at_work = 0
         self.settled_s = self.checked_s = time.monotonic()
 
     def run(self) -> None:
@@ -163,7 +163,7 @@ class _FanOut:
             place.is_ready = self.has_started = True
             place.starts, place.ready_s = 0, time.monotonic()
             self.device = device
-            self.set_up, self.setup_s = self.set_up + 1, self.setup_s + place.ready_s - place.placed_s
+            self.set_ups, self.setup_s = self.set_ups + 1, self.setup_s + place.ready_s - place.placed_s
             self.most_at_work = max(self.most_at_work, sum(one.is_ready for one in self.places))
 
     def _stop(self, place: Place) -> None:

@@ -15,8 +15,6 @@ from pipelines.errors import UserError, one_line
 from pipelines.run_config import Config
 
 _NONE: Any = object()
-MODELS = ("captioner", "flowley")
-"""Stages whose output is a model: a row of theirs is an example of its training."""
 State = Literal["done", "to_run", "partial", "unknown"]
 
 
@@ -24,7 +22,9 @@ State = Literal["done", "to_run", "partial", "unknown"]
 class StagePlan:
     """Plan of one stage. Counts and fingerprint are None where they depend on work not done yet.
 
-    `rows_at_most`: bound of the rows to run; exact where their number is known.
+    Attributes:
+        rows_at_most: bound of the rows to run; exact where their number is known.
+        rows_by_ledger: rows to run of each ledger, where they are known.
     """
 
     name: str
@@ -34,6 +34,7 @@ class StagePlan:
     rows_to_run: int | None
     fingerprint: str | None
     rows_at_most: int | None = None
+    rows_by_ledger: dict[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,9 @@ def make_plan(stages: list[Stage], config: Config, storage: Storage, retry_faile
             first = next(plan.name for plan in plans if plan.name not in done)
             again = "; made again unless what it reads comes out equal" if latest(storage, stage.name) else ""
             reason = f"unknown until {first}{again}{_fault(stage, config, storage)}"
-            plans.append(StagePlan(stage.name, "unknown", reason, None, None, None, _bound(stage, config, plans, done)))
+            models = {one.name for one in stages if one.is_model}
+            inputs = [plan for plan in plans if plan.name in set(stage.inputs(config)) - models]
+            plans.append(StagePlan(stage.name, "unknown", reason, None, None, None, _bound(inputs, done)))
             continue
         plans.append(plan)
         if plan.state == "done":
@@ -128,17 +131,17 @@ def _plan_one(stage: Stage, resolved: Resolved, work: RowWork | WholeWork | None
             latest_spec(storage, stage.name), resolved.spec, stage.config_keys, has_begun=state == "partial"
         )
         reason += _other_total(stage, storage, counts.total)
-    return StagePlan(stage.name, state, reason, counts.total, counts.to_run, fingerprint, counts.to_run)
+    by_ledger = work.rows_by_ledger if isinstance(work, RowWork) else None
+    return StagePlan(stage.name, state, reason, counts.total, counts.to_run, fingerprint, counts.to_run, by_ledger)
 
 
-def _bound(stage: Stage, config: Config, plans: Sequence[StagePlan], done: Mapping[str, Output]) -> int:
-    """Most rows that a stage can have: one for each row that all its inputs have, models apart."""
-    most = {
-        plan.name: done[plan.name].committed().rows_out if plan.name in done else plan.rows_total or plan.rows_at_most
-        for plan in plans
-        if plan.name not in MODELS
-    }
-    return min((most[name] or 0 for name in stage.inputs(config) if name in most), default=0)
+def _bound(inputs: Sequence[StagePlan], done: Mapping[str, Output]) -> int:
+    """Most rows that a stage can have: one for each row that all its inputs have."""
+    most = (
+        done[one.name].committed().rows_out if one.name in done else one.rows_total or one.rows_at_most or 0
+        for one in inputs
+    )
+    return min(most, default=0)
 
 
 def _fault(stage: Stage, config: Config, storage: Storage) -> str:
@@ -239,7 +242,7 @@ def _items(path: str, spec: dict[str, Any]) -> list[tuple[str, Any]]:
 
 
 def _name_of(origin: str) -> str:
-    """What an origin names in its file: the same in a copy of the file."""
+    """Name in an origin, which is the same in a copy of the file."""
     return origin.partition(" (")[2] or origin
 
 

@@ -95,11 +95,13 @@ class Stage(ABC):
 
     Attributes:
         config_keys: configuration key of a part of the recipe's meaning, where it is not `<stage>.<part>`.
+        is_model: its output is a model: its rows are examples of a training, and bound nobody else's.
     """
 
     name: ClassVar[str]
     config_keys: ClassVar[Mapping[str, str]] = {}
     ledgers: ClassVar[tuple[str, ...]] = ()
+    is_model: ClassVar[bool] = False
     reads: ClassVar[tuple[str, ...]] = ()
 
     def inputs(self, config: Config) -> tuple[str, ...]:
@@ -247,6 +249,11 @@ class RowWork:
         for mask in self.is_missing:
             to_run |= mask[:rows]
         return Counts(rows + refused, int(to_run.sum()), refused)
+
+    @property
+    def rows_by_ledger(self) -> dict[str, int]:
+        """Rows that each ledger lacks."""
+        return {one.ledger: int(mask.sum()) for one, mask in zip(self.rows.sets, self.is_missing, strict=True)}
 
     def make(self) -> Result:
         """Computes missing rows and fills the output folder."""

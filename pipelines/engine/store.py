@@ -177,6 +177,12 @@ class PreviewedOutput(Output):
         return self._rows.select(columns) if columns else self._rows
 
 
+def committed_outputs(storage: Storage, stage: str) -> list[Output]:
+    """All committed outputs of a stage, by fingerprint, whatever configuration made them."""
+    names = sorted(name for name in storage.names(stage) if name.endswith(f"/{MANIFEST}"))
+    return [Output(storage, stage, name.split("/")[1]) for name in names]
+
+
 def open_store(root: str, *, write: bool = False) -> Storage:
     """Storage of a run. With `write`, an empty root is marked with the format version.
 

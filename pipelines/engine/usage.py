@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipelines.engine.storage import Storage
-from pipelines.engine.store import MANIFEST, Manifest
+from pipelines.engine.store import committed_outputs
 from pipelines.run_config import Workers
 
 CPU = "CPU"
@@ -45,7 +45,7 @@ class Usage:
         return self.rows / self.worker_s
 
     def of_rows(self, rows: int, workers: int) -> Projection:
-        """What so many rows will take with so many workers of this kind."""
+        """Projection of so many rows on so many workers of this kind."""
         busy_s = rows / self.rate
         total_s = busy_s + workers * self.start_s
         hours = (busy_s / workers + self.start_s) / 3600
@@ -55,7 +55,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class Projection:
-    """What rows will take: hours on the clock, hours of GPUs and of cores, and the device on which it was measured."""
+    """Projection of what rows will take: hours on the clock, of GPUs and of cores; device on which it was measured."""
 
     hours: float
     gpu_hours: float
@@ -69,27 +69,16 @@ def measured(storage: Storage, stage: str, ledger: str, recipe: str, execution: 
     That of the most rows, of several the latest: a run of a few rows tells little. A rate of CPUs says nothing of GPUs.
     """
     on_gpu = execution.gpus_per_worker > 0 or str(getattr(execution, "device", "cpu")).startswith("cuda")
-    infos = storage.files(stage, recursive=True)
-    names = [info.name for info in infos if info.name.endswith(f"/{MANIFEST}")]
-    found: list[tuple[float, Usage]] = []
-    for record in map(storage.find_record, names):
-        if record is None:
-            continue
-        manifest = Manifest(**record)
-        found += [(manifest.finished_at_s, usage) for usage in usages(manifest)]
+    manifests = [output.committed() for output in committed_outputs(storage, stage)]
     fitting = [
-        (usage.rows, at_s, usage)
-        for at_s, usage in found
+        (usage.rows, manifest.finished_at_s, usage)
+        for manifest in manifests
+        for usage in (Usage(**record) for record in manifest.usage)
         if (usage.ledger, usage.recipe) == (ledger, recipe)
         and (usage.device != CPU) == on_gpu
         and usage.gpus_per_worker == execution.gpus_per_worker
     ]
     return max(fitting, key=lambda one: one[:2])[2] if fitting else None
-
-
-def usages(manifest: Manifest) -> list[Usage]:
-    """Usages that a manifest records."""
-    return [Usage(**record) for record in manifest.usage]
 
 
 def as_records(found: Sequence[Usage]) -> list[dict[str, Any]]:

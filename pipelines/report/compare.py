@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,18 +13,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.engine.plan import StagePlan, make_plan
-from pipelines.engine.store import MANIFEST, Output, open_store
-from pipelines.engine.usage import measured
+from pipelines.engine.store import Output, committed_outputs, open_store
 from pipelines.errors import UserError
-from pipelines.progress import human_time
 from pipelines.report.build import Media, clip_player, side_by_side
 from pipelines.report.templates import render
 from pipelines.run_config import Config, load_config
 from pipelines.stages import planned_stages
-from pipelines.stages.captions import CaptionsStage, read_prompts
+from pipelines.stages.captions import read_prompts
 from pipelines.stages.listing import SourceListing
-from pipelines.stages.source import list_source
 from soundcap.caption_scores import (
+    LEAST_DIFFERENT,
     LEVEL,
     Comparison,
     Measure,
@@ -54,7 +53,8 @@ class Side:
     @classmethod
     def of(cls, named: str, overrides: Sequence[str]) -> Side:
         """Side of `CONFIG` or `CONFIG@FINGERPRINT`. Raises UserError if there are no such captions."""
-        path, at, fingerprint = named.rpartition("@") if "@" in named and not Path(named).exists() else (named, "", "")
+        is_file = os.path.exists(named)  # noqa: PTH110 (Path's raises for a name that is too long)
+        path, at, fingerprint = (named, "", "") if is_file or "@" not in named else named.rpartition("@")
         if at and not fingerprint:
             raise UserError(f"{named}: no fingerprint behind the @; `soundcap status` and earlier runs print them")
         config = load_config(path, overrides)
@@ -62,8 +62,9 @@ class Side:
         made = _output_of(config, fingerprint) if fingerprint else _made(config, captions)
         if made is None:
             raise UserError(
-                f"{named}: its captions are not there: {captions.reason}; run it first (a canary: `soundcap run "
-                f"{path} --canary N`, then compare with the same --canary N)"
+                f"{named}: its captions are not there as one output ({captions.rows_at_most} rows of it are to be "
+                f"made at most); run it first: `soundcap run {path} --until captions`, or, to compare with --canary N, "
+                f"`soundcap run {path} --canary N`"
             )
         return cls(named, config, made, _made(config, clips))
 
@@ -79,7 +80,7 @@ class Side:
         return [*prompts["instruction"].splitlines(), *(warning["text"] for warning in prompts["warnings"])]
 
     def told(self) -> dict[str, Any]:
-        """What is told of the side."""
+        """Facts of the side: name, fingerprint, model, counts."""
         manifest, meaning = self.captions.committed(), self.captions.spec()["meaning"]
         return {
             "name": self.name,
@@ -109,13 +110,12 @@ def _made(config: Config, plan: StagePlan) -> Output | None:
 
 
 def _output_of(config: Config, fingerprint: str) -> Output:
-    storage = open_store(config.root)
-    names = {info.name.split("/")[1] for info in storage.files("captions", recursive=True) if MANIFEST in info.name}
-    found = sorted(name for name in names if name.startswith(fingerprint))
+    outputs = committed_outputs(open_store(config.root), "captions")
+    found = [output for output in outputs if output.fingerprint.startswith(fingerprint)]
     if len(found) != 1:
-        there = ", ".join(sorted(names)) or "none"
+        there = ", ".join(output.fingerprint for output in outputs) or "none"
         raise UserError(f"@{fingerprint}: {len(found)} outputs of captions begin so, wanted one of {there}")
-    return Output(storage, "captions", found[0])
+    return found[0]
 
 
 @dataclass(frozen=True)
@@ -160,11 +160,11 @@ class Scorecard:
 
     @property
     def summary(self) -> str:
-        """What the comparison comes to, in one line."""
+        """Result of the comparison, in one line."""
         words = [f"{self.different} of {self.common} captions differ"]
-        for verdict in ("better", "worse"):
+        for verdict, told in (("better", "B is better in"), ("worse", "B is worse in"), ("parts", "they part in")):
             names = [one.name for one in self.comparisons if one.verdict == verdict]
-            words += [f"B is {verdict} in {', '.join(names)}"] * bool(names)
+            words += [f"{told} {', '.join(names)}"] * bool(names)
         return "; ".join(words if len(words) > 1 else [*words, "no measure parts them"])
 
 
@@ -212,25 +212,6 @@ def compare_sides(a: Side, b: Side) -> Scorecard:
     )
 
 
-def projected(config: Config) -> str:
-    """What captioning all videos of the source will take, by the latest measured rate of this recipe; in words."""
-    storage = open_store(config.root)
-    recipe = CaptionsStage().recipe(config, storage)
-    execution = config.captions.execution
-    usage = measured(storage, CaptionsStage.name, CaptionsStage.name, recipe.shared_digest, execution)
-    videos = list_source(config, SourceListing(config.source.folder, rescan=False)).files.num_rows
-    if usage is None:
-        return f"captions: no rate is known for this model and these settings; {videos:,} videos in the source"
-    workers = min(config.captions.execution.workers, videos)
-    found = usage.of_rows(videos, workers)
-    hours = f"{found.gpu_hours:.2g} GPU hours" if usage.gpus_per_worker else f"{found.core_hours:.2g} core hours"
-    return (
-        f"captions: {usage.rate:.3g} clips a second and worker on {usage.device} ({usage.rows} clips, set-up "
-        f"{human_time(usage.start_s)}); all {videos:,} videos of the source: {hours}, {human_time(3600 * found.hours)} "
-        f"with {workers} workers"
-    )
-
-
 def figure(name: str, value: float, *, signed: bool = False) -> str:
     """A measure's value for people: a share in %, words with one decimal, and – for none."""
     if math.isnan(value):
@@ -261,6 +242,7 @@ def write_page(card: Scorecard, a: Side, path: Path) -> None:
         "compare.html.jinja",
         card=card,
         level=LEVEL,
+        least_different=LEAST_DIFFERENT,
         shown=shown,
         figure=figure,
         verdict_words=verdict_words,

@@ -7,11 +7,12 @@ from typing import Any
 
 import jinja2
 
+from pipelines.errors import CONTROL
 from pipelines.progress import human_time
 
 
 def render(template: str, **values: Any) -> str:
-    """Rendered template of this folder; HTML templates escape their values."""
+    """Rendered template of this folder; HTML templates escape their values, and hold no control character."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=jinja2.select_autoescape(("html.jinja",)),
@@ -21,7 +22,13 @@ def render(template: str, **values: Any) -> str:
         keep_trailing_newline=True,
     )
     environment.filters |= {"human_time": human_time, "figure": _figure, "markdown": markdown, "quote": _quote}
-    return environment.get_template(template).render(**values)
+    text = environment.get_template(template).render(**values)
+    return CONTROL.sub(_shown, text) if template.endswith(".html.jinja") else text
+
+
+def _shown(found: re.Match[str]) -> str:
+    """Mark of a control character, which no page may hold; lines and tabs stay."""
+    return found.group() if found.group() in "\n\t" else "\N{REPLACEMENT CHARACTER}"
 
 
 def markdown(text: str) -> str:

@@ -55,6 +55,7 @@ class CaptionerStage(Stage):
     """Fine-tuning stage. It reads only curated captions of the train split, never the test split."""
 
     name = "captioner"
+    is_model = True
 
     def inputs(self, config: Config) -> tuple[str, ...]:
         return ("clips", "curation") if config.captioner.adapter is None else ()

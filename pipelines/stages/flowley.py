@@ -69,6 +69,7 @@ class FlowleyStage(Stage):
     """Training stage. The test split is never trained on; its loss on fixed noise is the validation loss."""
 
     name = "flowley"
+    is_model = True
     config_keys: ClassVar[Mapping[str, str]] = {"network": "flowley.preset"}
 
     def inputs(self, config: Config) -> tuple[str, ...]:

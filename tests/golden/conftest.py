@@ -89,7 +89,7 @@ def _short(value: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """As JSON gives it back; floats to seven digits, which is more than any tolerance asks for."""
+    """Plain data as JSON gives it back; floats to seven digits, which is more than any tolerance asks for."""
     if isinstance(value, Mapping):
         return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

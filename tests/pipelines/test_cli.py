@@ -98,7 +98,16 @@ def test_plan_json_before_anything_ran(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     stages = json.loads(done.stdout)["stages"]
-    assert set(stages[0]) == {"name", "state", "reason", "rows_total", "rows_to_run", "fingerprint", "rows_at_most"}
+    assert set(stages[0]) == {
+        "name",
+        "state",
+        "reason",
+        "rows_total",
+        "rows_to_run",
+        "fingerprint",
+        "rows_at_most",
+        "rows_by_ledger",
+    }
     assert (stages[0]["name"], stages[0]["state"], stages[0]["rows_to_run"]) == ("clips", "to_run", 1)
     assert stages[1]["state"] == "unknown" and stages[1]["fingerprint"] is None
     assert stages[1]["reason"] == "unknown until clips"

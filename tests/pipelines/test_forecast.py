@@ -1,6 +1,7 @@
 """Forecast of a run from measured rates, prices and budgets."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,14 +9,16 @@ from typer.testing import CliRunner
 
 from pipelines.cli.soundcap import app
 from pipelines.commands.forecast import Budget, Forecast, forecast
-from pipelines.engine.plan import make_plan
+from pipelines.engine.plan import StagePlan, make_plan
 from pipelines.engine.storage import Storage
 from pipelines.engine.store import QUARANTINE_SCHEMA, Manifest, Output, open_store
 from pipelines.engine.usage import Projection, Usage, as_records
 from pipelines.errors import UserError
 from pipelines.run_config import load_config
 from pipelines.stages import planned_stages
+from pipelines.stages.captioner import CaptionerStage
 from pipelines.stages.captions import CaptionsStage
+from pipelines.stages.features import FeaturesStage
 from pipelines.stages.listing import SourceListing
 
 ROOT = Path(__file__).parents[2]
@@ -97,6 +100,41 @@ def test_stages_behind_the_first_are_reckoned_by_their_bounds(settings: list[str
     assert forecast(stages, make_plan(stages, on_cpu, storage), on_cpu, storage)["captions"].parts is None
     other = load_config(ROOT / "configs/demo.yaml", [*settings, "captions.sampling.max_new_tokens=9"])
     assert forecast(stages, make_plan(stages, other, storage), other, storage)["captions"].parts is None
+
+
+def test_each_ledger_takes_what_its_own_rows_take(settings: list[str]) -> None:
+    """An edited caption encodes its text again, and no video."""
+    config = load_config(ROOT / "configs/demo.yaml", settings)
+    storage, stage = Storage(config.root), FeaturesStage()
+    for ledger, recipe in stage.work_recipes(config, storage).items():
+        usage = Usage(ledger, recipe.shared_digest, "CPU", 36, 3600, 0, 1, 1, 0)
+        manifest = Manifest("features", ledger, "d", 1, 1, 0, 1, 1.0, usage=as_records([usage]))
+        Output(storage, "features", ledger).commit(manifest, QUARANTINE_SCHEMA.empty_table(), {})
+    plan = StagePlan("features", "partial", "", 36, 18, "f", 18, {"features-av": 0, "features-text": 18})
+    found = forecast([stage], [plan], config, storage)["features"]
+    assert found.hours == pytest.approx(0.5 / config.features.execution.workers) and len(found.parts or ()) == 1
+    both = forecast([stage], [replace(plan, rows_by_ledger=None)], config, storage)["features"]
+    assert both.hours == pytest.approx(1 / config.features.execution.workers)
+
+
+def test_a_training_has_no_forecast(settings: list[str]) -> None:
+    """A manifest's seconds are those since the last resumption."""
+    config = load_config(ROOT / "configs/demo.yaml", settings)
+    plan = StagePlan("captioner", "to_run", "", 9, 9, "f", 9)
+    assert forecast([CaptionerStage()], [plan], config, Storage(config.root))["captioner"].parts is None
+
+
+@pytest.mark.parametrize("prices", ["{CPU: .inf}", "{CPU: .nan}", "{CPU: -1}"])
+def test_a_price_that_is_none_is_refused(prices: str) -> None:
+    with pytest.raises(UserError, match=r"prices.CPU: got"):
+        load_config(ROOT / "configs/demo.yaml", [f"prices={prices}"])
+
+
+def test_submit_refuses_an_unknown_stage_before_anything_else(settings: list[str]) -> None:
+    sets = [part for one in settings for part in ("--set", one)]
+    arguments = ["submit", str(ROOT / "configs/demo.yaml"), "--address", "http://127.0.0.1:1", "--until", "no", *sets]
+    error = CliRunner().invoke(app, arguments).exception
+    assert isinstance(error, UserError) and "--until no: no such stage" in str(error)
 
 
 def test_plan_shows_what_it_takes_and_run_stops_without_a_terminal(settings: list[str]) -> None:

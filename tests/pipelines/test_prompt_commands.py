@@ -82,12 +82,13 @@ def test_diff_with_a_revision_a_file_and_a_configuration(config: Path) -> None:
     assert (found["clips"], found["of"]) == (4, 6) and found["changes"][0]["kind"] == "added"
 
 
-def test_neither_file_nor_revision(config: Path) -> None:
-    error = _prompts("diff", str(config), "nonsense").exception
-    assert isinstance(error, UserError) and "nonsense: no such file, and no git revision with ask.yaml" in str(error)
+@pytest.mark.parametrize("name", ["nonsense", "n" * 300])
+def test_neither_file_nor_revision(config: Path, name: str) -> None:
+    error = _prompts("diff", str(config), name).exception
+    assert isinstance(error, UserError) and f"{name}: no such file, and no git revision with ask.yaml" in str(error)
 
 
-@pytest.mark.parametrize("data", [b"", b"\xff\xfe", b"warnings: [", b"- a\n"])
+@pytest.mark.parametrize("data", [b"", b"\xff\xfe", b"warnings: [", b"- a\n", b"text: " + 5000 * b"["])
 def test_a_bad_prompt_file_is_one_line(config: Path, data: bytes) -> None:
     (config.parent / "bad.yaml").write_bytes(data)
     error = _prompts("diff", str(config), "bad.yaml").exception

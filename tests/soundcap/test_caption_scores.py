@@ -13,6 +13,7 @@ from soundcap.caption_scores import (
     changed_share,
     compare,
     distinct,
+    expanded_tail,
     measure,
     word_changes,
 )
@@ -102,7 +103,12 @@ def test_intervals_are_those_of_scipy(seed: int) -> None:
     a, b = rng.integers(0, 2, 80).astype(float), rng.integers(0, 2, 80).astype(float)
     [ours] = compare(*_pair(a.tolist(), b.tolist()))
     theirs = stats.bootstrap(
-        (b - a,), np.mean, n_resamples=2000, confidence_level=LEVEL, method="percentile", random_state=seed
+        (b - a,),
+        np.mean,
+        n_resamples=2000,
+        confidence_level=1 - 2 * expanded_tail(80),
+        method="percentile",
+        random_state=seed,
     ).confidence_interval
     assert ours.low == pytest.approx(theirs.low, abs=0.05) and ours.high == pytest.approx(theirs.high, abs=0.05)
 
@@ -112,6 +118,18 @@ def test_equal_sets_seldom_part() -> None:
     rng = np.random.default_rng(1)
     pairs = (_pair(*rng.integers(0, 2, (2, 100)).astype(float).tolist()) for _ in range(300))
     assert sum(compare(*pair)[0].verdict != "" for pair in pairs) <= 9
+
+
+@pytest.mark.parametrize("clips", [10, 12, 16, 40])
+def test_verdicts_on_lengths_of_few_clips_are_no_more_often_false_than_said(clips: int) -> None:
+    """1,000 pairs of sets whose lengths differ by chance alone: 10 part on average, and seldom more than 20."""
+    rng = np.random.default_rng(clips)
+    pairs = (_pair([0.0] * clips, np.round(rng.normal(0, 3, clips), 1).tolist(), "") for _ in range(1000))
+    assert sum(compare(*pair)[0].verdict != "" for pair in pairs) <= 20
+
+
+def test_an_interval_of_many_clips_is_the_plain_one() -> None:
+    assert expanded_tail(100_000) == pytest.approx((1 - LEVEL) / 2, rel=1e-3) and expanded_tail(10) < 0.0005
 
 
 def test_words_that_change() -> None:

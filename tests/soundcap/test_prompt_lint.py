@@ -33,6 +33,15 @@ def test_captions_longer_than_the_text_encoder_reads() -> None:
     assert _faults(instruction=Instruction("Use 40 to 80 words.", "i.yaml"), tokens=None) == []
 
 
+@pytest.mark.parametrize(
+    "asks", ["up to 40 words", "At Most 40 words", "between 20 and 40 words", "about 40 words", "40 words or fewer"]
+)
+def test_each_way_to_ask_for_words_is_known(asks: str) -> None:
+    assert _faults(instruction=Instruction(f"Describe it in {asks}.", "i.yaml")) == []
+    [found] = _faults(instruction=Instruction(f"Describe it in {asks.replace('40', '80')}.", "i.yaml"))
+    assert "asks for up to 80 words" in found.text
+
+
 def test_a_misspelt_label_is_told_from_one_of_another_corpus() -> None:
     [misspelt] = _faults(replace(MUSIC, except_labels=("playing *", "dog barkin")))
     assert misspelt.is_fault and "`dog barkin` matches no label of the corpus; is `dog barking` meant?" in misspelt.text
@@ -81,6 +90,12 @@ OLD = PromptSet(INSTRUCTION, (MUSIC, WIND))
         (PromptSet(INSTRUCTION, (replace(MUSIC, text="No music."), WIND)), [("music", "changed", 70)], 70),
         (PromptSet(INSTRUCTION, (replace(MUSIC, except_labels=()), WIND)), [("music", "changed", 30)], 30),
         (PromptSet(INSTRUCTION, (WIND, MUSIC)), [("wind", "moved", 10)], 10),
+        (PromptSet(INSTRUCTION, (replace(MUSIC, name="musik"), WIND)), [], 0),
+        (
+            PromptSet(INSTRUCTION, (WIND, MUSIC, replace(WIND, name="hum", text="No hum."))),
+            [("hum", "added", 10), ("wind", "moved", 10)],
+            10,
+        ),
         (PromptSet(Instruction("Short.", "i"), (MUSIC, WIND)), [("instruction", "changed", 100)], 100),
     ],
 )
@@ -104,6 +119,13 @@ def test_names_that_nothing_fills_in_are_refused(text: str, tmp_path: Path) -> N
     file = tmp_path / "i.yaml"
     file.write_text(f"text: '{text}'\n")
     with pytest.raises(PromptError, match=r"i.yaml:1: `text` holds .*label.*nothing fills names in"):
+        load_prompts(file, None)
+
+
+def test_a_file_nested_too_deeply_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "i.yaml"
+    file.write_text("text: " + "[" * 5000 + "]" * 5000)
+    with pytest.raises(PromptError, match="i.yaml: nested too deeply"):
         load_prompts(file, None)
 
 

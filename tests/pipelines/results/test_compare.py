@@ -1,7 +1,9 @@
 """Comparison of captions in a finished store: which captions are meant, what is told, and the page."""
 
 import json
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from pipelines.stages.captions import CaptionsStage
 from pipelines.stages.clips import ClipsStage
 
 TEXTS = ("A dog barks.", "<b>Bells</b> ring & ring.", "Rain falls softly.", "Somebody plays music.")
-EDITED = ("A dog barks.", "<i>Horns</i> ring & ring.", "Rain falls.", "Somebody knocks.")
+EDITED = ("A dog barks.", "<i>Horns</i> ring & \x1b[31mring.", "Rain falls.", "Somebody knocks.")
 
 
 def _caption(config: Config, texts: tuple[str, ...]) -> None:
@@ -72,8 +74,17 @@ def test_the_page_escapes_what_models_wrote_and_shows_what_changed(sides: tuple[
     page = (tmp_path / "page.html").read_text()
     assert "<b>Bells" not in page and "<del>&lt;b&gt;Bells&lt;/b&gt;</del>" in page
     assert "<del>plays music.</del> <ins>knocks.</ins>" in page
+    assert not re.search("[\x00-\x08\x0b-\x1f]", page) and "\N{REPLACEMENT CHARACTER}[31mring." in page
     assert page.count("<video controls") == 3 and 'src="data:video/' in page
     assert "http" not in page.replace("http-equiv", ""), "the page loads nothing"
+
+
+def test_the_summary_tells_every_verdict(sides: tuple[Path, Path]) -> None:
+    """As the table does: lengths that part are better for neither."""
+    card = compare_sides(*(Side.of(str(file), []) for file in sides))
+    words = next(one for one in card.comparisons if one.name == "words")
+    assert "they part in words" in replace(card, comparisons=[replace(words, verdict="parts")]).summary
+    assert "no measure parts them" in replace(card, comparisons=[words]).summary
 
 
 def test_a_fingerprint_names_earlier_captions(sides: tuple[Path, Path]) -> None:
@@ -94,7 +105,7 @@ def test_an_empty_fingerprint_and_a_page_that_cannot_be_written_are_said(
 
 
 def test_captions_that_are_not_there_are_said(sides: tuple[Path, Path]) -> None:
-    with pytest.raises(UserError, match="its captions are not there: .*soundcap run"):
+    with pytest.raises(UserError, match="its captions are not there as one output .4 rows.*soundcap run"):
         Side.of(str(sides[0]), ["captions.sampling.max_new_tokens=7"])
 
 

@@ -1,5 +1,6 @@
 """Captioning rows: clips without sound, which a rule routes past the model."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +89,10 @@ def test_the_worker_answers_for_silent_clips_itself(tmp_path: Path, monkeypatch:
     assert sorted(worker.stream(tasks)) == [(0, {"caption": "Silence."}), (1, {"caption": "Silence."})]
 
 
-def test_an_empty_caption_of_silence_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="captions.silence: got ''"):
-        _recipe(tmp_path, "captions.silence=''")
+@pytest.mark.parametrize("text", ["", "   ", "Silence.<|im_end|>"])
+def test_what_is_no_caption_is_refused_for_silence(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UserError, match=rf"captions.silence: got {re.escape(repr(text))}, wanted words"):
+        _recipe(tmp_path, f"captions.silence='{text}'")
 
 
 def test_prompts_are_counted_without_those_of_silent_clips() -> None:
