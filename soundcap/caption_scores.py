@@ -18,7 +18,8 @@ from soundcap.curate import CaptionRow, Rules, curate
 from soundcap.prompts import NoiseWarning, first_match
 
 LEVEL = 0.99
-"""Share of the drawn differences that an interval holds: of 100 measures that do not differ, one or two part by chance."""
+"""Share of the drawn differences that an interval holds: of 100 measures that do not differ,
+one or two part by chance."""
 DRAWS = 20_000
 LEAST_DIFFERENT = 8
 """Clips that must differ for a verdict: fewer all fall to one side by chance more often than once in a hundred."""
