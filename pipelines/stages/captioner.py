@@ -64,7 +64,7 @@ class CaptionerStage(Stage):
         section = config.captioner
         if section.adapter is not None:
             return AdapterRecipe(weights_of(section.adapter, ADAPTER_FILES, "captioner.adapter"))
-        model = model_of(section.model, "captioner.model")
+        model = model_of(section.model, "captioner.model", storage)
         return CaptionerRecipe(model, read_prompts(section.instruction, None), section.training)
 
     def work(self, context: Context) -> WholeWork:
@@ -90,7 +90,7 @@ def _train_adapter(context: Context, rows: list[dict[str, Any]]) -> Result:
     prompt = recipe.prompts.render("")
     with scratch("adapter") as folder:
         result = train_captioner(
-            recipe.model,
+            partial(recipe.model.on_node, storage),
             [TrainExample(r["clip_id"], prompt, r["caption"], r["video"]) for r in rows],
             partial(_read_frames, storage, recipe.training.frames.fps),
             recipe.training,
@@ -126,7 +126,7 @@ def _adapter_digest(folder: Path) -> str:
 
 
 def train_captioner(
-    model: Model,
+    base: Callable[[], Model],
     examples: list[TrainExample],
     frames_of: Callable[[str], np.ndarray],
     settings: FinetuneSettings,
@@ -139,7 +139,7 @@ def train_captioner(
     """Starts or resumes training and puts the adapter into `output_dir`.
 
     Args:
-        model: base model.
+        base: sent to the workers: brings the base model to their node.
         examples: clips with their captions; a video is an address that `frames_of` takes.
         frames_of: sent to the workers: address -> frames (T, H, W, 3) uint8 at `settings.frames.fps`.
         settings: settings that determine the weights.
@@ -158,20 +158,22 @@ def train_captioner(
     work_dir = _work_dir(run.storage_path, run.name)
     train = partial(
         finetune,
-        model.path,
-        model.revision,
         read_frames=frames_of,
         settings=settings,
         execution=execution,
         output_dir=work_dir,
         use_gpu=run.use_gpu,
     )
-    train_under_ray("captioner", partial(_work, train, ray.put(examples), work_dir), run, output_dir, say)
+    train_under_ray("captioner", partial(_work, base, train, ray.put(examples), work_dir), run, output_dir, say)
     return load_result(output_dir)
 
 
 def _work(
-    train: Callable[..., FinetuneResult], examples: Any, work_dir: Path, say: Callable[[str], None]
+    base: Callable[[], Model],
+    train: Callable[..., FinetuneResult],
+    examples: Any,
+    work_dir: Path,
+    say: Callable[[str], None],
 ) -> str | None:
     """Body of one training process. `examples`: Ray's object reference to their list."""
     import ray.train
@@ -190,7 +192,9 @@ def _work(
         torch.distributed.barrier()
         callbacks = [CheckpointToStorage(), SayProgress(say)]
         try:
-            result = train(examples=ray.get(examples), callbacks=callbacks, resume_from=start)
+            model = base()
+            rows = ray.get(examples)
+            result = train(model.path, model.revision, examples=rows, callbacks=callbacks, resume_from=start)
         except FinetuneError as error:
             return str(error)
     first = ray.train.get_context().get_world_rank() == 0

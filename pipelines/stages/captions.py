@@ -60,6 +60,7 @@ class CaptionStage(RowStage):
             "prompts": len(rows["prompt"].unique()),
             "words_median": words[len(words) // 2] if words else 0,
             "different_captions": len(rows["caption"].unique()),
+            "licence": context.recipe.model.licence or "not said",
         }
 
 
@@ -74,7 +75,7 @@ class CaptionsStage(CaptionStage):
     def recipe(self, config: Config, storage: Storage) -> CaptionRecipe:
         section = config.captions
         return CaptionRecipe(
-            model=model_of(section.model, "captions.model"),
+            model=model_of(section.model, "captions.model", storage),
             frames=section.frames,
             sampling=section.sampling,
             with_sound=True,
@@ -154,9 +155,10 @@ class CaptionWorker:
         """Engine with the recipe's model and the adapter."""
         with ExitStack() as stack:
             adapter = None if self.adapter is None else str(stack.enter_context(self.storage.local(self.adapter)))
+            model = self.recipe.model.on_node(self.storage)
             return load_engine(
-                self.recipe.model.path,
-                self.recipe.model.revision,
+                model.path,
+                model.revision,
                 adapter,
                 frames=self.recipe.frames,
                 sampling=self.recipe.sampling,

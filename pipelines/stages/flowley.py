@@ -33,7 +33,7 @@ from pipelines.stages.features import (
     feature_files,
     open_features,
 )
-from pipelines.stages.model_refs import Weights, take_over, weights_of
+from pipelines.stages.model_refs import Codec, Weights, take_over, weights_of
 
 if TYPE_CHECKING:
     from flowley.features.dataset import FeatureDataset
@@ -56,6 +56,7 @@ class FlowleyRecipe(Recipe):
     network: NetworkConfig
     training: TrainSettings
     features: FeatureSpec = unhashed()
+    codec: Codec = unhashed()
 
 
 @dataclass(frozen=True)
@@ -84,10 +85,12 @@ class FlowleyStage(Stage):
                 f"flowley.training.duration_s: got {section.training.duration_s:g}, wanted at most clips.duration_s = "
                 f"{config.clips.duration_s:g}"
             )
+        features = FeaturesStage().recipe(config, storage)
         return FlowleyRecipe(
             network=preset(section.preset, **section.overrides),
             training=section.training,
-            features=FeaturesStage().recipe(config, storage).spec(section.training.duration_s),
+            features=features.spec(section.training.duration_s),
+            codec=features.av.codec,
         )
 
     def work(self, context: Context) -> WholeWork:
@@ -203,9 +206,10 @@ def _work(
         checkpoint = ray.train.get_checkpoint()
         start = None if checkpoint is None else Path(checkpoint.to_directory(str(folder / "start")))
         keeper = _Keeper(features.storage, storage_folder, board, folder / "tensorboard", say)
-        codec, spec = None, recipe.features
+        codec = None
         if rank == 0 and execution.sample_every_steps > 0:
-            codec = load_codec(spec.codec, path=spec.codec_path, revision=spec.codec_revision, device=str(device))
+            given = recipe.codec.on_node(features.storage)
+            codec = load_codec(given.name, path=given.path, revision=given.revision, device=str(device))
         try:
             dataset, validation = features.load(stack, say)
             train_network(

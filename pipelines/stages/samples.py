@@ -68,7 +68,7 @@ class SamplesStage(RowStage):
             guidance=section.guidance,
             solver=section.solver,
             seed=section.seed,
-            codec=codec_of(config.features.codec),
+            codec=codec_of(config.features.codec, storage),
             duration_s=config.clips.duration_s,
         )
 
@@ -104,7 +104,7 @@ class SampleWorker:
         from flowley.codecs import load_codec
         from flowley.network.registry import load_network
 
-        device, codec = self.execution.device, self.recipe.codec
+        device, codec = self.execution.device, self.recipe.codec.on_node(self.storage)
         with self.storage.local(self.model) as folder:
             self.network = load_network(folder).to(device)
         self.codec = load_codec(codec.name, path=codec.path, revision=codec.revision, device=device)

@@ -87,8 +87,8 @@ def configure(source: Path, only_min_words: Callable[[int], str]) -> Callable[[P
             f"captions.instruction={ROOT / 'prompts/av_caption.yaml'}",
             f"captions.warnings={ROOT / 'prompts/warnings.yaml'}",
             f"captioner.instruction={ROOT / 'prompts/silent_caption.yaml'}",
-            "captions.model={path: some/omni, revision: abc}",
-            "captioner.model={path: some/vl, revision: def}",
+            "captions.model={path: some/omni, revision: abababababababababababababababababababab}",
+            "captioner.model={path: some/vl, revision: cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd}",
             only_min_words(3),
         )
         return load_config(ROOT / "configs/demo.yaml", [*overrides, *more])
