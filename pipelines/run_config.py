@@ -48,12 +48,12 @@ class Section(BaseModel):
 
 
 class ModelRef(Section):
-    """Reference to a checkpoint: a local folder, or a hub id pinned to a commit."""
+    """Reference to a checkpoint: a local folder, or a hub id with a revision."""
 
     path: str
     """Local folder, or hub id."""
     revision: str | None = None
-    """Commit of a hub id; of a folder the content counts."""
+    """Commit, branch or tag of a hub id; a store keeps the first commit of a branch. Of a folder the content counts."""
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ class CodecConfig(Section):
     path: str | None = None
     """Folder or hub id of its weights."""
     revision: str | None = None
-    """Commit of a hub id."""
+    """Commit, branch or tag of a hub id."""
 
     @model_validator(mode="after")
     def _weights_or_none(self) -> CodecConfig:

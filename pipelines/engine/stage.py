@@ -17,8 +17,8 @@ from pipelines.engine.fingerprint import table_digest
 from pipelines.engine.ledger import AnyWorker, Ledger
 from pipelines.engine.recipe import KEY, Recipe
 from pipelines.engine.storage import Storage
-from pipelines.engine.store import Manifest, Output, PreviewedOutput
-from pipelines.engine.usage import Usage
+from pipelines.engine.store import BYTES_SUFFIX, Manifest, Output, PreviewedOutput
+from pipelines.engine.usage import Steps, Usage
 from pipelines.errors import RunError
 from pipelines.run_config import Config, Workers
 
@@ -128,6 +128,10 @@ class Stage(ABC):
     def work_recipes(self, config: Config, storage: Storage) -> Mapping[str, Recipe]:
         """Recipes of the rows by ledger, as far as they say what a row takes. No work is done before."""
         return dict.fromkeys(self.ledgers, self.recipe(config, storage))
+
+    def steps(self, config: Config, storage: Storage, rows: int) -> Steps | None:
+        """Steps of a training on so many rows; None for other stages, and for a given model. Errors: as `recipe`."""
+        return None
 
     @abstractmethod
     def work(self, context: Context) -> WholeWork | RowWork:
@@ -283,6 +287,7 @@ class RowWork:
             check_share=self._check_share,
             say=self.context.say,
         )
+        usage = replace(usage, bytes=written_bytes(made_rows(one, ledger).take(pa.array(todo))))
         return usage if one.is_free is None else replace(usage, rows=usage.rows - int(one.is_free[todo].sum()))
 
     @property
@@ -384,6 +389,16 @@ def made_rows(one: RowSet, ledger: Ledger) -> pa.Table:
             "the ledger); the same command plans them again"
         )
     return known.take(places)
+
+
+def written_bytes(rows: pa.Table) -> int:
+    """Bytes of rows: of the different files that they name, and of their values before compression."""
+    total: int = rows.nbytes
+    for column in rows.column_names:
+        if column + BYTES_SUFFIX in rows.column_names:
+            sizes = rows.group_by(column).aggregate([(column + BYTES_SUFFIX, "max")])
+            total += pc.sum(sizes.column(sizes.num_columns - 1)).as_py() or 0
+    return total
 
 
 def _refused(ids: pa.ChunkedArray, table: pa.Table, failed: np.ndarray) -> list[Refused]:

@@ -79,7 +79,7 @@ def train(tiny_vl: Path, local_ray: None, tmp_path: Path) -> Train:
             TrainingRun(name, storage, num_workers=num_workers),
             output_dir=tmp_path / name,
             say=[].append if said is None else said.append,
-        )
+        )[0]
 
     return train
 

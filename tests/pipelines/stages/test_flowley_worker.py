@@ -84,7 +84,7 @@ def train(local_ray: None, tmp_path: Path, features: list[dict[str, Any]]) -> Tr
             TrainingRun(name, str(tmp_path / "runs"), num_workers=num_workers, max_failures=max_failures),
             output_dir=tmp_path / name / "model",
             say=[].append if said is None else said.append,
-        )
+        )[0]
 
     return train
 
