@@ -97,7 +97,8 @@ def _parts(stage: Stage, plan: StagePlan, config: Config, storage: Storage) -> l
         return None
     found = []
     for ledger, recipe in recipes.items():
-        rows = plan.rows_at_most if plan.rows_by_ledger is None else plan.rows_by_ledger[ledger]
+        most = (plan.rows_at_most or 0) * stage.tasks_a_row(config)
+        rows = most if plan.rows_by_ledger is None else plan.rows_by_ledger[ledger]
         usage = measured(storage, stage.name, ledger, recipe.shared_digest, execution)
         if usage is None and rows:
             return None
@@ -109,15 +110,17 @@ def _parts(stage: Stage, plan: StagePlan, config: Config, storage: Storage) -> l
 def projected(config: Config) -> str:
     """Words on what captioning all videos of the source will take, by the measured rate of this recipe."""
     storage, execution, name = open_store(config.root), config.captions.execution, CaptionsStage.name
-    usage = measured(storage, name, name, CaptionsStage().recipe(config, storage).shared_digest, execution)
+    stage = CaptionsStage()
+    usage = measured(storage, name, name, stage.recipe(config, storage).shared_digest, execution)
     videos = list_source(config, SourceListing(config.source.folder, rescan=False)).files.num_rows
     if usage is None:
         return f"captions: no rate is known for this model and these settings; {videos:,} videos in the source"
-    workers = min(execution.workers, videos)
-    found = usage.of_rows(videos, workers)
+    captions = videos * stage.tasks_a_row(config)
+    workers = min(execution.workers, captions)
+    found = usage.of_rows(captions, workers)
     hours = f"{found.gpu_hours:.2g} GPU hours" if usage.gpus_per_worker else f"{found.core_hours:.2g} core hours"
     return (
-        f"captions: {usage.rate:.3g} clips a second and worker on {usage.device} ({usage.rows} clips, set-up "
+        f"captions: {usage.rate:.3g} captions a second and worker on {usage.device} ({usage.rows} captions, set-up "
         f"{human_time(usage.start_s)}); all {videos:,} videos of the source: {hours}, {human_time(3600 * found.hours)} "
         f"with {workers} workers"
     )
