@@ -46,6 +46,7 @@ from pipelines.report.compare import captions_of, figure, score
 from pipelines.report.publish import publish as publish_captions
 from pipelines.run_config import Config, load_config
 from pipelines.stages import STAGES, planned_stages
+from pipelines.stages.clips import source_changes
 from pipelines.stages.listing import SourceListing
 
 app = new_app("From video clips to sound-aware captions, a captioner that hears what it only sees, and sound.")
@@ -94,6 +95,7 @@ def plan(
     models, loaded = model_states(loaded, storage, pins), pinned(loaded, pins)
     plans = make_plan(stages, loaded, storage, retry_failed)
     forecasts = forecast(stages, plans, loaded, storage)
+    changes = source_changes(loaded, storage, listing)
     table = Table("stage", "state", "rows to run", "of", "takes", "why", "fingerprint")
     for one in plans:
         table.add_row(
@@ -111,6 +113,7 @@ def plan(
         "stages": [asdict(plan) for plan in plans],
         "forecast": [one.as_json(loaded.prices) for one in forecasts.values()],
         "models": [asdict(model) for model in models],
+        "source": [asdict(change) for change in changes],
         "source_listing_age_s": round(listing.age_s, 1),
     }
     show(table, data, as_json=as_json)
@@ -121,6 +124,8 @@ def plan(
             print(model.words())
     if fault:
         print(fault)
+    for change in changes:
+        say(str(change))
     if all(one.state == "done" for one in plans):
         print("Nothing to do.")
     _say_age(listing)

@@ -102,7 +102,8 @@ def _parts(stage: Stage, plan: StagePlan, config: Config, storage: Storage) -> l
         recipes = {ledger: recipe.shared_digest for ledger, recipe in stage.work_recipes(config, storage).items()}
     except (UserError, NotYetKnown):
         return None
-    found, counts = [], plan.rows_by_ledger or dict.fromkeys(recipes, plan.rows_at_most or 0)
+    most = (plan.rows_at_most or 0) * stage.tasks_a_row(config)
+    found, counts = [], plan.rows_by_ledger or dict.fromkeys(recipes, most)
     if stage.is_model and steps is None:
         return []  # a given model is copied
     if steps is not None:
@@ -120,15 +121,17 @@ def _parts(stage: Stage, plan: StagePlan, config: Config, storage: Storage) -> l
 def projected(config: Config) -> str:
     """Words on what captioning all videos of the source will take, by the measured rate of this recipe."""
     storage, execution, name = open_store(config.root), config.captions.execution, CaptionsStage.name
-    usage = measured(storage, name, name, CaptionsStage().recipe(config, storage).shared_digest, execution)
+    stage = CaptionsStage()
+    usage = measured(storage, name, name, stage.recipe(config, storage).shared_digest, execution)
     videos = list_source(config, SourceListing(config.source.folder, rescan=False)).files.num_rows
     if usage is None:
         return f"captions: no rate is known for this model and these settings; {videos:,} videos in the source"
-    workers = min(execution.workers, videos)
-    found = usage.of_rows(videos, workers)
+    captions = videos * stage.tasks_a_row(config)
+    workers = min(execution.workers, captions)
+    found = usage.of_rows(captions, workers)
     hours = f"{found.gpu_hours:.2g} GPU hours" if usage.gpus_per_worker else f"{found.core_hours:.2g} core hours"
     return (
-        f"captions: {usage.rate:.3g} clips a second and worker on {usage.device} ({usage.rows} clips, set-up "
+        f"captions: {usage.rate:.3g} captions a second and worker on {usage.device} ({usage.rows} captions, set-up "
         f"{human_time(usage.start_s)}); all {videos:,} videos of the source: {hours}, {human_time(3600 * found.hours)} "
         f"with {workers} workers"
     )

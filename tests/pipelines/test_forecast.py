@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pipelines.cli.soundcap import app
-from pipelines.commands.forecast import Budget, Forecast, forecast
+from pipelines.commands.forecast import Budget, Forecast, forecast, projected
 from pipelines.engine.plan import StagePlan, make_plan
 from pipelines.engine.storage import Storage
 from pipelines.engine.store import QUARANTINE_SCHEMA, Manifest, Output, open_store
@@ -100,6 +100,21 @@ def test_stages_behind_the_first_are_reckoned_by_their_bounds(settings: list[str
     assert forecast(stages, make_plan(stages, on_cpu, storage), on_cpu, storage)["captions"].parts is None
     other = load_config(ROOT / "configs/demo.yaml", [*settings, "captions.sampling.max_new_tokens=9"])
     assert forecast(stages, make_plan(stages, other, storage), other, storage)["captions"].parts is None
+
+
+def test_a_bound_of_clips_is_one_of_all_their_candidates(settings: list[str]) -> None:
+    changes = ["captions.sampling={max_new_tokens: 64, temperature: 0.5}", "captions.candidates=3"]
+    config = load_config(ROOT / "configs/demo.yaml", [*settings, *changes])
+    storage, stage = Storage(config.root), CaptionsStage()
+    digest = stage.recipe(config, storage).shared_digest
+    usage = Usage("captions", digest, H100, 100, 3600, start_s=0, workers=1, cpus_per_worker=8, gpus_per_worker=1)
+    manifest = Manifest("captions", "warm", "d", 1, 1, 0, 1, 1.0, usage=as_records([usage]))
+    Output(storage, "captions", "warm").commit(manifest, QUARANTINE_SCHEMA.empty_table(), {})
+    bound = StagePlan("captions", "unknown", "", None, None, None, 10)
+    known = StagePlan("captions", "partial", "", 10, 10, "f", 10, {"captions": 20})
+    hours = [forecast([stage], [plan], config, storage)["captions"].gpu_hours for plan in (bound, known)]
+    assert hours == pytest.approx([0.3, 0.2])
+    assert "all 10 videos of the source: 0.3 GPU hours" in projected(config)
 
 
 def test_each_ledger_takes_what_its_own_rows_take(settings: list[str]) -> None:
