@@ -46,9 +46,8 @@ class SourceChange:
 
     def __str__(self) -> str:
         more = ", ..." * (self.count > len(self.names))
-        return f"source: {self.count} {self.kind} ({', '.join(self.names)}{more})" + f"; {self.remark}" * bool(
-            self.remark
-        )
+        words = f"source: {self.count} {self.kind} ({', '.join(self.names)}{more})"
+        return f"{words}; {self.remark}" if self.remark else words
 
 
 def record_seen(output: Output, files: pa.Table) -> None:

@@ -2,9 +2,11 @@
 
 import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -19,12 +21,12 @@ from pipelines.engine.storage import Storage, parquet_table
 from pipelines.engine.store import Manifest, Output, PreviewedOutput, open_store
 from pipelines.errors import UserError
 from pipelines.media.read import read_audio, read_frames
-from pipelines.run_config import Config, load_config
-from pipelines.stages.captions import AUDIO_HZ, CANDIDATES, CaptionRecipe, CaptionsStage
+from pipelines.run_config import CaptioningExecution, Config, load_config
+from pipelines.stages.captions import AUDIO_HZ, CANDIDATES, CaptionRecipe, CaptionsStage, CaptionWorker
 from pipelines.stages.clips import ClipsStage
 from pipelines.stages.model_refs import Model
 from soundcap.candidates import choose
-from soundcap.engines import load_engine
+from soundcap.engines import CaptionEngine, load_engine
 from soundcap.prompts import Instruction, PromptSet
 from soundcap.request import CaptionRequest, FrameSettings, Sampling
 
@@ -141,6 +143,51 @@ def test_rules(tmp_path: Path, rule: str, caption: str) -> None:
     preview = work.preview()
     assert preview is not None and preview.rows("caption")["caption"].to_pylist() == [caption] * 3 + ["Silence."]
     assert work.make().digest == preview.committed().digest
+
+
+class SeedEngine(CaptionEngine):
+    """Engine whose captions are the seeds of their requests."""
+
+    fills_batches = False
+    has_room = True
+
+    def __init__(self) -> None:
+        self.inside: dict[str, str] = {}
+
+    def prepare(self, request: CaptionRequest) -> CaptionRequest:
+        return request
+
+    def add(self, key: str, prepared: CaptionRequest) -> None:
+        self.inside[key] = f"{prepared.prompt} {prepared.seed}"
+
+    def step(self) -> list[tuple[str, str | Exception]]:
+        done, self.inside = list(self.inside.items()), {}
+        return list(done)
+
+    def close(self) -> None: ...
+
+
+def test_a_batch_reads_a_clip_once_and_seeds_each_candidate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def bring(_: CaptionWorker, task: dict[str, Any]) -> CaptionRequest | Failed:
+        read.append(task["clip_id"])
+        frames = np.zeros((1, 28, 28, 3), np.uint8)
+        return (
+            Failed("MediaError", "cut") if task["clip_id"] == "bad" else CaptionRequest(task["prompt"], frames, 2, None)
+        )
+
+    monkeypatch.setattr(CaptionWorker, "load", lambda _: SeedEngine())
+    monkeypatch.setattr(CaptionWorker, "_read", bring)
+    recipe = replace(_recipe(candidates=3), sampling=Sampling(temperature=1.0, seed=5))
+    worker = CaptionWorker(recipe, CaptioningExecution(), Storage(str(tmp_path)))
+    worker.setup()
+    order = [("a", "1"), ("bad", None), ("bad", "1"), ("b", None), ("b", "1"), ("b", "2")]
+    tasks = [{"clip_id": clip, "prompt": clip, "candidate": candidate} for clip, candidate in order]
+    cut = Failed("MediaError", "cut")
+    expected = [{"caption": "a 6"}, cut, cut, {"caption": "b 5"}, {"caption": "b 6"}, {"caption": "b 7"}]
+    assert sorted(worker.stream(tasks), key=lambda one: one[0]) == list(enumerate(expected))
+    assert sorted(read) == ["a", "b", "bad"]
 
 
 @pytest.fixture(scope="module")
