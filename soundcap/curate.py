@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from soundcap.near_duplicates import near_copies
 from soundcap.prompts import NoiseWarning, compiled, first_match
 
 # The lists hold what a sound caption has no good reason to say. Words that also serve to describe sound are left out
@@ -126,6 +127,9 @@ class Rules:
     """`visual`: more of `visual_words` than this."""
     max_duplicate_share: float | None = 0.001
     """`duplicate`: a larger share of all clips has this caption (punctuation and case apart)."""
+    near_duplicate_similarity: float | None = 0.8
+    """`near_duplicate`: a share beyond `max_duplicate_share` has nearly this caption. In (0, 1]: least Jaccard index of
+    word bigrams; of 20 words one may differ at 0.8."""
     always_allowed_duplicates: int = 3
     """Number of clips that may share a caption whatever their share: in a small corpus one clip is a large share."""
 
@@ -139,6 +143,9 @@ class Rules:
                     compiled(value)
                 except re.error as error:
                     raise ValueError(f"{field.name}: not a regular expression: {error}") from error
+        if self.near_duplicate_similarity is not None and not 0 < self.near_duplicate_similarity <= 1:
+            got = self.near_duplicate_similarity
+            raise ValueError(f"near_duplicate_similarity: got {got}, wanted more than 0 and at most 1, or none")
 
 
 def curate(captions: Iterable[CaptionRow], rules: Rules, warnings: Sequence[NoiseWarning]) -> list[Verdict]:
@@ -154,8 +161,8 @@ def curate(captions: Iterable[CaptionRow], rules: Rules, warnings: Sequence[Nois
         One verdict for each caption, in the order of `captions`.
     """
     rows = list(captions)
-    copies = Counter(_folded(row.caption) for row in rows)
-    return [_judge(row, rules, warnings, copies[_folded(row.caption)], len(rows)) for row in rows]
+    duplicates = _Duplicates.of([row.caption for row in rows], rules)
+    return [_judge(row, rules, warnings, duplicates, place) for place, row in enumerate(rows)]
 
 
 def curation_meaning(rules: Rules, warnings: Sequence[NoiseWarning]) -> dict[str, Any]:
@@ -170,15 +177,45 @@ def judged_warnings(rules: Rules, warnings: Sequence[NoiseWarning]) -> list[Nois
     return [warning for warning in warnings if rules.violations and warning.violations]
 
 
-def _judge(row: CaptionRow, rules: Rules, warnings: Sequence[NoiseWarning], copies: int, clips: int) -> Verdict:
-    for rule, detail in _details(row, rules, warnings, copies, clips):
+@dataclass(frozen=True, slots=True)
+class _Duplicates:
+    """Numbers of clips with the same caption as each, and with nearly the same (exact up to `allowed`); None: off."""
+
+    allowed: float
+    same: Sequence[int] | None
+    near: Sequence[int] | None
+
+    @classmethod
+    def of(cls, captions: Sequence[str], rules: Rules) -> "_Duplicates":
+        if rules.max_duplicate_share is None:
+            return cls(len(captions), None, None)
+        allowed = max(rules.always_allowed_duplicates, rules.max_duplicate_share * len(captions))
+        copies, near = Counter(map(_folded, captions)), None
+        if rules.near_duplicate_similarity is not None:
+            near = near_copies(captions, rules.near_duplicate_similarity, int(allowed))
+        return cls(allowed, [copies[_folded(caption)] for caption in captions], near)
+
+    def details(self, place: int) -> Iterator[tuple[str, str | None]]:
+        """Rules with what fails them, of the caption at a place."""
+        if self.same is not None:
+            count = self.same[place]
+            yield "duplicate", f"{count} of {len(self.same)} clips" if count > self.allowed else None
+        if self.near is not None:
+            told = f"more than {int(self.allowed)} of {len(self.near)} clips have nearly this"
+            yield "near_duplicate", told if self.near[place] > self.allowed else None
+
+
+def _judge(
+    row: CaptionRow, rules: Rules, warnings: Sequence[NoiseWarning], duplicates: _Duplicates, place: int
+) -> Verdict:
+    for rule, detail in _details(row, rules, warnings, duplicates, place):
         if detail is not None:
             return Verdict(row.clip_id, False, rule, detail)
     return Verdict(row.clip_id, True)
 
 
 def _details(
-    row: CaptionRow, rules: Rules, warnings: Sequence[NoiseWarning], copies: int, clips: int
+    row: CaptionRow, rules: Rules, warnings: Sequence[NoiseWarning], duplicates: _Duplicates, place: int
 ) -> Iterator[tuple[str, str | None]]:
     """Rules in order, each with what in the caption fails it, or None; the caller stops at the first failure."""
     caption, n_words = row.caption, len(_words(row.caption))
@@ -195,9 +232,7 @@ def _details(
     silent = rules.sound_words is not None and first_match(rules.sound_words, caption) is None
     yield "no_sound", "no word of a sound" if silent else None
     yield "visual", _visual(caption, rules)
-    if rules.max_duplicate_share is not None:
-        allowed = max(rules.always_allowed_duplicates, rules.max_duplicate_share * clips)
-        yield "duplicate", f"{copies} of {clips} clips" if copies > allowed else None
+    yield from duplicates.details(place)
 
 
 def _not_text(caption: str, rules: Rules) -> str | None:

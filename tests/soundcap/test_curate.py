@@ -1,6 +1,8 @@
 """Curation rules on captions as models write them: each drops what it is for and spares its look-alikes."""
 
+import inspect
 import random
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -177,6 +179,27 @@ def test_a_caption_that_too_many_clips_share_is_dropped_from_all_of_them() -> No
     assert all(v.kept for v in curate(rows, replace(rules, always_allowed_duplicates=4), WARNINGS))
 
 
+def test_a_caption_that_too_many_clips_nearly_share_is_dropped_from_all_of_them() -> None:
+    """One word differs of 20: similarity 19 / 23. The other captions differ in every second word from these."""
+    start = "A small dog barks sharply three times outside, then whines softly while its claws click over a worn floor"
+    rows = [row(f"{start} {end}.", clip_id=end) for end in ("indoors", "nearby", "again", "briefly")]
+    rows += [row(caption, label, f"good{i}") for i, (label, caption) in enumerate(GOOD)]
+    dropped = {v.clip_id: v.detail for v in curate(rows, Rules(), WARNINGS) if v.rule == "near_duplicate"}
+    assert dropped == dict.fromkeys(
+        ("indoors", "nearby", "again", "briefly"), "more than 3 of 15 clips have nearly this"
+    )
+    for spared in ({"always_allowed_duplicates": 4}, {"near_duplicate_similarity": 0.9}, {"max_duplicate_share": None}):
+        assert all(v.kept for v in curate(rows, Rules(**spared), WARNINGS)), spared
+
+
+def test_every_reason_has_a_case_here() -> None:
+    """Reasons are named in the docstrings of the rules' fields, and by the warnings."""
+    reasons = set(re.findall(r"(?<=[\" ])`([a-z_]+)`(?=:| without)", inspect.getsource(Rules)))
+    tested = {rule for rule, _ in BAD} | {"duplicate", "near_duplicate"}
+    assert {"empty", "too_long", "near_duplicate"} < reasons and reasons <= tested, reasons - tested
+    assert {warning.name for warning in WARNINGS if warning.violations} <= tested
+
+
 def test_every_rule_can_be_switched_off() -> None:
     off = Rules(
         min_words=None,
@@ -191,6 +214,7 @@ def test_every_rule_can_be_switched_off() -> None:
         sound_words=None,
         max_visual_words=None,
         max_duplicate_share=None,
+        near_duplicate_similarity=None,
     )
     rows = [row(caption) for _, caption in BAD] * 5
     assert all(verdict.kept for verdict in curate(rows, off, WARNINGS))
@@ -210,3 +234,7 @@ def test_unusable_settings_name_the_field() -> None:
         Rules(meta_talk=("(",))
     with pytest.raises(ValueError, match=r"max_words: got -1, wanted 0 or more"):
         Rules(max_words=-1)
+    with pytest.raises(ValueError, match=r"near_duplicate_similarity: got 0, wanted more than 0 and at most 1"):
+        Rules(near_duplicate_similarity=0)
+    with pytest.raises(ValueError, match=r"near_duplicate_similarity: got 1.5"):
+        Rules(near_duplicate_similarity=1.5)
