@@ -184,6 +184,15 @@ def test_curation_drops_captions_that_do_not_beat_their_label_by_the_margin(stor
     assert all_dropped.figures["dropped"] == {"below_label": 3}, "but not those without label or without sound"
 
 
+def test_agreements_are_no_bound_of_curation(store: Store, tmp_path: Path) -> None:
+    """They tell of the captions with sound, and curation judges all."""
+    build_tiny_clap(tmp_path / "new", seed=9)
+    config = store.config(f"agreement.model.path={tmp_path / 'new'}", "curation.rules.agreement_margin=0.0")
+    plans = {one.name: one for one in make_plan(wanted_stages(config, "curation"), config, open_store(config.root))}
+    assert (plans["captions"].state, plans["agreement"].rows_to_run) == ("done", 4)
+    assert (plans["curation"].state, plans["curation"].rows_at_most) == ("unknown", 5)
+
+
 def test_a_sound_that_cannot_be_read_is_quarantined_and_its_caption_not_kept(
     store: Store, caption: Callable[[Config, Sequence[str]], None]
 ) -> None:
