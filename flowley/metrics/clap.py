@@ -36,7 +36,7 @@ class Clap:
     def __init__(self, model: str, *, revision: str | None = None, device: str = "cpu") -> None:
         try:
             self.model, processor = load_frozen(
-                "CLAP model", model, revision, {"clap": "ClapModel"}, "AutoProcessor", "float32", device
+                "CLAP model", model, revision, {"clap": "ClapModel"}, "AutoProcessor", "float32", "cpu"
             )
             self.extractor, self.tokenizer = processor.feature_extractor, processor.tokenizer
         except (*UNREADABLE, AttributeError) as error:
@@ -45,6 +45,7 @@ class Clap:
                 f"{model} is not a CLAP checkpoint ({why}): give a folder or a hub id of a ClapModel"
             ) from error
         self.device = torch.device(device)
+        self.model.to(self.device)  # not above, where a GPU that is not there would be the checkpoint's fault
         text = self.model.config.text_config
         positions = text.max_position_embeddings - text.pad_token_id - 1  # RoBERTa counts from behind the padding's
         self.max_tokens = min(int(self.tokenizer.model_max_length), positions)

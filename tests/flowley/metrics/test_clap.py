@@ -153,3 +153,10 @@ def test_folders_that_are_no_checkpoints(tiny_clap: Path, tmp_path: Path, damage
     with pytest.raises(ValueError, match="is not a CLAP checkpoint") as raised:
         Clap(str(folder))
     assert "\n" not in str(raised.value) and "ClapModel" in str(raised.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_a_gpu_that_is_not_there_is_not_the_checkpoints_fault(tiny_clap: Path) -> None:
+    with pytest.raises((RuntimeError, AssertionError)) as raised:
+        Clap(str(tiny_clap), device="cuda")
+    assert "CLAP checkpoint" not in str(raised.value)
