@@ -96,7 +96,7 @@ class Stage(ABC):
     Attributes:
         config_keys: configuration key of a part of the recipe's meaning, where it is not `<stage>.<part>`.
         is_model: its output is a model: its rows are examples of a training, and bound nobody else's.
-        is_aside: it tells of some rows of another stage, and its number of rows bounds nobody else's.
+        is_aside: it tells of some rows of another stage, perhaps of none, and its number of rows bounds nobody else's.
     """
 
     name: ClassVar[str]

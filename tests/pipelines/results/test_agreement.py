@@ -209,6 +209,18 @@ def test_a_sound_that_cannot_be_read_is_quarantined_and_its_caption_not_kept(
     assert (verdicts[row["row_id"]]["rule"], verdicts[row["row_id"]]["detail"]) == ("below_label", "not measured")
 
 
+def test_clips_that_are_all_without_sound_end_no_run(
+    store: Store, caption: Callable[[Config, Sequence[str]], None], tmp_path: Path
+) -> None:
+    (tmp_path / "mute").mkdir()
+    shutil.copy(store.folder / "source" / "videos" / "zmute_000001.mp4", tmp_path / "mute")
+    config = store.config(f"root={tmp_path / 'store'}", f"source.folder={tmp_path / 'mute'}", "source.table=null")
+    caption(config, [SILENCE])
+    made = run(config, "curation")
+    assert (made["agreement"].manifest.rows_in, made["agreement"].manifest.figures) == (0, {"without_sound": 1})
+    assert made["curation"].manifest.figures["kept"] == 1
+
+
 def test_a_model_that_is_not_there_is_said_before_anything_runs(store: Store, tmp_path: Path) -> None:
     config = store.config(f"root={tmp_path / 'empty'}", "agreement.model.path=/nowhere/clap")
     with pytest.raises(UserError, match=r"agreement\.model\.path: no such checkpoint folder '/nowhere/clap'"):
