@@ -191,7 +191,7 @@ def _vllm(worker: CaptionWorker, clip: dict[str, str]) -> dict[str, float]:
     )
     streaming = _Loaded(recipe, CaptioningExecution(cpus_per_worker=worker.execution.cpus_per_worker), worker.storage)
     streaming.engine = engine
-    tasks = [{**clip, "prompt": f"Describe the sound, as number {n}."} for n in range(VLLM_CLIPS)]
+    tasks = [{**clip, "clip_id": n, "prompt": f"Describe the sound, as number {n}."} for n in range(VLLM_CLIPS)]
     requests = [worker._read(task) for task in tasks]
     engine.caption(requests[:2])  # type: ignore[arg-type]
     prepared = [engine.prepare(request) for request in requests]  # type: ignore[arg-type]

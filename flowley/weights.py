@@ -1,4 +1,4 @@
-"""Readers of weights from a folder or the hub: tensors by name, their fit, models of other libraries.
+"""Readers of weights from a folder: tensors by name, their fit, models of other libraries.
 
 Every error is one ValueError line that names the file, what was wanted and what to do; nothing in a file is executed.
 """
@@ -16,6 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from flowley.hub import one_line
+
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 """File of this package's networks, the log-mel PCA codec and transformers' models."""
@@ -26,48 +28,6 @@ UNREADABLE = (
     OSError, RuntimeError, ValueError, TypeError, EOFError, KeyError, pickle.UnpicklingError, SafetensorError,
 )  # fmt: skip
 """Errors of torch, safetensors, diffusers and transformers for a damaged file."""
-
-
-def is_hub_id(name: str) -> bool:
-    """True for a name that may be a hub id, as `owner/name` is and no path."""
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils._validators import validate_repo_id
-
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return True
-
-
-def find_folder(
-    path_or_id: str | Path, files: Sequence[str], *, revision: str | None, wanted: str, **download: Any
-) -> Path:
-    """The local folder or, where no such folder exists, the downloaded `files` of that hub id.
-
-    Args:
-        path_or_id: a folder, or a hub id like `owner/name`.
-        files: names or patterns.
-        revision: of a hub id; None: its newest.
-        wanted: the folder's contents, for the error.
-        download: further arguments of `huggingface_hub.snapshot_download`: token, cache_dir ...
-
-    Raises:
-        ValueError: neither a folder nor a repository that can be reached.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
-
-    if Path(path_or_id).is_dir():
-        return Path(path_or_id)
-    if not is_hub_id(str(path_or_id)):
-        raise ValueError(f"{path_or_id}: neither a folder nor a hub id, like owner/name; wanted {wanted}")
-    try:
-        return Path(snapshot_download(str(path_or_id), revision=revision, allow_patterns=list(files), **download))
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise ValueError(
-            f"{path_or_id}: neither a folder nor a hub id to be had ({one_line(error)}); wanted {wanted}"
-        ) from error
 
 
 def find_file(folder: Path, name: str, *, below: Sequence[str] = (), wanted: str) -> Path:
@@ -181,8 +141,3 @@ def load_model(folder: Path, kind: str, weights: str, *, wanted: str) -> Any:
     if missing:
         raise ValueError(f"{folder / weights} lacks {len(missing)} weights of {kind} ({missing[0]}, ...)")
     return model.float()
-
-
-def one_line(error: BaseException) -> str:
-    """The error in at most one short line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"

@@ -45,6 +45,16 @@ class Progress:
         return ", ".join(parts)
 
 
+def human_bytes(size: int) -> str:
+    """Readable size: 12 kB, 3.4 MB, 56 GB."""
+    value, unit = size / 1000, "kB"
+    for larger in ("MB", "GB", "TB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.{1 if value < 10 else 0}f} {unit}"
+
+
 def human_time(seconds: float) -> str:
     """Readable duration: 12 s, 3 min 20 s, 5 h 02 min."""
     if seconds < 99.5:

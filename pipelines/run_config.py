@@ -21,6 +21,7 @@ from flowley.sampling.solvers import SampleSettings
 from flowley.training.settings import RECIPES, TrainExecution, TrainSettings
 from pipelines.errors import UserError, hint
 from pipelines.media.clip import NormaliserSettings
+from soundcap.candidates import ChoiceRule
 from soundcap.curate import Rules
 from soundcap.engines import EngineExecution, EngineOptions
 from soundcap.finetune_settings import FinetuneExecution, FinetuneSettings
@@ -48,12 +49,12 @@ class Section(BaseModel):
 
 
 class ModelRef(Section):
-    """Reference to a checkpoint: a local folder, or a hub id pinned to a commit."""
+    """Reference to a checkpoint: a local folder, or a hub id with a revision."""
 
     path: str
     """Local folder, or hub id."""
     revision: str | None = None
-    """Commit of a hub id; of a folder the content counts."""
+    """Commit, branch or tag of a hub id; a store keeps the first commit of a branch. Of a folder the content counts."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,22 @@ class CaptionsConfig(Section):
     )
     frames: FrameSettings = FrameSettings()
     sampling: Sampling = Sampling()
+    candidates: int = Field(
+        default=1, ge=1, description="captions a clip, of as many seeds from sampling.seed on; all are kept"
+    )
+    choose: ChoiceRule = Field(
+        default="consensus", description="rule by which one of them is chosen: the most like the others, or as named"
+    )
     execution: CaptioningExecution = CaptioningExecution()
+
+    @model_validator(mode="after")
+    def _candidates_differ(self) -> CaptionsConfig:
+        if self.candidates > 1 and self.sampling.temperature == 0:
+            raise ValueError(
+                f"captions.candidates: got {self.candidates} with captions.sampling.temperature = 0, wanted a "
+                "temperature above 0, or one candidate: without chance all would be equal"
+            )
+        return self
 
     @field_validator("silence")
     @classmethod
@@ -226,7 +242,7 @@ class CodecConfig(Section):
     path: str | None = None
     """Folder or hub id of its weights."""
     revision: str | None = None
-    """Commit of a hub id."""
+    """Commit, branch or tag of a hub id."""
 
     @model_validator(mode="after")
     def _weights_or_none(self) -> CodecConfig:

@@ -25,8 +25,11 @@ class CaptionRequest:
     """(N,) float32 mono at `audio_hz`, nominally in [-1, 1] (resampling may overshoot a little; a peak above
     2 is refused as not scaled); None for a silent video."""
     audio_hz: int = 16_000
+    seed: int | None = None
+    """Seed of its answer, >= 0; None: the sampling's."""
 
     def __post_init__(self) -> None:
+        check_fields(self, seed="[0, inf)")
         if not isinstance(self.prompt, str) or not self.prompt.strip():
             raise ValueError(f"prompt: got {self.prompt!r}, wanted text that is not blank")
         _check_frames(self.frames)
@@ -71,7 +74,7 @@ class Sampling:
     repetition_penalty: float = 1.0
     """> 0; 1 = none."""
     seed: int = 0
-    """>= 0. Seeds each request by itself: an answer does not depend on its batch."""
+    """>= 0. Seeds each request by itself; in vllm an answer may all the same depend on what shares its batch."""
 
     def __post_init__(self) -> None:
         ranges = {"max_new_tokens": "[1, inf)", "temperature": "[0, inf)", "top_p": "(0, 1]", "seed": "[0, inf)"}

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import fields
@@ -53,6 +54,23 @@ def s3_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
+def hub_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """URL and folder of a small model hub's server process; the folder's `downloads.log` names what was downloaded."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    folder = tmp_path_factory.mktemp("hub")
+    command = [sys.executable, "-m", "tests.hub_server", str(folder), str(folder / "downloads.log"), str(port)]
+    server = subprocess.Popen(command, cwd=Path(__file__).parents[1])
+    try:
+        _wait_for(f"http://127.0.0.1:{port}/", server)
+        yield f"http://127.0.0.1:{port}", folder
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.fixture(scope="session")
 def only_min_words() -> Callable[[int], str]:
     """The override with which curation drops captions of fewer words and no others, be they sentences or not."""
     from soundcap.curate import Rules
@@ -67,13 +85,15 @@ def only_min_words() -> Callable[[int], str]:
 def _wait_for(endpoint: str, server: "subprocess.Popen[bytes]") -> None:
     for _ in range(300):
         if server.poll() is not None:
-            raise RuntimeError(f"the S3 server ended with {server.returncode}")
+            raise RuntimeError(f"the server ended with {server.returncode}")
         try:
             urllib.request.urlopen(endpoint, timeout=1).read()
             return
+        except urllib.error.HTTPError:
+            return
         except OSError:
             time.sleep(0.1)
-    raise RuntimeError(f"no answer from the S3 server at {endpoint}")
+    raise RuntimeError(f"no answer from the server at {endpoint}")
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ from flowley.codecs.audio_codec import AudioCodec, PretrainedCodec
 from flowley.codecs.diffusers_codecs import AudioLDM2Codec, OobleckCodec
 from flowley.codecs.log_mel import LogMelCodec, LogMelPCACodec
 from flowley.codecs.mmaudio_16k import MMAudioCodec
-from flowley.weights import find_folder
+from flowley.hub import find_folder
 
 __all__ = ["CODECS", "PRETRAINED", "AudioCodec", "load_codec"]
 

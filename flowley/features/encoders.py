@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
-from flowley.weights import is_hub_id, one_line
+from flowley.hub import is_hub_id, one_line
 
 Dtype = Literal["float32", "bfloat16"]
 Normalisation = Literal["channels", "time", "none"]

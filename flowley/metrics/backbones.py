@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, softmax
 
-from flowley.weights import CONFIG, WEIGHTS, fill, one_line, read_json, read_tensors
+from flowley.hub import one_line
+from flowley.weights import CONFIG, WEIGHTS, fill, read_json, read_tensors
 
 HZ, DURATION_S = 16_000, 4.0
 MEL_BINS, MEL_FRAMES_PER_S = 64, 100

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from flowley.features.encoders import load_frozen
+from flowley.hub import one_line
 from flowley.metrics.spectral import checked_wave
-from flowley.weights import UNREADABLE, one_line
+from flowley.weights import UNREADABLE
 
 
 class Clap:

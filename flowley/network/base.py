@@ -18,9 +18,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from flowley.hub import find_folder
 from flowley.network.config import CONFIGS, NetworkConfig
 from flowley.network.feature_spec import FeatureSpec
-from flowley.weights import CONFIG, WEIGHTS, find_file, find_folder, read_json, read_tensors, require_fit, shapes
+from flowley.weights import CONFIG, WEIGHTS, find_file, read_json, read_tensors, require_fit, shapes
 
 FILES = (CONFIG, WEIGHTS)
 FOLDER = "a folder written by save_pretrained"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from flowley.hub import find_folder
 from flowley.network.base import FILES, FOLDER, VelocityNetwork, read_config
 from flowley.network.config import NetworkConfig
 from flowley.network.flowley import Flowley
 from flowley.network.mmaudio import MMAudio
-from flowley.weights import find_folder
 
 NETWORKS: dict[str, type[VelocityNetwork]] = {kind.config_type.model_type: kind for kind in (Flowley, MMAudio)}
 

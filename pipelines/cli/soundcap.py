@@ -27,11 +27,14 @@ from pipelines.cli.prompt_commands import app as prompts
 from pipelines.cli.prompt_commands import compare
 from pipelines.commands.forecast import Budget, Forecast, forecast, projected
 from pipelines.commands.keys import all_keys, markdown
+from pipelines.commands.models import fetch_models as fetch
+from pipelines.commands.models import model_states
 from pipelines.commands.survey import Models, write_config
 from pipelines.engine.fsck import fsck as check_store
 from pipelines.engine.fsck import repair as repair_store
 from pipelines.engine.lease import lease, read_holder
 from pipelines.engine.ledger import DAMAGED
+from pipelines.engine.model_pins import ask_new, pinned
 from pipelines.engine.plan import make_plan, read_status
 from pipelines.engine.runner import run_stages
 from pipelines.engine.store import open_store
@@ -42,6 +45,7 @@ from pipelines.report.compare import captions_of, figure, score
 from pipelines.report.publish import publish as publish_captions
 from pipelines.run_config import Config, load_config
 from pipelines.stages import STAGES, wanted_stages
+from pipelines.stages.clips import source_changes
 from pipelines.stages.listing import SourceListing
 
 app = new_app("From video clips to sound-aware captions, a captioner that hears what it only sees, and sound.")
@@ -86,8 +90,11 @@ def plan(
     loaded = load_config(config, overrides)
     listing = SourceListing(loaded.source.folder, rescan=rescan)
     stages, storage = wanted_stages(loaded, listing=listing), open_store(loaded.root)
+    pins, fault = ask_new(loaded, storage)
+    models, loaded = model_states(loaded, storage, pins), pinned(loaded, pins)
     plans = make_plan(stages, loaded, storage, retry_failed)
     forecasts = forecast(stages, plans, loaded, storage)
+    changes = source_changes(loaded, storage, listing)
     table = Table("stage", "state", "rows to run", "of", "takes", "why", "fingerprint")
     for one in plans:
         table.add_row(
@@ -104,11 +111,20 @@ def plan(
     data = {
         "stages": [asdict(plan) for plan in plans],
         "forecast": [one.as_json(loaded.prices) for one in forecasts.values()],
+        "models": [asdict(model) for model in models],
+        "source": [asdict(change) for change in changes],
         "source_listing_age_s": round(listing.age_s, 1),
     }
     show(table, data, as_json=as_json)
     if as_json:
         return
+    for model in models:
+        if model.revision or model.licence:
+            print(model.words())
+    if fault:
+        print(fault)
+    for change in changes:
+        say(str(change))
     if all(one.state == "done" for one in plans):
         print("Nothing to do.")
     _say_age(listing)
@@ -248,6 +264,30 @@ def fsck(
         if repair and not as_json:
             print(f"set aside in {storage.address(DAMAGED)}; `soundcap run` makes the rest again")
         raise typer.Exit(1)
+
+
+@app.command()
+def fetch_models(
+    config: ConfigPath,
+    to: Annotated[
+        str | None, typer.Option(metavar="URL", help="root of the store that gets them; by default the configuration's")
+    ] = None,
+    update: Annotated[
+        bool, typer.Option("--update", help="ask again which commits branches and tags stand for")
+    ] = False,
+    overrides: Overrides = [],  # noqa: B006
+    as_json: AsJson = False,
+) -> None:
+    """Bring the hub models of a configuration into its store, for machines that do not reach the hub."""
+    found = fetch(load_config(config, overrides), to, update=update, say=say)
+    if not found and not as_json:
+        print("Nothing to fetch: no model is named by a hub id.")
+        return
+    table = Table("model", "commit", "licence", "GiB", "of which new")
+    for one in found:
+        sizes = (f"{size / 2**30:.2f}" for size in (one.bytes, one.new_bytes))
+        table.add_row(*cells(one.model, one.commit[:12], one.licence or "not said", *sizes))
+    show(table, {"models": [asdict(one) for one in found]}, as_json=as_json)
 
 
 @app.command()

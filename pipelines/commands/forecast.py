@@ -15,7 +15,7 @@ from pipelines.engine.storage import Storage
 from pipelines.engine.store import open_store
 from pipelines.engine.usage import Projection, measured
 from pipelines.errors import UserError
-from pipelines.progress import human_time
+from pipelines.progress import human_bytes, human_time
 from pipelines.run_config import Config
 from pipelines.stages.captions import CaptionsStage
 from pipelines.stages.listing import SourceListing
@@ -43,6 +43,10 @@ class Forecast:
     def gpu_hours(self) -> float:
         return sum(part.gpu_hours for part in self.parts or ())
 
+    @property
+    def bytes(self) -> int:
+        return sum(part.bytes for part in self.parts or ())
+
     def usd(self, prices: Mapping[str, float]) -> float | None:
         """Money, or None without a price of a device. Cores beside a GPU are paid with it."""
         if self.unpriced(prices):
@@ -60,6 +64,7 @@ class Forecast:
         usd = self.usd(prices)
         found = [human_time(3600 * self.hours)]
         found += [f"{self.gpu_hours:.2g} GPU hours"] * bool(self.gpu_hours)
+        found += [human_bytes(self.bytes)] * bool(self.bytes)
         if prices:
             missing = ", ".join(self.unpriced(prices))
             found.append(f"no price of {missing} in prices" if usd is None else f"{usd:,.2f} USD")
@@ -72,6 +77,7 @@ class Forecast:
             "is_bound": self.is_bound,
             "hours": self.hours if known else None,
             "gpu_hours": self.gpu_hours if known else None,
+            "bytes": self.bytes if known else None,
             "usd": self.usd(prices) if known and prices else None,
             "devices": sorted({part.device for part in self.parts or ()}),
         }
@@ -89,16 +95,22 @@ def forecast(
 
 
 def _parts(stage: Stage, plan: StagePlan, config: Config, storage: Storage) -> list[Projection] | None:
-    """Projection of each ledger's rows; None for a training, whose time no manifest tells once it was resumed."""
+    """Projection of each ledger's rows, or of a training's steps; None without a rate."""
     execution = getattr(config, stage.name).execution
     try:
-        recipes = stage.work_recipes(config, storage) if stage.ledgers else {}
+        steps = stage.steps(config, storage, plan.rows_at_most or 0)
+        recipes = {ledger: recipe.shared_digest for ledger, recipe in stage.work_recipes(config, storage).items()}
     except (UserError, NotYetKnown):
         return None
-    found = []
+    most = (plan.rows_at_most or 0) * stage.tasks_a_row(config)
+    found, counts = [], plan.rows_by_ledger or dict.fromkeys(recipes, most)
+    if stage.is_model and steps is None:
+        return []  # a given model is copied
+    if steps is not None:
+        recipes, counts = {stage.name: steps.recipe}, {stage.name: steps.count}
     for ledger, recipe in recipes.items():
-        rows = plan.rows_at_most if plan.rows_by_ledger is None else plan.rows_by_ledger[ledger]
-        usage = measured(storage, stage.name, ledger, recipe.shared_digest, execution)
+        rows = counts[ledger]
+        usage = measured(storage, stage.name, ledger, recipe, execution)
         if usage is None and rows:
             return None
         if usage is not None and rows:
@@ -109,15 +121,17 @@ def _parts(stage: Stage, plan: StagePlan, config: Config, storage: Storage) -> l
 def projected(config: Config) -> str:
     """Words on what captioning all videos of the source will take, by the measured rate of this recipe."""
     storage, execution, name = open_store(config.root), config.captions.execution, CaptionsStage.name
-    usage = measured(storage, name, name, CaptionsStage().recipe(config, storage).shared_digest, execution)
+    stage = CaptionsStage()
+    usage = measured(storage, name, name, stage.recipe(config, storage).shared_digest, execution)
     videos = list_source(config, SourceListing(config.source.folder, rescan=False)).files.num_rows
     if usage is None:
         return f"captions: no rate is known for this model and these settings; {videos:,} videos in the source"
-    workers = min(execution.workers, videos)
-    found = usage.of_rows(videos, workers)
+    captions = videos * stage.tasks_a_row(config)
+    workers = min(execution.workers, captions)
+    found = usage.of_rows(captions, workers)
     hours = f"{found.gpu_hours:.2g} GPU hours" if usage.gpus_per_worker else f"{found.core_hours:.2g} core hours"
     return (
-        f"captions: {usage.rate:.3g} clips a second and worker on {usage.device} ({usage.rows} clips, set-up "
+        f"captions: {usage.rate:.3g} captions a second and worker on {usage.device} ({usage.rows} captions, set-up "
         f"{human_time(usage.start_s)}); all {videos:,} videos of the source: {hours}, {human_time(3600 * found.hours)} "
         f"with {workers} workers"
     )

@@ -224,7 +224,8 @@ def generate_from_run(
 
 def _generator(config: Config) -> Generator:
     output = _trained(config, "flowley")
-    features = FeaturesStage().recipe(config, output.storage).spec(config.flowley.training.duration_s)
+    recipe = FeaturesStage().recipe(config, output.storage).on_node(output.storage)
+    features = recipe.spec(config.flowley.training.duration_s)
     with output.storage.local(output.name(MODEL_FOLDER)) as folder:
         return open_generator(str(folder), lambda _: features, device=config.samples.execution.device)
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.engine.ledger import DAMAGED, LEDGERS, LIVE, Damage, Ledger, Part, names_any
+from pipelines.engine.model_files import FILES, MODELS, mirrored_file
 from pipelines.engine.storage import Storage
 from pipelines.engine.store import LATEST, MANIFEST, ROWS, SHA256_SUFFIX, Output
 from pipelines.errors import RunError
@@ -80,6 +81,13 @@ def fsck(storage: Storage) -> Iterator[Finding]:
                     yield Finding(file.as_py(), problem, f"{len(rows)} rows of ledger {name}, such as {rows[0]}")
     for manifest in _manifests(storage):
         yield from _check_output(storage, manifest)
+    for record in _mirrors(storage):
+        for name, sha256 in (storage.find_record(record) or {"files": {}})["files"].items():
+            problem = _problem(storage, mirrored_file(record, name), sha256)
+            if problem:
+                yield Finding(
+                    mirrored_file(record, name), problem, "a model, which `soundcap fetch-models` fetches again"
+                )
     for info in storage.files(recursive=True):
         if info.name.rpartition("/")[2] in (LIVE, LATEST) and storage.find_record(info.name) is None:
             yield Finding(info.name, "its content is not what was written", "nothing: --repair writes it again")
@@ -94,6 +102,7 @@ def repair(storage: Storage, findings: list[Finding]) -> None:
     files = [finding.name for finding in findings if not finding.name.startswith(f"{LEDGERS}/")]
     forget_rows(storage, files)
     outdated = [manifest for manifest in _manifests(storage) if _needs_any(storage, manifest, files)]
+    outdated += [record for record in _mirrors(storage) if any(mirrored_file(record, "") in name for name in files)]
     for name in dict.fromkeys([*files, *outdated]):
         storage.move(name, f"{DAMAGED}/{name}")
 
@@ -144,6 +153,11 @@ def _problem(storage: Storage, name: str, sha256: str) -> str:
 def _ledgers(storage: Storage) -> list[str]:
     places = [info.name.split("/") for info in storage.files(LEDGERS, recursive=True)]
     return sorted({place[1] for place in places if len(place) == 3})  # others are none of ours
+
+
+def _mirrors(storage: Storage) -> list[str]:
+    """Records of mirrored models."""
+    return [info.name for info in storage.files(MODELS, recursive=True) if info.name.endswith(f"/{FILES}")]
 
 
 def _manifests(storage: Storage) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pipelines.engine.fingerprint import canonical, stage_fingerprint
 from pipelines.engine.ledger import counted_rows
+from pipelines.engine.model_pins import Unresolved
 from pipelines.engine.stage import Context, NotYetKnown, RowWork, Stage, WholeWork
 from pipelines.engine.storage import Storage
 from pipelines.engine.store import RUNS, Manifest, Output, latest, latest_spec
@@ -99,10 +100,13 @@ def make_plan(stages: list[Stage], config: Config, storage: Storage, retry_faile
             state: State = "partial" if counts.has_begun else "to_run"
             plans.append(StagePlan(stage.name, state, str(unknown), counts.total, counts.to_run, None, counts.to_run))
             continue
-        if plan is None or isinstance(resolved, str):
-            first = next(plan.name for plan in plans if plan.name not in done)
+        except Unresolved as unresolved:
+            plan, reason = None, str(unresolved)
+        else:
+            first = next((plan.name for plan in plans if plan.name not in done), "")
             again = "; made again unless what it reads comes out equal" if latest(storage, stage.name) else ""
             reason = f"unknown until {first}{again}{_fault(stage, config, storage)}"
+        if plan is None or isinstance(resolved, str):
             no_bounds = {one.name for one in stages if one.is_model or one.is_aside}
             inputs = [plan for plan in plans if plan.name in set(stage.inputs(config)) - no_bounds]
             plans.append(StagePlan(stage.name, "unknown", reason, None, None, None, _bound(inputs, done)))
@@ -148,6 +152,8 @@ def _fault(stage: Stage, config: Config, storage: Storage) -> str:
     """Words on what will end a run before it begins."""
     try:
         stage.check(config, storage)
+    except Unresolved as unresolved:
+        return f"; {unresolved}"
     except UserError as error:
         return f"; a run will refuse it: {one_line(error)}"
     except NotYetKnown:
@@ -278,6 +284,10 @@ def _change(key: str, old: Any, new: Any) -> str:
         return f"{key}: now {_short(new)}"
     if new is _NONE:
         return f"{key}: {_short(old)} removed"
+    if _short(old) == _short(new):  # they differ further behind
+        pairs = enumerate(zip(str(old), str(new), strict=False))
+        same = next((place for place, (a, b) in pairs if a != b), len(str(old)))
+        old, new = (f"...{str(value)[same:]}" for value in (old, new))
     return f"{key}: {_short(old)} -> {_short(new)}"
 
 

@@ -6,6 +6,7 @@ Ray is imported where it is used, so that stages can be planned without it.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,12 +15,55 @@ from typing import Any
 
 from pipelines.engine.cluster import ensure_ray, workers_that_fit
 from pipelines.engine.store import RUNS, Output
+from pipelines.engine.usage import CPU, Usage, device_name
 from pipelines.errors import RunError, UserError, one_line
 from pipelines.run_config import TrainingExecution
 
 POLL_EVERY_S = 1.0
 
 Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Steps that a training process has done since it began or resumed, and the time of its start and of the steps."""
+
+    device: str = CPU
+    steps: int = 0
+    start_s: float = 0.0
+    seconds: float = 0.0
+
+    def usage(self, output: Output, recipe: str, run: TrainingRun) -> Usage:
+        """Use of all processes, which a manifest records; `recipe`: as in `Steps`."""
+        return Usage(
+            ledger=output.stage,
+            recipe=recipe,
+            device=self.device,
+            rows=self.steps,
+            worker_s=round(self.seconds * run.num_workers, 3),
+            start_s=round(self.start_s, 3),
+            workers=run.num_workers,
+            cpus_per_worker=run.cpus_per_worker,
+            gpus_per_worker=float(run.use_gpu),
+            bytes=sum(info.size for info in output.storage.files(output.folder, recursive=True)),
+        )
+
+
+class StepClock:
+    """Clock of one training process, started with it. `begin` and `end` bound its steps."""
+
+    def __init__(self) -> None:
+        self.born_s = self.begun_s = time.monotonic()
+        self.first = 0
+
+    def begin(self, step: int) -> None:
+        """Before the first step; `step` counts those of the checkpoint that it resumes from."""
+        self.begun_s, self.first = time.monotonic(), step
+
+    def end(self, step: int) -> Trained:
+        """After the last step, of which `step` is the number."""
+        seconds = time.monotonic() - self.begun_s
+        return Trained(device_name(), step - self.first, self.begun_s - self.born_s, seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +108,18 @@ def fitted(run: TrainingRun, key: str, say: Say) -> TrainingRun:
 
 
 def train_under_ray(
-    label: str, work: Callable[[Say], str | None], run: TrainingRun, output_dir: Path, say: Say
-) -> None:
+    label: str, work: Callable[[Say], str | Trained], run: TrainingRun, output_dir: Path, say: Say
+) -> Trained:
     """Starts or resumes `run` with `work` in every process, and puts the last checkpoint into `output_dir`.
 
     Args:
         work: picklable body of one process. Takes a function whose lines reach `say`. Returns a message that the
-            user must act on, or None: an exception would only be retried.
+            user must act on, for an exception would only be retried; or what it has done.
         run: location and resources, as of `fitted`.
         output_dir: local folder.
         say: receives progress lines, in this process.
+
+    Returns what the first process has done.
 
     Raises:
         UserError: `work` returned a message.
@@ -82,7 +128,7 @@ def train_under_ray(
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
-    def one_process() -> str | None:
+    def one_process() -> str | Trained:
         if not run.use_gpu:
             import torch  # in the process that trains
 
@@ -106,10 +152,12 @@ def train_under_ray(
             ).fit()
     except TrainingFailedError as error:
         raise RunError(f"{label}: {_cause_of(error)}") from error
-    if result.return_value is not None:
-        raise UserError(f"{label}: {result.return_value}")
+    trained: str | Trained = result.return_value
+    if isinstance(trained, str):
+        raise UserError(f"{label}: {trained}")
     assert result.checkpoint is not None, "a process that returns no message has reported its last checkpoint"
     result.checkpoint.to_directory(str(output_dir))
+    return trained
 
 
 def _cause_of(error: Exception) -> str:

@@ -27,8 +27,12 @@ _LONG_CHARS = 64
 
 
 def per_row(**options: Any) -> Any:
-    """Field hashed into the fingerprint only. A row's `parts` hold its share of it (a rendered prompt)."""
-    return field(metadata={_ROLE: "per_row"}, **options)
+    """Field hashed into the fingerprint only. A row's `parts` hold its share of it (a rendered prompt).
+
+    With `before`, a field that is newer than stored rows, as of `added`.
+    """
+    newer = {_BEFORE: options.pop(_BEFORE)} if _BEFORE in options else {}
+    return field(metadata={_ROLE: "per_row", **newer}, **options)
 
 
 def unhashed(**options: Any) -> Any:
@@ -71,9 +75,15 @@ class Recipe:
         shared = {name: meaning_of(value) for name, role, value in self._fields() if role is None}
         return digest([self.code_version, shared])
 
-    def keys(self, *parts: Sequence[str]) -> list[bytes]:
-        """Ledger keys of rows, which the recipe and their `parts` (equally long columns of text) determine."""
+    def keys(self, *parts: Sequence[str], added: Sequence[str | None] | None = None) -> list[bytes]:
+        """Ledger keys of rows, which the recipe and their `parts` (equally long columns of text) determine.
+
+        `added`: one more part, newer than stored rows; None for a row that has the key of before.
+        """
         columns = [[self.shared_digest] * len(parts[0]), *map(_unambiguous, parts)]
+        if added is not None:
+            texts = _unambiguous([text or "" for text in added])
+            columns.append(["" if text is None else one for text, one in zip(added, texts, strict=True)])
         rows = map("".join, zip(*columns, strict=True))
         return [hashlib.sha256(row.encode("utf-8", "surrogatepass")).digest()[: KEY.byte_width] for row in rows]
 

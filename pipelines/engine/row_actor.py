@@ -8,10 +8,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
-import ray
 
 from pipelines.engine.ledger import AnyWorker, Ledger, Result, StreamingWorker
-from pipelines.engine.usage import CPU
+from pipelines.engine.usage import device_name
 from pipelines.errors import machine_fault
 
 PART_ROWS, PART_S = 64, 20.0
@@ -30,11 +29,7 @@ class RowActor:
     def ready(self) -> str:
         """Sets up the worker; returns the device's name. An exception in a constructor would come out changed."""
         self.worker.setup()
-        if not ray.get_gpu_ids():
-            return CPU
-        import torch
-
-        return str(torch.cuda.get_device_name())
+        return device_name()
 
     def process(self, keys: list[bytes], row_ids: list[str], tasks: list[dict[str, Any]]) -> int:
         """Computes and commits the batch's rows. Returns the number quarantined."""

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from pipelines.engine.fsck import forget_rows, gone_files
 from pipelines.engine.lease import LEASE, Lease, lease
+from pipelines.engine.model_pins import Unresolved, ask_new, pinned, write_pins
 from pipelines.engine.plan import Resolved, resolve
 from pipelines.engine.stage import Result, Stage
 from pipelines.engine.storage import Storage
@@ -54,12 +55,21 @@ def run_stages(
             is missing.
     """
     storage = open_store(config.root)
+    pins, fault = ask_new(config, storage)
+    config = pinned(config, pins)
     for stage in stages:
-        stage.check(config, storage)
+        try:
+            stage.check(config, storage)
+        except Unresolved as error:
+            remedy = "give a commit, or `soundcap fetch-models CONFIG --to ROOT` where the hub can be reached"
+            raise UserError(f"{fault or error}; {remedy}") from error
     open_store(config.root, write=True)  # not before the checks: a user's mistake leaves nothing behind
     with lease(storage, say) as held:
         mark_store(storage)  # another driver may just have taken its mark back
         storage.remove_partial()
+        write_pins(storage, pins)
+        for name, pin in pins.items():
+            say(f"{name}: {pin.commit}, which this store keeps; licence {pin.licence or 'not said'}")
         try:
             return _run_all(stages, config, storage, held, retry_failed=retry_failed, say=say)
         except UserError:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,8 +17,8 @@ from pipelines.engine.fingerprint import table_digest
 from pipelines.engine.ledger import AnyWorker, Ledger
 from pipelines.engine.recipe import KEY, Recipe
 from pipelines.engine.storage import Storage
-from pipelines.engine.store import Manifest, Output, PreviewedOutput
-from pipelines.engine.usage import Usage
+from pipelines.engine.store import BYTES_SUFFIX, Manifest, Output, PreviewedOutput
+from pipelines.engine.usage import Steps, Usage
 from pipelines.errors import RunError
 from pipelines.run_config import Config, Workers
 
@@ -131,9 +131,17 @@ class Stage(ABC):
         """Recipe as of `recipe`, after the work, if any, that must be done before it is known."""
         return self.recipe(config, storage)
 
+    def tasks_a_row(self, config: Config) -> int:
+        """Tasks that one row takes in each ledger, at most."""
+        return 1
+
     def work_recipes(self, config: Config, storage: Storage) -> Mapping[str, Recipe]:
         """Recipes of the rows by ledger, as far as they say what a row takes. No work is done before."""
         return dict.fromkeys(self.ledgers, self.recipe(config, storage))
+
+    def steps(self, config: Config, storage: Storage, rows: int) -> Steps | None:
+        """Steps of a training on so many rows; None for other stages, and for a given model. Errors: as `recipe`."""
+        return None
 
     @abstractmethod
     def work(self, context: Context) -> WholeWork | RowWork:
@@ -156,6 +164,30 @@ class WholeWork:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """Choice among several tasks of one row: candidates, all of which are computed and kept in the ledger.
+
+    A row takes the values of one of them. It fails only if all of them failed, with the error of its first.
+
+    Attributes:
+        row_of: for each task, the place of its row in `Rows.carried`. The first tasks are one of each row, in order.
+        choose: takes the rows of the candidates that did not fail, and their values; returns the place among them of
+            the chosen one for each row that has any.
+    """
+
+    row_of: np.ndarray
+    choose: Callable[[np.ndarray, pa.Table], Mapping[int, int]]
+
+    def places(self, made: pa.Table, rows: int) -> np.ndarray:
+        """Place among the tasks, made in their order, of the one whose values each row takes."""
+        good = np.flatnonzero(pc.equal(made["error_class"], "").to_numpy())
+        chosen = self.choose(self.row_of[good], made.take(good))
+        places = np.arange(rows)
+        places[list(chosen)] = good[list(chosen.values())]
+        return places
+
+
+@dataclass(frozen=True)
 class RowSet:
     """Rows of one ledger, with their recipe and worker.
 
@@ -168,6 +200,8 @@ class RowSet:
         worker: computes the values.
         order: sort keys of the rows, in whose order they go to the workers; by default that of `tasks`.
         is_free: mask of rows that take no work, and so say nothing of a rate.
+        added_part: text column of `tasks` that is a part newer than stored rows; null where the key is that of before.
+        choice: among several tasks of one row, if rows have several.
     """
 
     ledger: str
@@ -178,11 +212,20 @@ class RowSet:
     worker: AnyWorker
     order: Sequence[str] | None = None
     is_free: np.ndarray | None = None
+    added_part: str | None = None
+    choice: Choice | None = None
 
     @cached_property
     def keys(self) -> pa.Array:
         """Ledger keys, in the order of `tasks`."""
-        return pa.array(self.recipe.keys(*(_texts(self.tasks[part]) for part in self.parts)), KEY)
+        added = None if self.added_part is None else self.tasks[self.added_part].to_pylist()
+        return pa.array(self.recipe.keys(*(_texts(self.tasks[part]) for part in self.parts), added=added), KEY)
+
+    def rows_with(self, mask: np.ndarray, rows: int) -> np.ndarray:
+        """Mask of the output's rows that have a task in a mask of tasks."""
+        if self.choice is None:
+            return mask[:rows]
+        return np.bincount(self.choice.row_of[mask], minlength=rows).astype(bool)
 
 
 @dataclass(frozen=True)
@@ -192,8 +235,8 @@ class Rows:
     Attributes:
         carried: pass-through columns, in output order; the first is the row's id. The sets supply the other columns
             of the stage's schema.
-        sets: rows to compute, in the order of `carried`. More rows behind these are computed, and are no part of the
-            output.
+        sets: rows to compute, in the order of `carried`. More rows behind these are computed; they are no part of the
+            output, unless the set has a choice among them.
         refused: rows quarantined before any work.
     """
 
@@ -227,7 +270,7 @@ class RowStage(Stage):
 
         Args:
             rows: rows that did not fail, with all columns that were carried or made.
-            made: error_class, message and values by ledger, in the order of its tasks; failed rows too.
+            made: row_id, error_class, message and values by ledger, in the order of its tasks; failed rows too.
         """
         return {}
 
@@ -252,8 +295,8 @@ class RowWork:
         """Row counts of the output; a row that any set lacks is still to run."""
         rows, refused = self.rows.carried.num_rows, len(self.rows.refused)
         to_run = np.zeros(rows, bool)
-        for mask in self.is_missing:
-            to_run |= mask[:rows]
+        for one, mask in zip(self.rows.sets, self.is_missing, strict=True):
+            to_run |= one.rows_with(mask, rows)
         return Counts(rows + refused, int(to_run.sum()), refused)
 
     @property
@@ -286,9 +329,10 @@ class RowWork:
             ledger=ledger,
             recipe=one.recipe,
             workers=self._execution,
-            check_share=self._check_share,
+            check_share=partial(self._check_share, tasks=None if one.choice is None else one.tasks.num_rows),
             say=self.context.say,
         )
+        usage = replace(usage, bytes=written_bytes(made_rows(one, ledger).take(pa.array(todo))))
         return usage if one.is_free is None else replace(usage, rows=usage.rows - int(one.is_free[todo].sum()))
 
     @property
@@ -296,10 +340,11 @@ class RowWork:
         execution: Workers = getattr(self.context.config, self.stage.name).execution
         return execution
 
-    def _check_share(self, failed: int) -> None:
-        """Raises RunError if more rows failed in the work than the configuration allows."""
-        total, share = self.rows.carried.num_rows, self._execution.max_quarantined_share
-        if failed > max(ALWAYS_ALLOWED_FAILURES, share * total):
+    def _check_share(self, failed: int, tasks: int | None = None) -> None:
+        """Raises RunError if more rows failed in the work than the configuration allows; of a choice's, more tasks."""
+        rows, share = self.rows.carried.num_rows, self._execution.max_quarantined_share
+        total = rows if tasks is None else tasks
+        if failed > max(ALWAYS_ALLOWED_FAILURES * total / max(1, rows), share * total):
             name = self.stage.name
             raise RunError(
                 f"{name}: {failed} of {total} rows quarantined, more than {name}.execution.max_quarantined_share "
@@ -348,13 +393,16 @@ class RowWork:
         rows, bad = carried, np.zeros(carried.num_rows, bool)
         quarantined = list(self.rows.refused)
         for one in self.rows.sets:
-            table = made[one.ledger].slice(0, rows.num_rows)
+            places = np.arange(rows.num_rows)
+            if one.choice is not None:
+                places = one.choice.places(made[one.ledger], rows.num_rows)
+            table = made[one.ledger].take(places)
             for name in one.values.names:
                 rows = rows.append_column(name, table[name])
             failed = pc.not_equal(table["error_class"], "").to_numpy() & ~bad
             quarantined += _refused(carried.column(0), table, failed)
             bad |= failed
-            rows = rows.append_column(one.ledger, one.keys.slice(0, rows.num_rows))
+            rows = rows.append_column(one.ledger, one.keys.take(pa.array(places)))
         rows = rows.filter(pa.array(~bad))
         unwanted = stage.unwanted(self.context, rows)
         quarantined += unwanted.values()
@@ -389,7 +437,17 @@ def made_rows(one: RowSet, ledger: Ledger) -> pa.Table:
             f"{one.ledger}: {places.null_count} rows changed under way (files that were replaced, or a damaged part of "
             "the ledger); the same command plans them again"
         )
-    return known.take(places)
+    return known.take(places).append_column("row_id", one.tasks.column(0))
+
+
+def written_bytes(rows: pa.Table) -> int:
+    """Bytes of rows: of the different files that they name, and of their values before compression."""
+    total: int = rows.nbytes
+    for column in rows.column_names:
+        if column + BYTES_SUFFIX in rows.column_names:
+            sizes = rows.group_by(column).aggregate([(column + BYTES_SUFFIX, "max")])
+            total += pc.sum(sizes.column(sizes.num_columns - 1)).as_py() or 0
+    return total
 
 
 def _refused(ids: pa.ChunkedArray, table: pa.Table, failed: np.ndarray) -> list[Refused]:

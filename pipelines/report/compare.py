@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.engine.fingerprint import canonical, stage_fingerprint
+from pipelines.engine.model_pins import Unresolved
 from pipelines.engine.plan import StagePlan, make_plan
 from pipelines.engine.store import Output, committed_outputs, open_store
 from pipelines.errors import UserError
@@ -112,7 +113,10 @@ def _agreement_of(config: Config, captions: Output) -> Output | None:
     if not stage.is_wanted(config):
         return None
     digests = {"captions": captions.committed().digest, "clips": captions.spec()["inputs"]["clips"]}
-    meaning = canonical(stage.recipe(config, captions.storage).meaning())
+    try:
+        meaning = canonical(stage.recipe(config, captions.storage).meaning())
+    except Unresolved:  # then it was never run
+        return None
     output = Output(captions.storage, stage.name, stage_fingerprint(stage.name, meaning, digests))
     return output if output.manifest() is not None else None
 

@@ -54,7 +54,7 @@ class AgreementStage(RowStage):
         return config.agreement is not None
 
     def recipe(self, config: Config, storage: Storage) -> AgreementRecipe:
-        return AgreementRecipe(model_of(_section(config).model, "agreement.model"))
+        return AgreementRecipe(model_of(_section(config).model, "agreement.model", storage))
 
     def rows(self, context: Context) -> Rows:
         tasks = agreement_tasks(context.inputs["captions"].rows(), context.inputs["clips"].rows("clip_id", "audio"))
@@ -126,7 +126,7 @@ class AgreementWorker:
     def setup(self) -> None:
         from flowley.metrics.clap import Clap
 
-        model = self.recipe.model
+        model = self.recipe.model.on_node(self.storage)
         self.clap = Clap(model.path, revision=model.revision, device=self.execution.device)
 
     def process(self, tasks: list[dict[str, Any]]) -> list[Result]:

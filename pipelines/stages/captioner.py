@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -18,10 +19,11 @@ import numpy as np
 import pyarrow.compute as pc
 
 from pipelines.engine.fingerprint import digest, file_sha256
-from pipelines.engine.ray_train import TrainingRun, fitted, train_under_ray
+from pipelines.engine.ray_train import StepClock, Trained, TrainingRun, fitted, train_under_ray
 from pipelines.engine.recipe import Recipe
 from pipelines.engine.stage import Context, Refused, Result, Stage, WholeWork
 from pipelines.engine.storage import Storage
+from pipelines.engine.usage import Steps
 from pipelines.media.read import read_frames
 from pipelines.run_config import Config
 from pipelines.scratch import scratch
@@ -64,8 +66,15 @@ class CaptionerStage(Stage):
         section = config.captioner
         if section.adapter is not None:
             return AdapterRecipe(weights_of(section.adapter, ADAPTER_FILES, "captioner.adapter"))
-        model = model_of(section.model, "captioner.model")
+        model = model_of(section.model, "captioner.model", storage)
         return CaptionerRecipe(model, read_prompts(section.instruction, None), section.training)
+
+    def steps(self, config: Config, storage: Storage, rows: int) -> Steps | None:
+        recipe, settings = self.recipe(config, storage), config.captioner.training
+        if isinstance(recipe, AdapterRecipe):
+            return None
+        count = settings.max_steps or math.ceil(settings.epochs * math.ceil(rows / settings.batch_size))
+        return Steps(count, _step_kind(recipe, config.captioner.execution.settings))
 
     def work(self, context: Context) -> WholeWork:
         if isinstance(context.recipe, AdapterRecipe):
@@ -88,14 +97,15 @@ def _train_adapter(context: Context, rows: list[dict[str, Any]]) -> Result:
     recipe: CaptionerRecipe = context.recipe
     execution, output, storage = context.config.captioner.execution, context.output, context.storage
     prompt = recipe.prompts.render("")
+    run = TrainingRun.of(output, execution)
     with scratch("adapter") as folder:
-        result = train_captioner(
-            recipe.model,
+        result, trained, run = train_captioner(
+            partial(recipe.model.on_node, storage),
             [TrainExample(r["clip_id"], prompt, r["caption"], r["video"]) for r in rows],
             partial(_read_frames, storage, recipe.training.frames.fps),
             recipe.training,
             execution.settings,
-            TrainingRun.of(output, execution),
+            run,
             output_dir=folder,
             say=context.say,
         )
@@ -106,7 +116,16 @@ def _train_adapter(context: Context, rows: list[dict[str, Any]]) -> Result:
     dropped = [Refused(one.clip_id, "CannotTrainOn", one.reason) for one in result.examples_dropped]
     losses = {f"{name}_loss": round(curve[place]["loss"], 4) for name, place in (("first", 0), ("last", -1))}
     figures = {"steps": curve[-1]["step"], **losses}
-    return Result(len(rows), len(rows), meaning, dropped, figures)
+    kind = _step_kind(recipe, execution.settings)
+    usage = [trained.usage(output, kind, run)]
+    return Result(len(rows), len(rows), meaning, dropped, figures, usage)
+
+
+def _step_kind(recipe: CaptionerRecipe, execution: FinetuneExecution) -> str:
+    """Digest of what decides the time of a step."""
+    settings, how = recipe.training, (execution.per_device_batch, execution.gradient_checkpointing)
+    size = (settings.batch_size, settings.rank, settings.precision, asdict(settings.frames))
+    return digest([recipe.model.identity, *size, *how, execution.zero_stage])
 
 
 def _read_frames(storage: Storage, fps: float, name: str) -> np.ndarray:
@@ -126,7 +145,7 @@ def _adapter_digest(folder: Path) -> str:
 
 
 def train_captioner(
-    model: Model,
+    base: Callable[[], Model],
     examples: list[TrainExample],
     frames_of: Callable[[str], np.ndarray],
     settings: FinetuneSettings,
@@ -135,11 +154,13 @@ def train_captioner(
     *,
     output_dir: Path,
     say: Callable[[str], None],
-) -> FinetuneResult:
+) -> tuple[FinetuneResult, Trained, TrainingRun]:
     """Starts or resumes training and puts the adapter into `output_dir`.
 
+    Returns its result, what was done now, and the run as it fitted the cluster.
+
     Args:
-        model: base model.
+        base: sent to the workers: brings the base model to their node.
         examples: clips with their captions; a video is an address that `frames_of` takes.
         frames_of: sent to the workers: address -> frames (T, H, W, 3) uint8 at `settings.frames.fps`.
         settings: settings that determine the weights.
@@ -158,47 +179,54 @@ def train_captioner(
     work_dir = _work_dir(run.storage_path, run.name)
     train = partial(
         finetune,
-        model.path,
-        model.revision,
         read_frames=frames_of,
         settings=settings,
         execution=execution,
         output_dir=work_dir,
         use_gpu=run.use_gpu,
     )
-    train_under_ray("captioner", partial(_work, train, ray.put(examples), work_dir), run, output_dir, say)
-    return load_result(output_dir)
+    work = partial(_work, base, train, ray.put(examples), work_dir)
+    trained = train_under_ray("captioner", work, run, output_dir, say)
+    return load_result(output_dir), trained, run
 
 
 def _work(
-    train: Callable[..., FinetuneResult], examples: Any, work_dir: Path, say: Callable[[str], None]
-) -> str | None:
+    base: Callable[[], Model],
+    train: Callable[..., FinetuneResult],
+    examples: Any,
+    work_dir: Path,
+    say: Callable[[str], None],
+) -> str | Trained:
     """Body of one training process. `examples`: Ray's object reference to their list."""
     import ray.train
     import torch.distributed
 
-    from pipelines.stages.trainer_callbacks import CheckpointToStorage, SayProgress
+    from pipelines.stages.trainer_callbacks import CheckpointToStorage, SayProgress, StartClock
 
+    clock = StepClock()
     checkpoint = ray.train.get_checkpoint()
     first_of_node = int(os.environ["LOCAL_RANK"]) == 0
     with nullcontext() if checkpoint is None else checkpoint.as_directory() as folder:
         start = None if folder is None else Path(folder)
         if start is not None and (start / RESULT_FILE).exists():
-            return None  # an earlier run got this far, and its caller died before it took the adapter
+            return Trained()  # an earlier run got this far, and its caller died before it took the adapter
         if first_of_node:
             shutil.rmtree(work_dir, ignore_errors=True)  # left by a process that was killed
         torch.distributed.barrier()
-        callbacks = [CheckpointToStorage(), SayProgress(say)]
+        callbacks = [StartClock(clock), CheckpointToStorage(), SayProgress(say)]
         try:
-            result = train(examples=ray.get(examples), callbacks=callbacks, resume_from=start)
+            model = base()
+            rows = ray.get(examples)
+            result = train(model.path, model.revision, examples=rows, callbacks=callbacks, resume_from=start)
         except FinetuneError as error:
             return str(error)
+    trained = clock.end(result.loss_curve[-1].step)
     first = ray.train.get_context().get_world_rank() == 0
     adapter = ray.train.Checkpoint.from_directory(result.adapter_dir) if first else None
     ray.train.report({"loss": result.loss_curve[-1].loss}, checkpoint=adapter)
     if first_of_node:
         shutil.rmtree(work_dir)
-    return None
+    return trained
 
 
 def _work_dir(storage_path: str, name: str) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -21,8 +22,8 @@ from pipelines.engine.ledger import Failed, Ledger
 from pipelines.engine.recipe import Recipe, per_row, unhashed
 from pipelines.engine.stage import Context, Counts, NotYetKnown, Refused, Rows, RowSet, RowStage
 from pipelines.engine.storage import Storage
-from pipelines.engine.store import file_columns, keep_file, text_columns
-from pipelines.errors import UserError, one_line
+from pipelines.engine.store import Output, file_columns, keep_file, latest, text_columns
+from pipelines.errors import RunError, UserError, one_line
 from pipelines.media.clip import NORMALISER_VERSION, NormaliserSettings
 from pipelines.media.faults import MediaError
 from pipelines.media.normalise import normalise
@@ -32,6 +33,7 @@ from pipelines.run_config import ClipLimits, Config
 from pipelines.scratch import scratch
 from pipelines.stages.listing import SourceListing
 from pipelines.stages.source import HASHES, SHA256, TABLE, HashRecipe, KnownFiles, SourceHashes, list_source, split_of
+from pipelines.stages.source_changes import SourceChange, find_changes, read_seen, record_seen, unlisted_digest
 from pipelines.tables import read_table_bytes
 
 CLIP = pa.schema(
@@ -58,11 +60,12 @@ PASSED_OVER = "passed_over.json"
 class HashedSource:
     """Raw files with the SHA-256 of their bytes, read when they are needed.
 
-    `known`: their digest, where that is known without.
+    `known`: their digest, where that is known without. `unlisted`: digest of the videos that are no rows.
     """
 
     read: Callable[[], KnownFiles]
     known: dict[str, str] | None = None
+    unlisted: str | None = None
 
     @cached_property
     def found(self) -> KnownFiles:
@@ -159,6 +162,9 @@ class ClipsStage(RowStage):
         for kind, names in hashes.source.passed_over.items():
             say(f"clips: passes over, {kind}: {', '.join(names[:3])}{', ...' * (len(names) > 3)} ({len(names)})")
         hashes.complete(config.clips.execution.workers, say)
+        for change in _changes(_last_output(config, storage), hashes):
+            if change.kind != "on disk but unlisted":  # it is passed over, which was just said
+                say(f"clips: {change}")
         return _known_recipe(config, storage, listing, hashes)  # so that the next plan knows it
 
     def rows(self, context: Context) -> Rows:
@@ -194,6 +200,7 @@ class ClipsStage(RowStage):
     def finish(self, context: Context, rows: pa.Table, made: Mapping[str, pa.Table]) -> dict[str, Any]:
         passed_over = context.recipe.source.found.passed_over
         context.output.write_json(PASSED_OVER, passed_over)
+        record_seen(context.output, context.recipe.source.found.files)
         of_split = Counter(rows["split"].to_pylist())
         for split, lacking in (("train", "no stage can train"), ("test", "samples and scores have nothing to show")):
             if not of_split[split]:
@@ -220,6 +227,40 @@ class PlannedClipsStage(ClipsStage):
         return _known_recipe(config, storage, self.listing)
 
 
+def source_changes(config: Config, storage: Storage, listing: SourceListing) -> list[SourceChange]:
+    """Changes of the source since the last output, by the hashes that are recorded. Nothing is hashed.
+
+    A source that is as that output saw it is not listed again. A canary's has no changes.
+
+    Raises UserError as of `list_source`.
+    """
+    if config.source.sample is not None:
+        return []
+    last = _last_output(config, storage)
+    with contextlib.suppress(NotYetKnown, RunError):
+        source = _known_recipe(config, storage, listing).source
+        if last is not None and source.meaning() == last.spec()["meaning"]["source"]:
+            passed_over = json.loads(last.read_bytes(PASSED_OVER))
+            if source.unlisted == unlisted_digest(passed_over):
+                return []
+    return _changes(last, SourceHashes(list_source(config, listing), storage))
+
+
+def _last_output(config: Config, storage: Storage) -> Output | None:
+    """Output of the whole source that was used last."""
+    fingerprint = None if config.source.sample is not None else latest(storage, ClipsStage.name)
+    output = Output(storage, ClipsStage.name, fingerprint) if fingerprint else None
+    return output if output is not None and output.manifest() is not None else None
+
+
+def _changes(last: Output | None, hashes: SourceHashes) -> list[SourceChange]:
+    """Changes of a source since an output; without one, or what it saw, those that the source itself tells."""
+    seen = None
+    with contextlib.suppress(RunError):  # it is gone or damaged
+        seen = None if last is None else read_seen(last)
+    return find_changes(seen, hashes.known(), hashes.source.refused, hashes.source.passed_over)
+
+
 def _known_recipe(
     config: Config, storage: Storage, listing: SourceListing, made: SourceHashes | None = None
 ) -> ClipRecipe:
@@ -241,14 +282,15 @@ def _known_recipe(
         total, refused = source.files.num_rows + len(source.refused), len(source.refused)
         missing = hashes().count_missing()
         known = None if missing else HashedSource(read).meaning()
-        return {"counts": [total, missing, refused], "digest": known}
+        unlisted = unlisted_digest(source.passed_over)
+        return {"counts": [total, missing, refused], "digest": known, "unlisted": unlisted}
 
     of = [storage.url, config.source.table, table, config.source.split, hashed, HashRecipe.code_version]
     whose = digest([storage.url, config.source.sample])[:8]  # a canary's beside that of the whole source
     fact = listing.fact(f"source-{whose}", of, look)
     if fact["digest"] is None:
         raise _not_hashed(Counts(*fact["counts"]))
-    return _recipe(config, HashedSource(read, fact["digest"]))
+    return _recipe(config, HashedSource(read, fact["digest"], fact["unlisted"]))
 
 
 def _not_hashed(counts: Counts) -> NotYetKnown:

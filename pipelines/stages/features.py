@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from flowley.features.encode import Encoders
 
 AV, TEXT = "features-av", "features-text"
+ENCODERS = ("visual", "codec", "text")
 PARTS_FOLDER = "features/parts"
 NULL_TEXT = "null_text.json"
 """File that locates the encoded empty caption, Flowley's null condition: `{"file", "row"}`."""
@@ -100,6 +101,17 @@ class FeaturesRecipe(Recipe):
             duration_s=duration_s,
         )
 
+    def on_node(self, storage: Storage, parts: Sequence[str] = ENCODERS) -> FeaturesRecipe:
+        """The same recipe with these parts' models on this node; errors: `local_folder`."""
+        av, text = self.av, self.text
+        if "visual" in parts:
+            av = replace(av, visual=av.visual.on_node(storage))
+        if "codec" in parts:
+            av = replace(av, codec=av.codec.on_node(storage))
+        if "text" in parts:
+            text = replace(text, text=text.text.on_node(storage))
+        return replace(self, av=av, text=text)
+
 
 class FeaturesStage(RowStage):
     """Feature extraction stage. `features.captions` selects no text, the label, or either model's captions."""
@@ -145,12 +157,12 @@ class FeaturesStage(RowStage):
         return FeaturesRecipe(
             captions=section.captions,
             av=AVRecipe(
-                visual=model_of(section.visual, "features.visual"),
+                visual=model_of(section.visual, "features.visual", storage),
                 visual_fps=float(network.r_v),
-                codec=codec_of(section.codec),
+                codec=codec_of(section.codec, storage),
             ),
             text=TextRecipe(
-                text=model_of(section.text, "features.text"),
+                text=model_of(section.text, "features.text", storage),
                 max_tokens=network.max_text_tokens,
                 normalisation=network.text_normalisation,
                 keep_padding=not network.mask_text,
@@ -264,7 +276,7 @@ class _FeatureWorker:
         from flowley.features.encode import Encoders
 
         self.encoders = Encoders(
-            self.recipe.spec(self.recipe.duration_s),
+            self.recipe.on_node(self.storage, self.loads).spec(self.recipe.duration_s),
             self.recipe.network,
             device=self.execution.device,
             dtype=self.execution.dtype,

@@ -16,11 +16,12 @@ from flowley.network.presets import preset
 from flowley.training.settings import Callback, StepReport, TrainExecution, TrainSettings, ValidationSound
 from pipelines.engine.fingerprint import digest, file_sha256
 from pipelines.engine.node_cache import on_this_node
-from pipelines.engine.ray_train import TrainingRun, fitted, train_under_ray
+from pipelines.engine.ray_train import StepClock, Trained, TrainingRun, fitted, train_under_ray
 from pipelines.engine.recipe import Recipe, unhashed
 from pipelines.engine.stage import Context, Result, Stage, WholeWork
 from pipelines.engine.storage import Storage
 from pipelines.engine.store import RUNS
+from pipelines.engine.usage import Steps
 from pipelines.errors import UserError
 from pipelines.progress import human_time
 from pipelines.run_config import Config
@@ -33,7 +34,7 @@ from pipelines.stages.features import (
     feature_files,
     open_features,
 )
-from pipelines.stages.model_refs import Weights, take_over, weights_of
+from pipelines.stages.model_refs import Codec, Weights, take_over, weights_of
 
 if TYPE_CHECKING:
     from flowley.features.dataset import FeatureDataset
@@ -56,6 +57,7 @@ class FlowleyRecipe(Recipe):
     network: NetworkConfig
     training: TrainSettings
     features: FeatureSpec = unhashed()
+    codec: Codec = unhashed()
 
 
 @dataclass(frozen=True)
@@ -84,11 +86,19 @@ class FlowleyStage(Stage):
                 f"flowley.training.duration_s: got {section.training.duration_s:g}, wanted at most clips.duration_s = "
                 f"{config.clips.duration_s:g}"
             )
+        features = FeaturesStage().recipe(config, storage)
         return FlowleyRecipe(
             network=preset(section.preset, **section.overrides),
             training=section.training,
-            features=FeaturesStage().recipe(config, storage).spec(section.training.duration_s),
+            features=features.spec(section.training.duration_s),
+            codec=features.av.codec,
         )
+
+    def steps(self, config: Config, storage: Storage, rows: int) -> Steps | None:
+        recipe = self.recipe(config, storage)
+        if isinstance(recipe, CheckpointRecipe):
+            return None
+        return Steps(recipe.training.steps, _step_kind(recipe, config.flowley.execution.settings))
 
     def work(self, context: Context) -> WholeWork:
         if isinstance(context.recipe, CheckpointRecipe):
@@ -110,7 +120,7 @@ def _train_network(context: Context, rows: list[dict[str, Any]]) -> Result:
     )
     run = TrainingRun.of(output, execution)
     with scratch("flowley") as folder:
-        history = train_flowley(
+        history, trained, run = train_flowley(
             context.recipe, execution.settings, features, output.folder, run, output_dir=folder, say=context.say
         )
         weights = file_sha256(folder / "model.safetensors")
@@ -127,7 +137,14 @@ def _train_network(context: Context, rows: list[dict[str, Any]]) -> Result:
     if validated:
         figures["validation_loss"] = round(validated[-1], 4)
     total = len(features.train)
-    return Result(total, total, digest([output.fingerprint, weights]), figures=figures)
+    usage = [trained.usage(output, _step_kind(context.recipe, execution.settings), run)]
+    return Result(total, total, digest([output.fingerprint, weights]), figures=figures, usage=usage)
+
+
+def _step_kind(recipe: FlowleyRecipe, execution: TrainExecution) -> str:
+    """Digest of what decides the time of a step."""
+    settings, how = recipe.training, [execution.precision, execution.sharding, execution.compile]
+    return digest([recipe.network.to_dict(), settings.batch_size, settings.duration_s, *how])
 
 
 # --- under Ray Train ------------------------------------------------------------------------------------------
@@ -159,10 +176,11 @@ def train_flowley(
     *,
     output_dir: Path,
     say: Callable[[str], None],
-) -> list[StepReport]:
+) -> tuple[list[StepReport], Trained, TrainingRun]:
     """Starts or resumes training and puts the last checkpoint into `output_dir`.
 
-    A run resumes with any number of processes. Returns every report of the loss. During training every file is written
+    A run resumes with any number of processes. Returns every report of the loss, what was done now, and the run as it
+    fitted the cluster. During training every file is written
     once to `storage_folder` of the features' storage, so that a crash costs nothing: EMA snapshots to SNAPSHOTS_FOLDER
     and sounds to SOUNDS_FOLDER. TensorBoard's files are under the run's name in RUNS.
 
@@ -175,8 +193,8 @@ def train_flowley(
     run = fitted(run, "flowley.execution", say)
     board = f"{RUNS}/tensorboard/{run.name}"
     work = partial(_work, recipe, execution, features, storage_folder, board)
-    train_under_ray("flowley", work, run, output_dir, say)
-    return read_history(output_dir)
+    trained = train_under_ray("flowley", work, run, output_dir, say)
+    return read_history(output_dir), trained, run
 
 
 def _work(
@@ -186,7 +204,7 @@ def _work(
     storage_folder: str,
     board: str,
     say: Callable[[str], None],
-) -> str | None:
+) -> str | Trained:
     """Body of one training process."""
     import ray.train
     import ray.train.torch
@@ -196,16 +214,17 @@ def _work(
     from flowley.training.tensorboard import TensorBoard
     from flowley.training.trainer import NonFiniteLossError
 
-    context = ray.train.get_context()
+    clock, context = StepClock(), ray.train.get_context()
     rank, device = context.get_world_rank(), ray.train.torch.get_device()
     with ExitStack() as stack:
         folder = stack.enter_context(scratch("flowley"))
         checkpoint = ray.train.get_checkpoint()
         start = None if checkpoint is None else Path(checkpoint.to_directory(str(folder / "start")))
-        keeper = _Keeper(features.storage, storage_folder, board, folder / "tensorboard", say)
-        codec, spec = None, recipe.features
+        keeper = _Keeper(features.storage, storage_folder, board, folder / "tensorboard", say, clock)
+        codec = None
         if rank == 0 and execution.sample_every_steps > 0:
-            codec = load_codec(spec.codec, path=spec.codec_path, revision=spec.codec_revision, device=str(device))
+            given = recipe.codec.on_node(features.storage)
+            codec = load_codec(given.name, path=given.path, revision=given.revision, device=str(device))
         try:
             dataset, validation = features.load(stack, say)
             train_network(
@@ -227,7 +246,7 @@ def _work(
             if context.get_world_size() > 1:
                 raise  # other ranks may wait for this one: only a failure ends them too
             return str(error)
-    return None
+    return clock.end(recipe.training.steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +258,10 @@ class _Keeper(Callback):
     board: str
     log_dir: Path
     say: Callable[[str], None]
+    clock: StepClock
+
+    def on_start(self, step: int) -> None:
+        self.clock.begin(step)
 
     def on_report(self, report: StepReport) -> None:
         line = (

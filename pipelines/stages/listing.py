@@ -25,7 +25,7 @@ from pipelines.progress import human_time
 
 REMEMBERED_FILES = 10_000
 """Files from which on a listing is remembered."""
-FORMAT = 3
+FORMAT = 4
 LISTING, KEY = "listing.parquet", b"soundcap"
 """Remembered listing, and the key of its metadata: its id, its time, and when each folder was changed."""
 ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 from pipelines.engine.fingerprint import file_sha256, folder_digest
+from pipelines.engine.model_files import is_commit, local_folder
+from pipelines.engine.model_pins import Unresolved, is_on_hub, licence_of, read_pins
 from pipelines.engine.stage import Context, Result
+from pipelines.engine.storage import Storage
 from pipelines.errors import UserError
 from pipelines.run_config import CodecConfig, ModelRef
 from pipelines.scratch import scratch
@@ -17,52 +20,81 @@ from pipelines.scratch import scratch
 
 @dataclass(frozen=True)
 class Model:
-    """Model of a recipe. Only `identity` is hashed; workers load the model from `path` and `revision`."""
+    """Model of a recipe. Only `identity` is hashed; `path` is a local folder, or the id of a hub model."""
 
     identity: str
     path: str
     revision: str | None = None
+    """Commit of a hub model."""
+    licence: str | None = None
 
     def meaning(self) -> str:
-        """`id@revision` of a hub model, or the digest of a local folder's files."""
+        """`id@commit` of a hub model, or the digest of a local folder's files."""
         return self.identity
 
+    def on_node(self, storage: Storage, files: Sequence[str] | None = None) -> Model:
+        """The same model as a folder of this node, fetched if it is not there; arguments and errors: `local_folder`."""
+        folder = local_folder(storage, self.path, self.revision, files)
+        return self if folder == self.path else replace(self, path=folder, revision=None)
 
-def model_of(reference: ModelRef, key: str) -> Model:
-    """Model of a configuration key. Raises UserError for an absent folder and a hub id without revision."""
-    folder = Path(reference.path)
-    if folder.is_dir():
-        identity = "files:" + _digest_of(str(folder.resolve()), _listing(folder))
-        return Model(identity, str(folder.resolve()), reference.revision)  # workers run in other working directories
-    looks_local = folder.is_absolute() or reference.path.startswith(".") or reference.path.count("/") != 1
-    if looks_local:
-        raise UserError(
-            f"{key}.path: no such checkpoint folder {reference.path!r}; give a folder or a hub id owner/name"
-        )
-    if not reference.revision:
-        raise UserError(f"{key}.revision: missing; a hub model is pinned to a commit, or old captions would change")
-    return Model(f"{reference.path}@{reference.revision}", reference.path, reference.revision)
+
+def model_of(reference: ModelRef | CodecConfig, key: str, storage: Storage) -> Model:
+    """Model of a configuration key.
+
+    Raises:
+        UserError: an absent folder, or a hub id without revision.
+        Unresolved: a hub id whose commit neither the configuration says nor the store has recorded.
+    """
+    if not is_on_hub(reference, key):
+        folder = Path(str(reference.path)).resolve()  # workers run in other working directories
+        return Model("files:" + _digest_of(str(folder), _listing(folder)), str(folder), licence=licence_of(folder))
+    path, revision = str(reference.path), str(reference.revision)
+    pins = read_pins(storage)
+    known = [pin for name, pin in pins.items() if pin.commit == revision and name.startswith(f"{path}@")]
+    pin = pins.get(f"{path}@{revision}") or next(iter(known), None)
+    commit = revision if pin is None else pin.commit
+    if not is_commit(commit):
+        raise Unresolved(f"unresolved: {key}.revision: got {revision!r} of {path}, whose commit is not known")
+    return Model(f"{path}@{commit}", path, commit, None if pin is None else pin.licence)
 
 
 @dataclass(frozen=True)
 class Codec:
-    """Audio codec of a recipe. Only its name and the `identity` of its weights, if any, are hashed."""
+    """Audio codec of a recipe. Only its name and the identity of its weights, if any, are hashed."""
 
     name: str
-    identity: str | None = None
-    path: str | None = None
-    revision: str | None = None
+    weights: Model | None = None
 
     def meaning(self) -> str:
-        return self.name if self.identity is None else f"{self.name}:{self.identity}"
+        return self.name if self.weights is None else f"{self.name}:{self.weights.identity}"
+
+    @property
+    def path(self) -> str | None:
+        """Folder or hub id of its weights."""
+        return None if self.weights is None else self.weights.path
+
+    @property
+    def revision(self) -> str | None:
+        """Commit of a hub id."""
+        return None if self.weights is None else self.weights.revision
+
+    def on_node(self, storage: Storage) -> Codec:
+        """The same codec with its weights on this node; errors: `local_folder`."""
+        if self.weights is None:
+            return self
+        return replace(self, weights=self.weights.on_node(storage, codec_files(self.name)))
 
 
-def codec_of(reference: CodecConfig) -> Codec:
+def codec_of(reference: CodecConfig, storage: Storage) -> Codec:
     """Codec of the configuration. Raises UserError as `model_of`."""
-    if reference.path is None:
-        return Codec(reference.name)
-    weights = model_of(ModelRef(path=reference.path, revision=reference.revision), "features.codec")
-    return Codec(reference.name, weights.identity, weights.path, weights.revision)
+    return Codec(reference.name, None if reference.path is None else model_of(reference, "features.codec", storage))
+
+
+def codec_files(name: str) -> Sequence[str]:
+    """Names or patterns of the files of a codec's weights."""
+    from flowley.codecs import PRETRAINED
+
+    return PRETRAINED[name].files
 
 
 def _listing(folder: Path) -> tuple[tuple[str, int, int], ...]:

@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from flowley.network.config import NetworkConfig
+from flowley.network.presets import preset
 from flowley.sampling.solvers import SampleSettings, SolverName
 from pipelines.engine.ledger import Failed
 from pipelines.engine.recipe import Recipe
@@ -37,8 +39,9 @@ SOUND = pa.schema([*file_columns("video"), *file_columns("audio")])
 
 @dataclass(frozen=True)
 class SampleRecipe(Recipe):
-    """Recipe of a sample: all that determines it except the network, the features and the clip."""
+    """Recipe of a sample: all that determines it except the weights, the features and the clip."""
 
+    network: NetworkConfig
     steps: int
     guidance: float
     solver: SolverName
@@ -53,22 +56,23 @@ class SamplesStage(RowStage):
     name = "samples"
     reads = ("features", "flowley")
     ledgers = ("samples",)
-    config_keys: ClassVar[Mapping[str, str]] = {"codec": "features.codec", "duration_s": "clips.duration_s"}
+    config_keys: ClassVar[Mapping[str, str]] = {
+        "network": "flowley.preset",
+        "codec": "features.codec",
+        "duration_s": "clips.duration_s",
+    }
     schema = pa.schema([*text_columns("clip_id", "label", "caption", "original_audio"), *SOUND])
     meaning = ("clip_id", "video")
-
-    def work_recipes(self, config: Config, storage: Storage) -> Mapping[str, Recipe]:
-        """None: what a sample takes depends on the network, which is an input."""
-        return {}
 
     def recipe(self, config: Config, storage: Storage) -> SampleRecipe:
         section = config.samples
         return SampleRecipe(
+            network=preset(config.flowley.preset, **config.flowley.overrides),
             steps=section.steps,
             guidance=section.guidance,
             solver=section.solver,
             seed=section.seed,
-            codec=codec_of(config.features.codec),
+            codec=codec_of(config.features.codec, storage),
             duration_s=config.clips.duration_s,
         )
 
@@ -104,7 +108,7 @@ class SampleWorker:
         from flowley.codecs import load_codec
         from flowley.network.registry import load_network
 
-        device, codec = self.execution.device, self.recipe.codec
+        device, codec = self.execution.device, self.recipe.codec.on_node(self.storage)
         with self.storage.local(self.model) as folder:
             self.network = load_network(folder).to(device)
         self.codec = load_codec(codec.name, path=codec.path, revision=codec.revision, device=device)

@@ -23,7 +23,7 @@ class SilentCaptionsStage(CaptionStage):
 
     def recipe(self, config: Config, storage: Storage) -> CaptionRecipe:
         return CaptionRecipe(
-            model=model_of(config.captioner.model, "captioner.model"),
+            model=model_of(config.captioner.model, "captioner.model", storage),
             frames=config.captioner.training.frames,
             sampling=config.silent_captions.sampling,
             with_sound=False,

@@ -30,6 +30,7 @@ from pipelines.stages.listing import SourceListing
 from pipelines.tables import NameFinder, TableKind, UserTable, read_table
 
 NOT_IN_TABLE = "not in the table"
+MISSING_FILE = "MissingFile"
 HIDDEN = r"(?:^|/)\."
 HASHES = "sources"
 HASH_HERE_BYTES = 256 * 2**20
@@ -190,7 +191,7 @@ def _from_table(folder: Storage, files: pa.Table, path: str) -> SourceFolder:
             refused[row] = Refused(wanted, "AmbiguousFile", message)
         elif not places:
             message = f"{line} lists {wanted}, but no video of that name is in the source folder"
-            refused[row] = Refused(wanted, "MissingFile", message)
+            refused[row] = Refused(wanted, MISSING_FILE, message)
         elif (first := owner.setdefault(places[0], row)) != row:
             message = f"{line} lists {wanted}, as line {table.lines[first]} does; leave one of them"
             refused[row] = Refused(f"{wanted}#{table.lines[row]}", "ListedTwice", message)
@@ -324,6 +325,14 @@ class SourceHashes:
     def count_missing(self) -> int:
         """Number of files that were never hashed; files that could not be read are not among them."""
         return int(is_missing(self.rows.keys, self.ledger.read(), retry_failed=False).sum())
+
+    def known(self) -> pa.Table:
+        """Files that can be read, with `sha256`: null where a file is not hashed yet."""
+        made = self.ledger.read(SHA256.names)
+        places = pc.index_in(self.rows.keys, value_set=made["key"].combine_chunks())
+        made = made.take(places)
+        files = self.source.files.append_column("sha256", made["sha256"])
+        return files.filter(pc.equal(pc.fill_null(made["error_class"], ""), ""))
 
     def complete(self, workers: int, say: Callable[[str], None]) -> None:
         """Computes and stores the missing digests: in this process if that is quick, else over Ray.

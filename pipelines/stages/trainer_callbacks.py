@@ -10,6 +10,7 @@ import ray.train
 import torch.distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from pipelines.engine.ray_train import StepClock
 from pipelines.progress import Progress
 
 
@@ -30,6 +31,16 @@ class CheckpointToStorage(TrainerCallback):  # type: ignore[misc]
             {"step": state.global_step, "epoch": state.epoch, "loss": _latest_loss(state)},
             checkpoint=ray.train.Checkpoint.from_directory(str(folder)) if first_of_node else None,
         )
+
+
+class StartClock(TrainerCallback):  # type: ignore[misc]
+    """Trainer callback that tells a clock when the first step begins."""
+
+    def __init__(self, clock: StepClock) -> None:
+        self.clock = clock
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.clock.begin(state.global_step)
 
 
 class SayProgress(TrainerCallback):  # type: ignore[misc]

@@ -15,7 +15,10 @@ from soundcap.request import CaptionRequest, FrameSettings, Sampling
 
 
 class TransformersEngine(CaptionEngine):
-    """Engine that answers a batch in each step."""
+    """Engine that answers a batch in each step.
+
+    Equal requests of equal seeds get equal answers, alone or beside others: each has a random generator of its own.
+    """
 
     fills_batches = True
 
@@ -86,11 +89,12 @@ class TransformersEngine(CaptionEngine):
         max_tokens = self._processor.max_tokens - self._sampling.max_new_tokens
         inputs = prepare_inputs(self._processor, requests, answers=None, frames=self._frames, max_tokens=max_tokens)
         device, dtype = self._model.device, self._model.dtype
+        seeds = [self._sampling.seed if request.seed is None else request.seed for request in requests]
         batch = {name: x.to(device, dtype if x.is_floating_point() else None) for name, x in inputs.items()}
         try:
             with torch.inference_mode():
                 generated = self._model.generate(
-                    **batch, logits_processor=logits_processors(self._sampling, batch["attention_mask"])
+                    **batch, logits_processor=logits_processors(self._sampling, batch["attention_mask"], seeds)
                 )
         except torch.AcceleratorError as error:
             # Once a kernel has faulted every later call fails too, whatever the request
@@ -100,11 +104,12 @@ class TransformersEngine(CaptionEngine):
         return [text.strip() for text in texts]
 
 
-def logits_processors(sampling: Sampling, attention_mask: Tensor) -> LogitsProcessorList:
+def logits_processors(sampling: Sampling, attention_mask: Tensor, seeds: Sequence[int]) -> LogitsProcessorList:
     """Transforms from logits (B, V) to scores whose argmax is the next token, each row independent of its batch.
 
-    `attention_mask` (B, L) is the prompts'. Sampling is by Gumbel-max: the argmax of log-probabilities plus
-    Gumbel noise is a sample, and each row has a random generator of its own.
+    `attention_mask` (B, L) is the prompts', `seeds` (B) are the rows', in place of the sampling's. Sampling is by
+    Gumbel-max: the argmax of log-probabilities plus Gumbel noise is a sample, and each row has a random generator of
+    its own.
     """
     processors = LogitsProcessorList()
     if sampling.repetition_penalty != 1:
@@ -113,13 +118,13 @@ def logits_processors(sampling: Sampling, attention_mask: Tensor) -> LogitsProce
         processors.append(TemperatureLogitsWarper(float(sampling.temperature)))
         if sampling.top_p < 1:
             processors.append(TopPLogitsWarper(sampling.top_p))
-        processors.append(_GumbelNoise(sampling.seed, n_rows=len(attention_mask)))
+        processors.append(_GumbelNoise(seeds))
     return processors
 
 
 class _GumbelNoise(LogitsProcessor):
-    def __init__(self, seed: int, n_rows: int) -> None:
-        self._generators = [torch.Generator().manual_seed(seed) for _ in range(n_rows)]
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         rows = [torch.empty(scores.shape[-1]).exponential_(generator=row) for row in self._generators]

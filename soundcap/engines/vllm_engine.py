@@ -15,7 +15,12 @@ _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
 class VllmEngine(CaptionEngine):
-    """Engine that schedules by itself: a step is one token of each request inside."""
+    """Engine that schedules by itself: a step is one token of each request inside.
+
+    A request's seed is that of a random generator of its own, so the requests beside it draw nothing from it. vLLM
+    promises equal answers for equal seeds only on one kind of device with one version of it, and not even there
+    beside other requests: the logits may differ in their last digits, and so an answer, as a greedy one may.
+    """
 
     fills_batches = False
 
@@ -82,7 +87,7 @@ class VllmEngine(CaptionEngine):
                 [prepared] = renderer.render_cmpl([prompt], renderer.default_cmpl_tok_params)
         except VLLMClientError as error:
             raise ValueError(str(error)) from error
-        return prepared
+        return prepared, request.seed
 
     @property
     def has_room(self) -> bool:
@@ -91,8 +96,10 @@ class VllmEngine(CaptionEngine):
     def add(self, key: str, prepared: Any) -> None:
         from vllm.exceptions import VLLMClientError
 
+        prompt, seed = prepared
+        params = self._sampling_params(self._sampling.seed if seed is None else seed)
         try:
-            self._llm.llm_engine.add_request(key, prepared, self._sampling_params(), lora_request=self._adapter)
+            self._llm.llm_engine.add_request(key, prompt, params, lora_request=self._adapter)
         except VLLMClientError as error:
             raise ValueError(str(error)) from error
 
@@ -107,7 +114,7 @@ class VllmEngine(CaptionEngine):
         self._llm.llm_engine.engine_core.shutdown()
         del self._llm
 
-    def _sampling_params(self) -> Any:
+    def _sampling_params(self, seed: int) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -117,7 +124,7 @@ class VllmEngine(CaptionEngine):
             temperature=self._sampling.temperature,
             top_p=self._sampling.top_p,
             repetition_penalty=self._sampling.repetition_penalty,
-            seed=self._sampling.seed,
+            seed=seed,
             stop_token_ids=[tokenizer.convert_tokens_to_ids(END_OF_TURN)],
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-LEVEL = (0.02, 1e-4)
+LEVEL = (0.05, 1e-4)
 TOLERANCES = {
     "rms": LEVEL,
     "rms_of_quarters": LEVEL,
@@ -18,8 +18,8 @@ TOLERANCES = {
     "peak": (0.15, 0.0),
     "training": (1e-3, 0.0),
 }
-"""The same machine gives the same sounds, to the last bit. Arithmetic of another processor (imitated with other
-instruction sets) moved levels and centroids by up to 1%, and a peak, which hangs on the phases that the codec finds,
+"""The same machine gives the same sounds, to the last bit. Arithmetic of another processor (two, and other instruction
+sets on each) moved levels and centroids by up to 3.1%, and a peak, which hangs on the phases that the codec finds,
 by 10%. Another seed moves the level of some quarter by 17% or more.
 """
 FILMS = {

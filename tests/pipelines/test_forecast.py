@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pipelines.cli.soundcap import app
-from pipelines.commands.forecast import Budget, Forecast, forecast
+from pipelines.commands.forecast import Budget, Forecast, forecast, projected
 from pipelines.engine.plan import StagePlan, make_plan
 from pipelines.engine.storage import Storage
 from pipelines.engine.store import QUARANTINE_SCHEMA, Manifest, Output, open_store
@@ -16,7 +16,7 @@ from pipelines.engine.usage import Projection, Usage, as_records
 from pipelines.errors import UserError
 from pipelines.run_config import load_config
 from pipelines.stages import wanted_stages
-from pipelines.stages.captioner import CaptionerStage
+from pipelines.stages.captioner import ADAPTER_FILES, CaptionerStage
 from pipelines.stages.captions import CaptionsStage
 from pipelines.stages.features import FeaturesStage
 from pipelines.stages.listing import SourceListing
@@ -103,6 +103,21 @@ def test_stages_behind_the_first_are_reckoned_by_their_bounds(settings: list[str
     assert forecast(stages, make_plan(stages, other, storage), other, storage)["captions"].parts is None
 
 
+def test_a_bound_of_clips_is_one_of_all_their_candidates(settings: list[str]) -> None:
+    changes = ["captions.sampling={max_new_tokens: 64, temperature: 0.5}", "captions.candidates=3"]
+    config = load_config(ROOT / "configs/demo.yaml", [*settings, *changes])
+    storage, stage = Storage(config.root), CaptionsStage()
+    digest = stage.recipe(config, storage).shared_digest
+    usage = Usage("captions", digest, H100, 100, 3600, start_s=0, workers=1, cpus_per_worker=8, gpus_per_worker=1)
+    manifest = Manifest("captions", "warm", "d", 1, 1, 0, 1, 1.0, usage=as_records([usage]))
+    Output(storage, "captions", "warm").commit(manifest, QUARANTINE_SCHEMA.empty_table(), {})
+    bound = StagePlan("captions", "unknown", "", None, None, None, 10)
+    known = StagePlan("captions", "partial", "", 10, 10, "f", 10, {"captions": 20})
+    hours = [forecast([stage], [plan], config, storage)["captions"].gpu_hours for plan in (bound, known)]
+    assert hours == pytest.approx([0.3, 0.2])
+    assert "all 10 videos of the source: 0.3 GPU hours" in projected(config)
+
+
 def test_each_ledger_takes_what_its_own_rows_take(settings: list[str]) -> None:
     """An edited caption encodes its text again, and no video."""
     config = load_config(ROOT / "configs/demo.yaml", settings)
@@ -118,11 +133,33 @@ def test_each_ledger_takes_what_its_own_rows_take(settings: list[str]) -> None:
     assert both.hours == pytest.approx(1 / config.features.execution.workers)
 
 
-def test_a_training_has_no_forecast(settings: list[str]) -> None:
-    """A manifest's seconds are those since the last resumption."""
+def test_a_training_takes_its_steps(settings: list[str]) -> None:
+    """400 measured steps took two processes 100 s each; 20 rows in batches of 8, twice, are 6 steps."""
+    settings = [*settings, "captioner.training.max_steps=null", "captioner.training.epochs=2"]
     config = load_config(ROOT / "configs/demo.yaml", settings)
-    plan = StagePlan("captioner", "to_run", "", 9, 9, "f", 9)
-    assert forecast([CaptionerStage()], [plan], config, Storage(config.root))["captioner"].parts is None
+    storage, stage = Storage(config.root), CaptionerStage()
+    plan = StagePlan("captioner", "to_run", "", 20, 20, "f", 20)
+    assert forecast([stage], [plan], config, storage)["captioner"].parts is None
+    steps = stage.steps(config, storage, 20)
+    assert steps is not None and steps.count == 6
+    usage = Usage("captioner", steps.recipe, "CPU", 400, 200, 30, 2, 1, 0, bytes=400)
+    manifest = Manifest("captioner", "earlier", "d", 1, 1, 0, 1, 1.0, usage=as_records([usage]))
+    Output(storage, "captioner", "earlier").commit(manifest, QUARANTINE_SCHEMA.empty_table(), {})
+    found = forecast([stage], [plan], config, storage)["captioner"]
+    assert found.hours == pytest.approx((6 * 0.5 + 30) / 3600) and found.bytes == 6
+    faster = load_config(ROOT / "configs/demo.yaml", [*settings, "captioner.execution.settings.zero_stage=3"])
+    assert forecast([stage], [plan], faster, storage)["captioner"].parts is None
+    on_gpu = load_config(ROOT / "configs/demo.yaml", [*settings, "captioner.execution.use_gpu=true"])
+    assert forecast([stage], [plan], on_gpu, storage)["captioner"].parts is None
+
+
+def test_a_given_model_takes_nothing(settings: list[str], tmp_path: Path) -> None:
+    for name in ADAPTER_FILES:
+        (tmp_path / name).write_text("{}")
+    config = load_config(ROOT / "configs/demo.yaml", [*settings, f"captioner.adapter={tmp_path}"])
+    plan = StagePlan("captioner", "to_run", "", 1, 1, "f", 1)
+    found = forecast([CaptionerStage()], [plan], config, Storage(config.root))["captioner"]
+    assert found.parts == [] and found.hours == 0
 
 
 @pytest.mark.parametrize("prices", ["{CPU: .inf}", "{CPU: .nan}", "{CPU: -1}"])

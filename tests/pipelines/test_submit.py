@@ -63,7 +63,10 @@ def _all_text(value: Any) -> Iterator[str]:
 
 def test_staged_configuration_points_where_this_process_does(workplace: Path) -> None:
     staging = workplace / "staging"
-    changes = ("captioner.model={path: owner/name, revision: abc}", "features.sync=.demo/sync")
+    changes = (
+        "captioner.model={path: owner/name, revision: abababababababababababababababababababab}",
+        "features.sync=.demo/sync",
+    )
     staged = stage_job(_demo_config(*changes), staging)
 
     assert load_config(staging / CONFIG_NAME) == staged, "what the job reads is not what was returned"

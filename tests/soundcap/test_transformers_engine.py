@@ -71,10 +71,19 @@ def test_sampling_follows_its_seed(tiny_vl: Path, silent_clips: list[CaptionRequ
     assert draw(1) != draw(2)
 
 
+def test_each_request_follows_its_own_seed(tiny_omni: Path, clips: list[CaptionRequest]) -> None:
+    sampled = load(tiny_omni, Sampling(12, temperature=1.0, seed=7))
+    seeded = [replace(clips[0], seed=seed) for seed in (0, 1, 2, 7)]
+    together = sampled.caption([clips[0], *seeded, clips[2]])
+    assert len(set(together[1:5])) == 4 and together[0] == together[4], "without a seed of its own: the sampling's"
+    assert together[1:5] == [sampled.caption([one])[0] for one in seeded]
+    assert [together[1]] == load(tiny_omni, Sampling(12, temperature=1.0, seed=0)).caption(clips[:1])
+
+
 def test_sampling_draws_from_the_models_distribution() -> None:
     probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05])
     counts = torch.zeros(4)
-    processors = logits_processors(Sampling(1, temperature=1.0, top_p=0.9, seed=0), torch.ones(1, 1))
+    processors = logits_processors(Sampling(1, temperature=1.0, top_p=0.9, seed=0), torch.ones(1, 1), [0])
     for _ in range(4000):
         counts[processors(torch.zeros(1, 1, dtype=torch.long), probabilities.log()[None]).argmax()] += 1
     expected = torch.tensor([0.5, 0.3, 0.15, 0]) / 0.95  # the nucleus of 0.9 leaves out the last

@@ -74,6 +74,17 @@ def test_omni_hears_and_sees_what_transformers_does(
     )
 
 
+def test_each_request_follows_its_own_seed(
+    omni: CaptionEngine, make_request: MakeRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(omni, "_sampling", Sampling(max_new_tokens=16, temperature=1.0, seed=7))
+    clip = make_request(0, audio_s=8.0)
+    seeded = [replace(clip, seed=seed) for seed in (0, 1, 2, 7)]
+    unseeded, *answers = omni.caption([clip, *seeded])
+    assert len(set(answers)) == 4 and unseeded == answers[3], "without a seed of its own: the sampling's"
+    assert answers == [omni.caption([one])[0] for one in seeded]
+
+
 def test_one_video_with_other_sounds_is_heard_anew(
     omni: CaptionEngine,
     omni_reference: CaptionEngine,

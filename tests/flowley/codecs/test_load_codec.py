@@ -36,7 +36,9 @@ def test_neither_folder_nor_hub_id(path: str, tmp_path: Path, monkeypatch: pytes
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # the same path as an unknown id
-    with pytest.raises(ValueError, match="neither a folder nor a hub id.*wanted a folder") as caught:
+    with pytest.raises(
+        ValueError, match="(neither a folder nor a hub id|no folder, and the hub does not answer).*wanted a folder"
+    ) as caught:
         load_codec("mmaudio_16k", path=path)
     assert "\n" not in str(caught.value)
 

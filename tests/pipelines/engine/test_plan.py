@@ -83,6 +83,13 @@ def _spec(*warnings: tuple[str, str], file: str = "w.yaml") -> dict[str, Any]:
     }
 
 
+def test_long_values_are_shown_from_where_they_differ() -> None:
+    specs = [_spec() | {"meaning": {"model": f"owner/a-model-with-a-long-name@{digit * 40}"}} for digit in "12"]
+    specs = [spec | {"origins": {}} for spec in specs]
+    said = explain(specs[0], specs[1], {}, has_begun=False)
+    assert said == f"captions.model: ...{'1' * 18}... -> ...{'2' * 18}..."
+
+
 @pytest.mark.parametrize(
     ("now", "said"),
     [

@@ -85,6 +85,26 @@ def test_texts_of_a_key_cannot_run_into_each_other() -> None:
     assert len(set(recipe.keys(*columns))) == 4
 
 
+def test_a_part_that_is_newer_than_stored_rows_is_in_no_key_where_it_is_none() -> None:
+    recipe = Caption("m", Sampling())
+    before = recipe.keys(["a", "a", "b"], ["x", "x", "y"])
+    first, second, other = recipe.keys(["a", "a", "b"], ["x", "x", "y"], added=[None, "1", None])
+    assert [first, other] == [before[0], before[2]] and second != first
+    assert recipe.keys(["a"], ["x"], added=[""]) != [first], "no text is a text too"
+    assert recipe.keys(["a"], ["x"], added=["1"]) == [second] == recipe.keys(["a"], ["x"], ["1"])
+
+
+def test_a_new_field_of_a_rows_parts_changes_the_fingerprint_only_if_it_is_not_as_before() -> None:
+    @dataclass(frozen=True)
+    class WithSilence(Caption):
+        silence: str | None = per_row(before=None, default=None)
+
+    before = _identity(Caption("m", Sampling()))
+    assert _identity(WithSilence("m", Sampling())) == before
+    fingerprint, keys = _identity(WithSilence("m", Sampling(), silence="Silence."))
+    assert fingerprint != before[0] and keys == before[1]
+
+
 def test_a_raised_code_version_changes_keys() -> None:
     class Again(Caption):
         code_version = 2

@@ -3,11 +3,14 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
+from pipelines.engine.stage import written_bytes
 from pipelines.engine.storage import Storage
 from pipelines.engine.store import QUARANTINE_SCHEMA, Manifest, Output
 from pipelines.engine.usage import Usage, as_records, measured
+from pipelines.progress import human_bytes
 from pipelines.run_config import CaptioningExecution, Workers
 
 HALF_GPU = Usage(
@@ -29,6 +32,19 @@ def test_rows_take_what_the_measured_ones_took() -> None:
     assert found.hours == pytest.approx((7200 + 90) / 3600)
     assert found.gpu_hours == pytest.approx(10 * (7200 + 90) / 3600 / 2)
     assert found.core_hours == pytest.approx(10 * (7200 + 90) / 3600 * 6)
+
+
+def test_bytes_are_those_of_different_files_and_of_the_values() -> None:
+    rows = pa.table({"f": ["a", "a", "b", ""], "f_bytes": [700, 700, 40, 0], "n": pa.array([1, 2, 3, 4], pa.int32())})
+    assert written_bytes(rows) == rows.nbytes + 740
+    assert HALF_GPU.of_rows(72, 1).bytes == 0 and replace(HALF_GPU, bytes=7200).of_rows(72, 1).bytes == 720
+
+
+@pytest.mark.parametrize(
+    ("size", "said"), [(999, "1.0 kB"), (12_345, "12 kB"), (3_440_000, "3.4 MB"), (56e9, "56 GB"), (5e15, "5000 TB")]
+)
+def test_sizes_are_readable(size: int, said: str) -> None:
+    assert human_bytes(size) == said
 
 
 def _commit(storage: Storage, fingerprint: str, at_s: float, *found: Usage) -> None:

@@ -1,7 +1,7 @@
 """A finished small store: real clips through the real stages; what models would have written is put in the ledger."""
 
 import csv
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,14 @@ class SamplesStage(Stage):
 STAGES: tuple[type[Stage], ...] = (ClipsStage, CaptionsStage, CurationStage, CaptionerStage, SilentCaptionsStage)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _no_hub() -> Iterator[None]:
+    """No question to the hub, whose models need not be there: each would wait half a minute for an answer."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        yield
+
+
 @pytest.fixture(scope="session")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four films of the miniature world and a file that is no video; at least one clip is in each split."""
@@ -87,8 +95,8 @@ def configure(source: Path, only_min_words: Callable[[int], str]) -> Callable[[P
             f"captions.instruction={ROOT / 'prompts/av_caption.yaml'}",
             f"captions.warnings={ROOT / 'prompts/warnings.yaml'}",
             f"captioner.instruction={ROOT / 'prompts/silent_caption.yaml'}",
-            "captions.model={path: some/omni, revision: abc}",
-            "captioner.model={path: some/vl, revision: def}",
+            "captions.model={path: some/omni, revision: abababababababababababababababababababab}",
+            "captioner.model={path: some/vl, revision: cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd}",
             only_min_words(3),
         )
         return load_config(ROOT / "configs/demo.yaml", [*overrides, *more])

@@ -39,8 +39,10 @@ def test_datasets_opens_both_configurations(published: Path, tmp_path: Path) -> 
     silent = loaded["silent_captions"]["train"] + loaded["silent_captions"]["test"]
     assert (len(captions), len(silent)) == (3, 4), "three captions were kept, all four clips captioned silently"
     assert all(row["video_id"] and row["start_s"] >= 0 and row["label"] for row in silent)
-    assert {row["model"] for row in captions} == {"some/omni@abc"}
-    assert {row["model"] for row in silent} == {"some/vl@def+adapter:adapter-digest"}
+    assert {row["model"] for row in captions} == {"some/omni@abababababababababababababababababababab"}
+    assert {row["model"] for row in silent} == {
+        "some/vl@cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd+adapter:adapter-digest"
+    }
     prompts = json.loads((published / "prompts.json").read_text())
     assert {row["prompt_fingerprint"] for row in captions + silent} == set(prompts)
     assert "Thud." not in {row["caption"] for row in captions}, "a caption that curation dropped was published"
@@ -55,7 +57,7 @@ def test_card_tells_how_it_was_made(published: Path) -> None:
     assert matter["language"] == ["en"]
     assert [config["config_name"] for config in matter["configs"]] == ["captions", "silent_captions"]
     for wanted in (
-        "some/omni@abc",
+        "some/omni@abababababababababababababababababababab",
         "Describe what is heard",
         "### Warnings",
         "| curation | dropped | too\\_short | 1 |",

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +71,7 @@ def train(tiny_vl: Path, local_ray: None, tmp_path: Path) -> Train:
         storage: str = str(tmp_path / "storage"),
     ) -> FinetuneResult:
         return train_captioner(
-            Model("tiny", str(tiny_vl)),
+            partial(Model, "tiny", str(tiny_vl)),
             examples,
             read_frames,
             SETTINGS,
@@ -78,7 +79,7 @@ def train(tiny_vl: Path, local_ray: None, tmp_path: Path) -> Train:
             TrainingRun(name, storage, num_workers=num_workers),
             output_dir=tmp_path / name,
             say=[].append if said is None else said.append,
-        )
+        )[0]
 
     return train
 
@@ -155,6 +156,7 @@ def test_a_killed_driver_leaves_a_run_that_the_same_call_finishes(train: Train, 
 DRIVER = f"""
 import sys, time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 import ray
 sys.path.insert(0, {str(Path(__file__).parent)!r})
@@ -171,7 +173,7 @@ def slow_down():
     time.sleep(0.3)
 
 train_captioner(
-    Model("tiny", model), EXAMPLES, frame_reader(slow_down), SETTINGS, EXECUTION,
+    partial(Model, "tiny", model), EXAMPLES, frame_reader(slow_down), SETTINGS, EXECUTION,
     TrainingRun("cut", str(tmp_path / "storage")), output_dir=tmp_path / "cut", say=print
 )
 """

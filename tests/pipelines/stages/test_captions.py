@@ -9,7 +9,7 @@ import pytest
 
 from pipelines.engine.stage import Context
 from pipelines.engine.storage import Storage
-from pipelines.engine.store import Manifest, PreviewedOutput
+from pipelines.engine.store import Manifest, Output, PreviewedOutput
 from pipelines.errors import UserError
 from pipelines.run_config import CaptioningExecution, load_config
 from pipelines.stages.captions import CaptionRecipe, CaptionsStage, CaptionWorker, caption_tasks
@@ -95,9 +95,12 @@ def test_what_is_no_caption_is_refused_for_silence(tmp_path: Path, text: str) ->
         _recipe(tmp_path, f"captions.silence='{text}'")
 
 
-def test_prompts_are_counted_without_those_of_silent_clips() -> None:
+def test_prompts_are_counted_without_those_of_silent_clips(tmp_path: Path) -> None:
     rows = pa.table({"prompt": ["a", "", "a"], "caption": ["x", "Silence.", "y"]})
-    figures = CaptionsStage().finish(None, rows, {})  # type: ignore[arg-type]
+    config = load_config(DEMO, [f"root={tmp_path}/store"])
+    output = Output(Storage(config.root), "captions", "f")
+    context = Context(config, Storage(config.root), {}, output, _recipe(tmp_path))
+    figures = CaptionsStage().finish(context, rows, {})
     assert figures["silent"] == 1 and figures["prompts"] == 1
 
 

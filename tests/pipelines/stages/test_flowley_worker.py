@@ -25,6 +25,7 @@ from pipelines.engine.ray_train import TrainingRun
 from pipelines.engine.storage import Storage
 from pipelines.errors import UserError
 from pipelines.stages.flowley import Features, FlowleyRecipe, train_flowley
+from pipelines.stages.model_refs import Codec
 
 CONFIG = preset("tiny", D=32, N1=1, N2=2, visual_dim=8, text_dim=8)
 FEATURES = FeatureSpec(visual="clip", text="t5", codec="log_mel", duration_s=1.0)
@@ -76,14 +77,14 @@ def train(local_ray: None, tmp_path: Path, features: list[dict[str, Any]]) -> Tr
         storage: Storage | None = None, max_failures: int = 0, execution: TrainExecution = EXECUTION,
     ) -> list[StepReport]:  # fmt: skip
         return train_flowley(
-            FlowleyRecipe(config, SETTINGS, FEATURES),
+            FlowleyRecipe(config, SETTINGS, FEATURES, Codec(FEATURES.codec)),
             execution,
             Features(storage or Storage(str(tmp_path)), features[:4], features[4:6], features[6]),
             name,
             TrainingRun(name, str(tmp_path / "runs"), num_workers=num_workers, max_failures=max_failures),
             output_dir=tmp_path / name / "model",
             say=[].append if said is None else said.append,
-        )
+        )[0]
 
     return train
 
