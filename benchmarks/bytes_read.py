@@ -23,7 +23,7 @@ from pipelines.engine.plan import make_plan
 from pipelines.engine.storage import Storage
 from pipelines.engine.store import Output
 from pipelines.run_config import load_config
-from pipelines.stages import STAGES
+from pipelines.stages import wanted_stages
 
 ROOT = Path(__file__).parents[1]
 CONFIG = "configs/demo.yaml"
@@ -69,7 +69,7 @@ def measure(clips: int) -> dict[str, dict[str, float | None]]:
         for film in sorted((Path(name) / "videos").iterdir()):
             Storage(SOURCE).write_bytes(film.name, film.read_bytes())
         environment = served.environment | {"TMPDIR": name, "XDG_CACHE_HOME": name}
-        for stage in STAGES:
+        for stage in wanted_stages(load_config(str(ROOT / CONFIG), SETTINGS)):
             served.read_bytes.clear()
             sets = [part for one in SETTINGS for part in ("--set", one)]
             command = [sys.executable, "-m", "pipelines.cli.soundcap", "run", CONFIG, "--until", stage.name, *sets]
@@ -98,7 +98,7 @@ def _is_data(name: str) -> bool:
 def _held(stage: str) -> float:
     """Bytes of the media, and of the rows of feature files, that the rows of a stage need."""
     config, storage = load_config(str(ROOT / CONFIG), SETTINGS), Storage(STORE)
-    plans = {plan.name: plan for plan in make_plan(STAGES, config, storage)}
+    plans = {plan.name: plan for plan in make_plan(wanted_stages(config), config, storage)}
 
     def rows(name: str) -> list[dict[str, Any]]:
         fingerprint = plans[name].fingerprint

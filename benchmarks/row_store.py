@@ -16,7 +16,7 @@ from pipelines.engine.runner import commit
 from pipelines.engine.stage import RowSet, RowStage
 from pipelines.engine.store import SHA256_SUFFIX, Output, mark_latest, open_store
 from pipelines.run_config import load_config
-from pipelines.stages import STAGES
+from pipelines.stages import wanted_stages
 
 ROOT = Path(__file__).parents[1]
 PART_ROWS = 256
@@ -64,7 +64,7 @@ def make_store(folder: Path) -> None:
     config = load_config(str(folder / "config.yaml"))
     storage = open_store(config.root, write=True)
     done: dict[str, Output] = {}
-    for stage in STAGES:
+    for stage in wanted_stages(config):
         resolved = resolve(stage, config, storage, done, to_run=True, say=_say_nothing)
         assert not isinstance(resolved, str)
         if isinstance(stage, RowStage):

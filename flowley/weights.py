@@ -24,7 +24,7 @@ WEIGHTS = "model.safetensors"
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
 Shape = tuple[int, ...]
 
-_UNREADABLE = (
+UNREADABLE = (
     OSError, RuntimeError, ValueError, TypeError, EOFError, KeyError, pickle.UnpicklingError, SafetensorError,
 )  # fmt: skip
 """Errors of torch, safetensors, diffusers and transformers for a damaged file."""
@@ -69,7 +69,7 @@ def read_tensors(file: Path, *, within: str | None = None) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         said = "it is not a file of tensors alone, as torch.save writes"
         raise ValueError(f"{file} cannot be read as weights ({said}): fetch it again") from error
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise ValueError(f"{file} cannot be read as weights ({one_line(error)}): fetch it again") from error
     if within is not None and isinstance(state, dict):
         state = state.get(within)
@@ -135,7 +135,7 @@ def load_model(folder: Path, kind: str, weights: str, *, wanted: str) -> Any:
         model, info = getattr(source, kind).from_pretrained(
             folder, output_loading_info=True, use_safetensors=True, local_files_only=True
         )
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise ValueError(f"{folder / weights} cannot be read as {kind} ({one_line(error)}): fetch it again") from error
     missing = sorted(info["missing_keys"])
     if missing:

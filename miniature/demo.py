@@ -22,7 +22,7 @@ def main() -> None:
     from miniature.world.corpus import generate_corpus
     from pipelines.cli.soundcap import execute
     from pipelines.report.build import REPORT, build_report
-    from pipelines.stages import STAGES
+    from pipelines.stages import wanted_stages
 
     started = time.monotonic()
     config, unwarned = load_config(CONFIG), load_config(CONFIG, ["captions.warnings=null"])
@@ -33,7 +33,7 @@ def main() -> None:
     if computed or not storage.exists(REPORT) or not storage.exists(SCORECARD):
         from miniature.scorecard import write_scorecard  # loads scipy, which takes a second
 
-        build_report(config, STAGES)
+        build_report(config, wanted_stages(config))
         print("\n".join(write_scorecard(config, unwarned, SCORECARD)))
     print(f"report: {storage.address(REPORT)}")
     print(f"scorecard: {storage.address(SCORECARD)}")

@@ -19,7 +19,7 @@ from pipelines.engine.store import Output
 from pipelines.errors import UserError
 from pipelines.media.read import read_audio
 from pipelines.run_config import Config
-from pipelines.stages import STAGES
+from pipelines.stages import wanted_stages
 
 Captions = dict[str, str]
 """Captions by clip id; a clip that has none claims nothing."""
@@ -29,7 +29,7 @@ Scores = dict[str, float | None]
 def rows_of(config: Config, stage: str) -> list[dict[str, Any]]:
     """Rows of a stage's finished output for this configuration. Raises UserError where it is not finished."""
     storage = Storage(config.root)
-    [planned] = [one for one in make_plan(STAGES, config, storage) if one.name == stage]
+    [planned] = [one for one in make_plan(wanted_stages(config), config, storage) if one.name == stage]
     if planned.fingerprint is None:
         raise UserError(f"{stage} is not finished for this configuration: run it before its scorecard is written")
     rows: list[dict[str, Any]] = Output(storage, stage, planned.fingerprint).rows().to_pylist()

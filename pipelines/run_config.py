@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -171,6 +171,21 @@ class CaptionsConfig(Section):
         if text is not None and (not text.strip() or SPECIAL_TOKEN.search(text)):
             raise ValueError(f"captions.silence: got {text!r}, wanted words without special tokens, or null")
         return text
+
+
+@dataclass(frozen=True)
+class AgreementExecution(Workers):
+    """Fan-out of the agreement's rows, and where its model runs."""
+
+    device: str = "cuda"
+    """cpu, cuda or cuda:N."""
+
+
+class AgreementConfig(Section):
+    """Agreement of captions and of labels with the clips' sound by a CLAP model. Without this section: not measured."""
+
+    model: ModelRef
+    execution: AgreementExecution = AgreementExecution()
 
 
 class CurationConfig(Section):
@@ -333,8 +348,9 @@ class ScoresConfig(Section):
 
 
 for _settings in (
-    CaptioningExecution, ClipLimits, ClipsConfig, ClipsExecution, EngineOptions, FeaturesExecution, FinetuneExecution,
-    FinetuneSettings, FrameSettings, Rules, SamplesConfig, SamplesExecution, Sampling, TrainExecution, TrainSettings,
+    AgreementExecution, CaptioningExecution, ClipLimits, ClipsConfig, ClipsExecution, EngineOptions, FeaturesExecution,
+    FinetuneExecution, FinetuneSettings, FrameSettings, Rules, SamplesConfig, SamplesExecution, Sampling,
+    TrainExecution, TrainSettings,
 ):  # fmt: skip
     setattr(_settings, "__pydantic_config__", ConfigDict(extra="forbid"))  # noqa: B010 (mypy knows no such field)
 
@@ -346,6 +362,7 @@ class Config(Section):
     source: SourceConfig
     clips: ClipsConfig = ClipsConfig()
     captions: CaptionsConfig
+    agreement: AgreementConfig | None = None
     curation: CurationConfig = CurationConfig()
     captioner: CaptionerConfig
     silent_captions: SilentCaptionsConfig = SilentCaptionsConfig()
@@ -366,6 +383,16 @@ class Config(Section):
         ):
             if fps > self.clips.fps:
                 raise ValueError(f"{name}: got {fps}, wanted at most clips.fps = {self.clips.fps}")
+        return self
+
+    @model_validator(mode="after")
+    def _agreement_is_measured(self) -> Config:
+        margin = self.curation.rules.agreement_margin
+        if margin is not None and self.agreement is None:
+            raise ValueError(
+                f"curation.rules.agreement_margin: got {margin:g}, but no agreement is measured; add the section "
+                "agreement with its model, or leave the rule out"
+            )
         return self
 
 
@@ -453,5 +480,11 @@ def _fields_at(location: Sequence[int | str]) -> list[str]:
 def _type_at(location: Sequence[int | str]) -> Any:
     model: Any = Config
     for part in location:
-        model = get_type_hints(model)[str(part)]
+        model = section_of(get_type_hints(model)[str(part)])
     return model
+
+
+def section_of(hint: Any) -> Any:
+    """Type of a section that may be null; another type hint as it is."""
+    kinds = [one for one in get_args(hint) if isinstance(one, type) and issubclass(one, Section)]
+    return kinds[0] if len(kinds) == 1 else hint

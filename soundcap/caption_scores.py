@@ -1,8 +1,8 @@
 """Scorecard of captions: measures of each clip, and a paired comparison of two sets of captions of the same clips.
 
-All measures come from the texts, the labels and the warnings; no model is asked. Two sets are compared clip by clip:
-the clips are drawn again (bootstrap), and a measure parts the sets only where the interval of the mean difference
-leaves zero out and enough clips differ.
+All measures come from the texts, the labels, the warnings and measured agreements; no model is asked. Two sets are
+compared clip by clip: the clips are drawn again (bootstrap), and a measure parts the sets only where the interval of
+the mean difference leaves zero out and enough clips differ.
 """
 
 import difflib
@@ -23,6 +23,8 @@ one or two part by chance."""
 DRAWS = 20_000
 LEAST_DIFFERENT = 8
 """Clips that must differ for a verdict: fewer all fall to one side by chance more often than once in a hundred."""
+AGREEMENT = "agreement with the sound"
+"""Measure that is a mean cosine, and no share."""
 PLAYED = frozenset({"playing", "people", "sound", "sounds", "other", "with", "from", "and", "the"})
 """Words of labels that name no sound of their own."""
 
@@ -59,6 +61,8 @@ def measure(rows: Sequence[CaptionRow], rules: Rules, warnings: Sequence[NoiseWa
       says nothing of it: over-suppression.
     - `names label`: share whose caption has a word of the label, or one that begins like it.
     - `words`: length of a caption.
+    - AGREEMENT: of the caption; `below the label's own`: share of captions that agree less than their label. Both only
+      if any row tells of it.
     """
     verdicts = curate(rows, rules, warnings)
     found = [Measure("kept", "higher", _flags(verdict.kept for verdict in verdicts))]
@@ -70,6 +74,10 @@ def measure(rows: Sequence[CaptionRow], rules: Rules, warnings: Sequence[NoiseWa
             found.append(Measure(f"silences {warning.name}", "lower", _flags(_silences(warning, row) for row in rows)))
     found.append(Measure("names label", "higher", _flags(_names_label(row) for row in rows)))
     found.append(Measure("words", "", np.array([len(row.caption.split()) for row in rows], float)))
+    if any(row.agreement is not None for row in rows):
+        agreements = [row.agreement.caption if row.agreement is not None else np.nan for row in rows]
+        found.append(Measure(AGREEMENT, "higher", np.array(agreements, float)))
+        found.append(Measure("below the label's own", "lower", _flags(_below_label(row) for row in rows)))
     return found
 
 
@@ -116,7 +124,8 @@ def _compare(a: Measure | None, b: Measure | None) -> Comparison:
     """Comparison of one measure. A rule that drops nothing in one set is not among that set's measures."""
     known = a or b
     assert known is not None
-    left, right = (np.zeros(len(known.values)) if one is None else one.values for one in (a, b))
+    absent = 0.0 if known.name.startswith("drop: ") else np.nan
+    left, right = (np.full(len(known.values), absent) if one is None else one.values for one in (a, b))
     both = ~np.isnan(left) & ~np.isnan(right)
     left, right = left[both], right[both]
     if not len(left):
@@ -223,6 +232,13 @@ def _names_label(row: CaptionRow) -> bool | None:
         return None
     said = re.findall(r"\w+", row.caption.casefold())
     return any(word.startswith(_beginning(of)) for of in words for word in said)
+
+
+def _below_label(row: CaptionRow) -> bool | None:
+    if row.agreement is None or row.agreement.label is None:
+        return None
+    gain = row.agreement.caption - row.agreement.label
+    return None if np.isnan(gain) else gain < 0
 
 
 def _beginning(word: str) -> str:

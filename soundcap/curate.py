@@ -7,11 +7,12 @@ that takes little notice of "no" and "without", so a *denied* sound ("no music i
 Every pattern is a regular expression, matched without regard to case between word boundaries.
 """
 
+import math
 import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from soundcap.near_duplicates import near_copies
@@ -72,6 +73,15 @@ VISUAL_WORDS = (
 
 
 @dataclass(frozen=True, slots=True)
+class Agreement:
+    """Agreement of texts with a clip's sound: cosines, -1 to 1; NaN where it could not be measured."""
+
+    caption: float
+    label: float | None
+    """None where there is no label."""
+
+
+@dataclass(frozen=True, slots=True)
 class CaptionRow:
     """Caption as the model wrote it."""
 
@@ -79,6 +89,8 @@ class CaptionRow:
     label: str
     """The clip's label in its data set, for example "dog barking"; "" where there is none."""
     caption: str
+    agreement: Agreement | None = None
+    """None where there is no sound to agree with, or nobody measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +137,9 @@ class Rules:
     """Words of what can be seen but not heard."""
     max_visual_words: int | None = 1
     """`visual`: more of `visual_words` than this."""
+    agreement_margin: float | None = field(default=None, metadata={"before": None})
+    """`below_label`: agreement with the sound that exceeds that of the clip's label by less than this, or that could
+    not be measured. It takes the section `agreement`, and spares clips without sound or label."""
     max_duplicate_share: float | None = 0.001
     """`duplicate`: a larger share of all clips has this caption (punctuation and case apart)."""
     near_duplicate_similarity: float | None = 0.8
@@ -134,15 +149,15 @@ class Rules:
     """Number of clips that may share a caption whatever their share: in a small corpus one clip is a large share."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, int | float) and value < 0:
-                raise ValueError(f"{field.name}: got {value}, wanted 0 or more, or none to switch the rule off")
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if isinstance(value, int | float) and not value >= 0:
+                raise ValueError(f"{one.name}: got {value}, wanted 0 or more, or none to switch the rule off")
             if isinstance(value, tuple):
                 try:
                     compiled(value)
                 except re.error as error:
-                    raise ValueError(f"{field.name}: not a regular expression: {error}") from error
+                    raise ValueError(f"{one.name}: not a regular expression: {error}") from error
         if self.near_duplicate_similarity is not None and not 0 < self.near_duplicate_similarity <= 1:
             got = self.near_duplicate_similarity
             raise ValueError(f"near_duplicate_similarity: got {got}, wanted more than 0 and at most 1, or none")
@@ -166,10 +181,14 @@ def curate(captions: Iterable[CaptionRow], rules: Rules, warnings: Sequence[Nois
 
 
 def curation_meaning(rules: Rules, warnings: Sequence[NoiseWarning]) -> dict[str, Any]:
-    """All that can change a verdict, as plain data in canonical form, for fingerprints."""
+    """All that can change a verdict, as plain data in canonical form, for fingerprints.
+
+    A rule that is newer than stored verdicts is left out while it has the value `before` of its field's metadata.
+    """
     judged = judged_warnings(rules, warnings)
     violations = [{"name": w.name, "mentions": list(w.violations)} | w.reach() for w in judged]
-    return {"rules": asdict(rules), "violations": violations}
+    as_before = {one.name for one in fields(rules) if getattr(rules, one.name) == one.metadata.get("before", ...)}
+    return {"rules": {k: v for k, v in asdict(rules).items() if k not in as_before}, "violations": violations}
 
 
 def judged_warnings(rules: Rules, warnings: Sequence[NoiseWarning]) -> list[NoiseWarning]:
@@ -232,6 +251,7 @@ def _details(
     silent = rules.sound_words is not None and first_match(rules.sound_words, caption) is None
     yield "no_sound", "no word of a sound" if silent else None
     yield "visual", _visual(caption, rules)
+    yield "below_label", _below_label(row, rules)
     yield from duplicates.details(place)
 
 
@@ -275,6 +295,17 @@ def _visual(caption: str, rules: Rules) -> str | None:
         return None
     found = [match.group().lower() for match in compiled(rules.visual_words).finditer(caption)]
     return ", ".join(found) if len(found) > rules.max_visual_words else None
+
+
+def _below_label(row: CaptionRow, rules: Rules) -> str | None:
+    agreement = row.agreement
+    if rules.agreement_margin is None or agreement is None or agreement.label is None:
+        return None
+    if math.isnan(agreement.caption - agreement.label):
+        return "not measured"
+    if agreement.caption - agreement.label >= rules.agreement_margin:
+        return None
+    return f"agreement {agreement.caption:.3f}, of its label {agreement.label:.3f}"
 
 
 def _quoted(mention: str | None) -> str | None:

@@ -132,6 +132,16 @@ def tiny_vl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_clap(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny CLAP checkpoint with random weights. Not to be written to."""
+    from miniature.models.tiny import build_tiny_clap
+
+    folder = tmp_path_factory.mktemp("checkpoints") / "clap"
+    build_tiny_clap(folder, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_encoder_builders() -> dict[str, Callable[[Path, int], None]]:
     """Writers of encoder checkpoints with random weights into a folder: `clip` for frames, `t5` for text."""
     from miniature.models.tiny import build_tiny_clip

@@ -48,7 +48,7 @@ class VisualEncoder:
     def __init__(
         self, model: str, *, revision: str | None = None, dtype: Dtype = "float32", device: str = "cpu"
     ) -> None:
-        self.model, self.processor = _load(
+        self.model, self.processor = load_frozen(
             "visual encoder", model, revision, VISION_CLASSES, "AutoImageProcessor", dtype, device
         )
         self.device = torch.device(device)
@@ -104,7 +104,7 @@ class TextEncoder:
         self, model: str, *, max_tokens: int, normalisation: Normalisation = "channels", keep_padding: bool = False,
         revision: str | None = None, dtype: Dtype = "float32", device: str = "cpu",
     ) -> None:  # fmt: skip
-        self.model, self.tokenizer = _load(
+        self.model, self.tokenizer = load_frozen(
             "text encoder", model, revision, TEXT_CLASSES, "AutoTokenizer", dtype, device
         )
         self.tokenizer.padding_side = "right"
@@ -134,10 +134,14 @@ class TextEncoder:
         ]
 
 
-def _load(
+def load_frozen(
     kind: str, model: str, revision: str | None, classes: dict[str, str], processor: str, dtype: Dtype, device: str
 ) -> tuple[Any, Any]:
-    """The encoder class for the checkpoint's `model_type`, frozen, every weight from the checkpoint; its processor."""
+    """Model of the checkpoint's `model_type` (its class by `classes`), frozen, every weight its own; and its processor.
+
+    Raises:
+        ValueError: neither a folder nor a hub id, of another type, or one that lacks weights.
+    """
     import transformers
 
     try:

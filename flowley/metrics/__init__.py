@@ -1,6 +1,7 @@
 """Metrics of generated sound: `score` compares a set of generated clips with their originals.
 
-`distances` compares sets of embeddings, `spectral` and `onsets` each clip with its original; `backbones` embed clips.
+`distances` compares sets of embeddings, `spectral` and `onsets` each clip with its original; `backbones` embed clips,
+`clap` sounds and texts.
 """
 
 from __future__ import annotations

@@ -55,6 +55,38 @@ def build_tiny_clip(folder: Path | str, seed: int) -> None:
     transformers.CLIPImageProcessor(size={"shortest_edge": 64}, crop_size=size).save_pretrained(folder)
 
 
+CLAP_HZ, CLAP_WINDOW_S, CLAP_TEXT_TOKENS = 48_000, 10, 32
+
+
+def build_tiny_clap(folder: Path | str, seed: int, *, fusion: bool = False) -> None:
+    """Write a CLAP checkpoint of 64,000 parameters with its processor; its agreements mean nothing.
+
+    fusion: with the layers for sounds longer than `CLAP_WINDOW_S`, as the published `fused` checkpoints have them.
+    """
+    mel_bins, hop = 16, 1920
+    tokenizer = transformers.AutoTokenizer.from_pretrained(CHECKPOINTS / "clip")
+    tokenizer.model_max_length = CLAP_TEXT_TOKENS
+    text = {
+        "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "max_position_embeddings": CLAP_TEXT_TOKENS + 1, "pad_token_id": 0,
+        "bos_token_id": 1, "eos_token_id": 2,
+    }  # fmt: skip
+    audio = {
+        "num_mel_bins": mel_bins, "spec_size": 4 * mel_bins, "patch_embeds_hidden_size": 16, "hidden_size": 32,
+        "depths": [1, 1], "num_attention_heads": [2, 4], "enable_fusion": fusion,
+    }  # fmt: skip
+    config = transformers.ClapConfig(text_config=text, audio_config=audio, projection_dim=32)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = transformers.ClapModel(config)
+    model.save_pretrained(folder)
+    extractor = transformers.ClapFeatureExtractor(
+        feature_size=mel_bins, sampling_rate=CLAP_HZ, hop_length=hop, max_length_s=CLAP_WINDOW_S, fft_window_size=4096,
+        truncation="fusion" if fusion else "rand_trunc",
+    )  # fmt: skip
+    transformers.ClapProcessor(extractor, tokenizer).save_pretrained(folder)
+
+
 def _std(name: str, weight: torch.Tensor) -> float:
     """Sharp attention, so that the one output token picks out what moves instead of averaging it away."""
     if "position_embedding" in name:

@@ -19,7 +19,7 @@ from miniature.scorecard import held_out_scores
 from miniature.world.corpus import generate_corpus
 from pipelines.engine.runner import run_stages
 from pipelines.run_config import Config, load_config
-from pipelines.stages import STAGES
+from pipelines.stages import wanted_stages
 
 CONFIG = "configs/demo.yaml"
 FILMS, TEST_EVERY = 60, 3
@@ -58,7 +58,7 @@ def _config(folder: Path, warnings: str | None) -> Config:
 
 def _round(name: str, config: Config, say: Callable[[str], None]) -> dict[str, Any]:
     started = time.monotonic()
-    runs = run_stages(STAGES, config, say=say)
+    runs = run_stages(wanted_stages(config), config, say=say)
     seconds = time.monotonic() - started
     table = [
         {

@@ -137,6 +137,8 @@ def compare(
     if page is not None:
         write_page(card, of_a, page)
     if not as_json:
+        if card.without_agreement:
+            say(f"agreement with the sound is not compared: {card.without_agreement}")
         say(
             f"{card.summary}; judged by the rules of B and the warnings of both" + ("" if page is None else f"; {page}")
         )

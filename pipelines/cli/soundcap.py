@@ -37,7 +37,6 @@ from pipelines.engine.ledger import DAMAGED
 from pipelines.engine.model_pins import ask_new, pinned
 from pipelines.engine.plan import make_plan, read_status
 from pipelines.engine.runner import run_stages
-from pipelines.engine.stage import Stage
 from pipelines.engine.store import open_store
 from pipelines.errors import UserError, run_command
 from pipelines.progress import human_time
@@ -45,7 +44,7 @@ from pipelines.report.build import build_report
 from pipelines.report.compare import captions_of, figure, score
 from pipelines.report.publish import publish as publish_captions
 from pipelines.run_config import Config, load_config
-from pipelines.stages import STAGES, planned_stages
+from pipelines.stages import STAGES, wanted_stages
 from pipelines.stages.clips import source_changes
 from pipelines.stages.listing import SourceListing
 
@@ -90,7 +89,7 @@ def plan(
     """Say what a run would do, and why; compute nothing."""
     loaded = load_config(config, overrides)
     listing = SourceListing(loaded.source.folder, rescan=rescan)
-    stages, storage = planned_stages(listing), open_store(loaded.root)
+    stages, storage = wanted_stages(loaded, listing=listing), open_store(loaded.root)
     pins, fault = ask_new(loaded, storage)
     models, loaded = model_states(loaded, storage, pins), pinned(loaded, pins)
     plans = make_plan(stages, loaded, storage, retry_failed)
@@ -164,12 +163,11 @@ def run(
 
 def _within(budget: Budget, config: Config, until: str | None, *, retry_failed: bool, yes: bool) -> dict[str, Forecast]:
     """Forecast of a run within its budget; without a budget nothing is foreseen. Raises UserError beyond it."""
-    wanted = _stages_until(until)
+    listing = SourceListing(config.source.folder, rescan=False)
+    stages = wanted_stages(config, until, listing=listing)
     if budget == Budget():
         return {}
     storage = open_store(config.root)
-    listing = SourceListing(config.source.folder, rescan=False)
-    stages = planned_stages(listing)[: len(wanted)]
     found = forecast(stages, make_plan(stages, config, storage, retry_failed), config, storage)
     for one in found.values():
         say(f"{one.stage}: takes {one.words(config.prices)}")
@@ -188,8 +186,7 @@ def execute(
 
     Returns False if every stage was already done.
     """
-    wanted = _stages_until(until)
-    runs = run_stages(wanted, config, retry_failed=retry_failed, say=say)
+    runs = run_stages(wanted_stages(config, until), config, retry_failed=retry_failed, say=say)
     nothing_to_do = not any(one.is_new for one in runs)
     table = Table("stage", "rows in", "computed now", "out", "quarantined", "fingerprint", "figures")
     for one in runs:
@@ -217,7 +214,7 @@ def status(
     loaded = load_config(config, overrides)
     storage = open_store(loaded.root)
     listing = SourceListing(loaded.source.folder, rescan=rescan)
-    stages, holder = read_status(planned_stages(listing), loaded, storage), read_holder(storage)
+    stages, holder = read_status(wanted_stages(loaded, listing=listing), loaded, storage), read_holder(storage)
     table = Table("stage", "state", "rows out", "quarantined", "in ledger", "s", "fingerprint")
     for one in stages:
         values = (one[key] for key in _STATUS_COLUMNS)
@@ -298,7 +295,7 @@ def report(config: ConfigPath, overrides: Overrides = [], rescan: Rescan = False
     """Write the HTML report of what is there and say where it is."""
     loaded = load_config(config, overrides)
     listing = SourceListing(loaded.source.folder, rescan=rescan)
-    print(build_report(loaded, planned_stages(listing)))
+    print(build_report(loaded, wanted_stages(loaded, listing=listing)))
     _say_age(listing)
 
 
@@ -394,15 +391,6 @@ def doctor(as_json: AsJson = False) -> None:
 @app.command(hidden=True, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
 def miniature() -> None:
     raise UserError("miniature: this command is now `python -m miniature`")
-
-
-def _stages_until(until: str | None) -> list[Stage]:
-    names = [stage.name for stage in STAGES]
-    if until is None:
-        return STAGES
-    if until not in names:
-        raise UserError(f"--until {until}: no such stage; wanted one of {', '.join(names)}")
-    return STAGES[: names.index(until) + 1]
 
 
 def _say_age(listing: SourceListing) -> None:

@@ -21,7 +21,7 @@ import yaml
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from pipelines.run_config import Config
+from pipelines.run_config import Config, section_of
 
 REQUIRED = "required"
 END = "\n..."
@@ -55,7 +55,7 @@ def markdown() -> str:
         "`soundcap keys` writes this page. A key goes into the YAML file by its sections, or behind `--set`.",
     ]
     for section in dict.fromkeys(key.name.split(".")[0] for key in keys):
-        own = get_type_hints(Config)[section]
+        own = section_of(get_type_hints(Config)[section])
         lines += ["", f"## {section}", ""]
         if _is_section(own):
             lines += [inspect.cleandoc(own.__doc__ or "").split("\n\n")[0].replace("\n", " "), ""]
@@ -102,9 +102,9 @@ def _keys_of(section: type, default: Any, path: str) -> Iterator[Key]:
     hints, meanings = get_type_hints(section, include_extras=True), _meanings(section)
     for name, own, described in _fields(section):
         value = own if default is PydanticUndefined else getattr(default, name)
-        key, hint = f"{path}{name}", _bare(hints[name])
+        key, hint = f"{path}{name}", section_of(_bare(hints[name]))
         if _is_section(hint):
-            yield from _keys_of(hint, value, f"{key}.")
+            yield from _keys_of(hint, PydanticUndefined if value is None else value, f"{key}.")
         else:
             yield Key(key, _kind(hint), _written(value), described or meanings.get(name, ""))
 

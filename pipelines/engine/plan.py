@@ -107,8 +107,8 @@ def make_plan(stages: list[Stage], config: Config, storage: Storage, retry_faile
             again = "; made again unless what it reads comes out equal" if latest(storage, stage.name) else ""
             reason = f"unknown until {first}{again}{_fault(stage, config, storage)}"
         if plan is None or isinstance(resolved, str):
-            models = {one.name for one in stages if one.is_model}
-            inputs = [plan for plan in plans if plan.name in set(stage.inputs(config)) - models]
+            no_bounds = {one.name for one in stages if one.is_model or one.is_aside}
+            inputs = [plan for plan in plans if plan.name in set(stage.inputs(config)) - no_bounds]
             plans.append(StagePlan(stage.name, "unknown", reason, None, None, None, _bound(inputs, done)))
             continue
         plans.append(plan)

@@ -115,7 +115,7 @@ def _run_one(stage: Stage, resolved: Resolved, held: Lease, say: Callable[[str],
     work = stage.work(resolved.context)
     counts = work.counts
     say(f"{stage.name}: {counts.to_run} of {counts.total} rows to run")
-    if counts.total == 0:
+    if counts.total == 0 and not stage.is_aside:
         raise RunError(
             f"{stage.name}: got no rows to work on, wanted at least one. "
             "`soundcap status` shows what the stages before it dropped or quarantined, and why."

@@ -96,13 +96,19 @@ class Stage(ABC):
     Attributes:
         config_keys: configuration key of a part of the recipe's meaning, where it is not `<stage>.<part>`.
         is_model: its output is a model: its rows are examples of a training, and bound nobody else's.
+        is_aside: it tells of some rows of another stage, perhaps of none, and its number of rows bounds nobody else's.
     """
 
     name: ClassVar[str]
     config_keys: ClassVar[Mapping[str, str]] = {}
     ledgers: ClassVar[tuple[str, ...]] = ()
     is_model: ClassVar[bool] = False
+    is_aside: ClassVar[bool] = False
     reads: ClassVar[tuple[str, ...]] = ()
+
+    def is_wanted(self, config: Config) -> bool:
+        """Whether a configuration has this stage. Plan, run and report pass over one that is not wanted."""
+        return True
 
     def inputs(self, config: Config) -> tuple[str, ...]:
         """Names of the stages whose outputs this one reads under a configuration."""

@@ -56,7 +56,7 @@ def build_report(config: Config, stages: list[Stage]) -> str:
     """Writes `report/index.html`, a page without external resources, to the storage; returns its address.
 
     It shows each stage's output under this configuration. Unreadable media are named on the page.
-    `stages`: all of them, with a listing of the source that may be a remembered one (`planned_stages`).
+    `stages`: all of them, with a listing of the source that may be a remembered one (`wanted_stages`).
     Raises UserError as `plan` does: for a source, prompt or checkpoint that is missing.
     """
     storage = open_store(config.root)

@@ -12,16 +12,20 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.engine.fingerprint import canonical, stage_fingerprint
+from pipelines.engine.model_pins import Unresolved
 from pipelines.engine.plan import StagePlan, make_plan
 from pipelines.engine.store import Output, committed_outputs, open_store
 from pipelines.errors import UserError
 from pipelines.report.build import Media, clip_player, side_by_side
 from pipelines.report.templates import render
 from pipelines.run_config import Config, load_config
-from pipelines.stages import planned_stages
-from pipelines.stages.captions import read_prompts
+from pipelines.stages import wanted_stages
+from pipelines.stages.agreement import AgreementStage, caption_rows
+from pipelines.stages.captions import CaptionsStage, read_prompts
 from pipelines.stages.listing import SourceListing
 from soundcap.caption_scores import (
+    AGREEMENT,
     LEAST_DIFFERENT,
     LEVEL,
     Comparison,
@@ -43,12 +47,16 @@ MAX_PLAYED, MAX_LISTED = 12, 200
 
 @dataclass(frozen=True)
 class Side:
-    """Captions to compare: how they were named, their configuration, and their output with that of their clips."""
+    """Captions to compare: how they were named, their configuration, and their output with those that tell of it.
+
+    agreement: of just these captions, by the model that the configuration names; None if it is not there.
+    """
 
     name: str
     config: Config
     captions: Output
     clips: Output | None
+    agreement: Output | None
 
     @classmethod
     def of(cls, named: str, overrides: Sequence[str]) -> Side:
@@ -66,13 +74,18 @@ class Side:
                 f"made at most); run it first: `soundcap run {path} --until captions`, or, to compare with --canary N, "
                 f"`soundcap run {path} --canary N`"
             )
-        return cls(named, config, made, _made(config, clips))
+        return cls(named, config, made, _made(config, clips), _agreement_of(config, made))
 
-    def rows(self) -> dict[str, CaptionRow]:
-        """Captions by clip id."""
-        columns = self.captions.rows("clip_id", "label", "caption")
-        values = (columns[name].to_pylist() for name in ("clip_id", "label", "caption"))
-        return {clip_id: CaptionRow(clip_id, label, caption) for clip_id, label, caption in zip(*values, strict=True)}
+    def rows(self, *, with_agreement: bool = True) -> dict[str, CaptionRow]:
+        """Captions by clip id, with their agreements if those are there and asked for."""
+        agreement = self.agreement.rows() if self.agreement is not None and with_agreement else None
+        captions = self.captions.rows("clip_id", "label", "caption", "prompt")
+        return {row.clip_id: row for row in caption_rows(captions, agreement)}
+
+    @property
+    def heard_by(self) -> str:
+        """Identity of the model that measured the agreement, or "" without one."""
+        return "" if self.agreement is None else str(self.agreement.spec()["meaning"]["model"])
 
     def paragraphs(self) -> list[str]:
         """Paragraphs of the instruction and of the warnings that made the captions."""
@@ -91,6 +104,23 @@ class Side:
         }
 
 
+def _agreement_of(config: Config, captions: Output) -> Output | None:
+    """Committed agreement of an output of captions, by the model that a configuration names; None if it is not there.
+
+    Found by what it was made of, since the captions may be earlier ones, which no plan of the configuration reaches.
+    """
+    stage = AgreementStage()
+    if not stage.is_wanted(config):
+        return None
+    digests = {"captions": captions.committed().digest, "clips": captions.spec()["inputs"]["clips"]}
+    try:
+        meaning = canonical(stage.recipe(config, captions.storage).meaning())
+    except Unresolved:  # then it was never run
+        return None
+    output = Output(captions.storage, stage.name, stage_fingerprint(stage.name, meaning, digests))
+    return output if output.manifest() is not None else None
+
+
 def captions_of(config: Config) -> Output | None:
     """Captions of a configuration; None if they are not there."""
     return _made(config, _planned(config)[1])
@@ -98,7 +128,7 @@ def captions_of(config: Config) -> Output | None:
 
 def _planned(config: Config) -> list[StagePlan]:
     """Plans of clips and captions."""
-    stages = planned_stages(SourceListing(config.source.folder, rescan=False))[:2]
+    stages = wanted_stages(config, CaptionsStage.name, listing=SourceListing(config.source.folder, rescan=False))
     return make_plan(stages, config, open_store(config.root))
 
 
@@ -142,6 +172,7 @@ class Scorecard:
         distinct: distinct-2 of each side's captions.
         prompt: changes of the prompts' paragraphs.
         pairs: captions that differ, the most changed first.
+        without_agreement: why the agreement with the sound is not compared although a side has it, or "".
     """
 
     sides: Sequence[Mapping[str, Any]]
@@ -152,6 +183,7 @@ class Scorecard:
     distinct: tuple[float, float]
     prompt: Sequence[Sequence[Run]]
     pairs: Sequence[CaptionPair]
+    without_agreement: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """Plain data; numbers that are not there are None."""
@@ -179,14 +211,15 @@ def judged_by(a: Config, b: Config) -> list[NoiseWarning]:
 
 def score(config: Config, output: Output) -> tuple[list[Measure], float]:
     """Measures and distinct-2 of one output of captions."""
-    rows = list(Side("", config, output, None).rows().values())
+    rows = list(Side("", config, output, None, _agreement_of(config, output)).rows().values())
     measures = measure(rows, config.curation.rules, judged_by(config, config))
     return measures, distinct([row.caption for row in rows], 2)
 
 
 def compare_sides(a: Side, b: Side) -> Scorecard:
     """Scorecard of two sides. Raises UserError if no clip has a caption in both."""
-    of_a, of_b = a.rows(), b.rows()
+    without_agreement = _without_agreement(a, b)
+    of_a, of_b = (side.rows(with_agreement=not without_agreement) for side in (a, b))
     common = sorted(of_a.keys() & of_b.keys())
     if not common:
         raise UserError(
@@ -209,15 +242,27 @@ def compare_sides(a: Side, b: Side) -> Scorecard:
         distinct=(distinct([row.caption for row in rows_a], 2), distinct([row.caption for row in rows_b], 2)),
         prompt=paragraph_changes(a.paragraphs(), b.paragraphs()),
         pairs=sorted(pairs, key=lambda pair: (-pair.changed, pair.clip_id)),
+        without_agreement=without_agreement,
     )
 
 
+def _without_agreement(a: Side, b: Side) -> str:
+    """Why the agreement with the sound cannot be compared although a side has it, or ""."""
+    if a.heard_by == b.heard_by:
+        return ""
+    lacking = [side.name for side in (a, b) if side.agreement is None]
+    if lacking:
+        return f"{lacking[0]} has none by its configuration; `soundcap run` it until stage agreement"
+    return f"measured by different models, {a.heard_by} and {b.heard_by}; give both configurations one agreement.model"
+
+
 def figure(name: str, value: float, *, signed: bool = False) -> str:
-    """A measure's value for people: a share in %, words with one decimal, and – for none."""
+    """A measure's value for people: a share in %, words and cosines with decimals, and – for none."""
     if math.isnan(value):
         return "–"
     sign = "+" if signed else ""
-    return f"{value:{sign}.1f}" if name == "words" else f"{100 * value:{sign}.1f}%"
+    decimals = {"words": 1, AGREEMENT: 3}.get(name)
+    return f"{100 * value:{sign}.1f}%" if decimals is None else f"{value:{sign}.{decimals}f}"
 
 
 def verdict_words(one: Comparison) -> str:

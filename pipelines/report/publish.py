@@ -25,7 +25,7 @@ from pipelines.engine.store import Output, open_store, text_columns
 from pipelines.errors import CONTROL, UserError
 from pipelines.report.templates import render
 from pipelines.run_config import Config
-from pipelines.stages import STAGES
+from pipelines.stages import wanted_stages
 
 PUBLICATION = "publication.json"
 """Record of a publication: stages, fingerprints and file names. A folder that has it can be published to again."""
@@ -100,8 +100,7 @@ def clean_text(text: str) -> str:
 def _done_outputs(config: Config) -> tuple[dict[str, Output], dict[str, str]]:
     """Committed outputs of this configuration, and each stage's state, up to silent_captions."""
     storage = open_store(config.root)
-    last = [stage.name for stage in STAGES].index("silent_captions")
-    plans = make_plan(STAGES[: last + 1], config, storage)
+    plans = make_plan(wanted_stages(config, "silent_captions"), config, storage)
     done = {p.name: Output(storage, p.name, p.fingerprint) for p in plans if p.state == "done" and p.fingerprint}
     return done, {p.name: f"{p.state.replace('_', ' ')} ({p.reason})" for p in plans}
 

@@ -1,6 +1,9 @@
 """Pipeline stages in flow order, one module each."""
 
 from pipelines.engine.stage import Stage
+from pipelines.errors import UserError
+from pipelines.run_config import Config
+from pipelines.stages.agreement import AgreementStage
 from pipelines.stages.captioner import CaptionerStage
 from pipelines.stages.captions import CaptionsStage
 from pipelines.stages.clips import ClipsStage, PlannedClipsStage
@@ -15,6 +18,7 @@ from pipelines.stages.silent_captions import SilentCaptionsStage
 STAGES: list[Stage] = [
     ClipsStage(),
     CaptionsStage(),
+    AgreementStage(),
     CurationStage(),
     CaptionerStage(),
     SilentCaptionsStage(),
@@ -26,6 +30,19 @@ STAGES: list[Stage] = [
 """All stages, in execution order."""
 
 
-def planned_stages(listing: SourceListing) -> list[Stage]:
-    """All stages, for planning with a listing of the source that may be a remembered one."""
-    return [PlannedClipsStage(listing), *STAGES[1:]]
+def wanted_stages(config: Config, until: str | None = None, *, listing: SourceListing | None = None) -> list[Stage]:
+    """Stages that a configuration wants, in execution order, up to `until`.
+
+    listing: for planning, a listing of the source that may be a remembered one; None for a run, which lists it anew.
+
+    Raises UserError if `until` is none of them.
+    """
+    stages = [stage for stage in STAGES if stage.is_wanted(config)]
+    names = [stage.name for stage in stages]
+    if until is not None and until not in names:
+        is_one = until in {stage.name for stage in STAGES}
+        why = f"this configuration has no section {until}; add it, or take" if is_one else "no such stage; wanted"
+        raise UserError(f"--until {until}: {why} one of {', '.join(names)}")
+    if listing is not None:
+        stages[0] = PlannedClipsStage(listing)
+    return stages if until is None else stages[: names.index(until) + 1]

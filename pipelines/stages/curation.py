@@ -16,8 +16,9 @@ from pipelines.engine.stage import Context, Result, Stage, WholeWork
 from pipelines.engine.storage import Storage
 from pipelines.engine.store import text_columns
 from pipelines.run_config import Config
+from pipelines.stages.agreement import AgreementStage, caption_rows
 from pipelines.stages.captions import read_prompts
-from soundcap.curate import CaptionRow, Rules, curate, curation_meaning, judged_warnings
+from soundcap.curate import Rules, curate, curation_meaning, judged_warnings
 from soundcap.prompts import NoiseWarning
 
 EATEN_SHARE, EATEN_CLIPS = 0.5, 10
@@ -44,11 +45,13 @@ class CurationStage(Stage):
     """Curation stage. Dropped captions stay in the output, with `kept` false and the reason."""
 
     name = "curation"
-    reads = ("captions",)
     config_keys: ClassVar[Mapping[str, str]] = {"violations": "captions.warnings"}
     schema = pa.schema(
         [*text_columns("clip_id", "label", "split", "caption"), ("kept", pa.bool_()), *text_columns("rule", "detail")]
     )
+
+    def inputs(self, config: Config) -> tuple[str, ...]:
+        return ("captions",) if config.curation.rules.agreement_margin is None else ("captions", AgreementStage.name)
 
     def recipe(self, config: Config, storage: Storage) -> CurationRecipe:
         prompts = read_prompts(config.captions.instruction, config.captions.warnings)
@@ -58,7 +61,9 @@ class CurationStage(Stage):
         return WholeWork(context.inputs["captions"].committed().rows_out, lambda: self._curate(context))
 
     def _curate(self, context: Context) -> Result:
-        rows = judge(context.inputs["captions"].rows("clip_id", "label", "split", "caption"), context.recipe)
+        agreement = context.inputs.get(AgreementStage.name)
+        captions = context.inputs["captions"].rows("clip_id", "label", "split", "caption", "prompt")
+        rows = judge(captions, context.recipe, agreement and agreement.rows()).select(self.schema.names)
         context.output.write_rows(rows.cast(self.schema))
         kept = rows.filter(rows["kept"])
         dropped = Counter(rows.filter(pc.invert(rows["kept"]))["rule"].to_pylist())
@@ -91,10 +96,12 @@ def drops_by_label(rows: pa.Table) -> list[LabelDrops]:
     return sorted(found, key=lambda one: (-one.dropped / one.clips, one.label, one.rule))
 
 
-def judge(captions: pa.Table, recipe: CurationRecipe) -> pa.Table:
-    """Caption rows (clip_id, label, caption ...) with their verdicts: kept, rule, detail."""
-    columns = (captions[name].to_pylist() for name in ("clip_id", "label", "caption"))
-    verdicts = curate([CaptionRow(*row) for row in zip(*columns, strict=True)], recipe.rules, recipe.warnings)
+def judge(captions: pa.Table, recipe: CurationRecipe, agreement: pa.Table | None = None) -> pa.Table:
+    """Caption rows (clip_id, label, caption, prompt ...) with their verdicts: kept, rule, detail.
+
+    agreement: rows of stage `agreement`, where a rule asks for them.
+    """
+    verdicts = curate(caption_rows(captions, agreement), recipe.rules, recipe.warnings)
     for name in ("kept", "rule", "detail"):
         captions = captions.append_column(name, pa.array([getattr(verdict, name) for verdict in verdicts]))
     return captions

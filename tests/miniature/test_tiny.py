@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoProcessor, AutoTokenizer
 
-from miniature.models.tiny import build_tiny_omni, build_tiny_vl
+from miniature.models.tiny import build_tiny_clap, build_tiny_omni, build_tiny_vl
 from soundcap.pretrained import load_model
 
 BUILDERS = {"omni": build_tiny_omni, "vl": build_tiny_vl}
@@ -84,3 +84,15 @@ def test_the_processor_is_found_by_the_auto_class(folder: Path) -> None:
         add_generation_prompt=True,
     )
     assert chat.startswith("<|im_start|>system\n") and chat.count(processor.video_token) == 1
+
+
+def test_the_tiny_clap_is_the_same_every_time(tiny_clap: Path, tmp_path: Path) -> None:
+    torch.rand(7)
+    state = torch.get_rng_state()
+    build_tiny_clap(tmp_path / "again", seed=0)
+    assert torch.equal(torch.get_rng_state(), state)
+    for file in tiny_clap.iterdir():
+        assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes(), f"{file.name} differs"
+    build_tiny_clap(tmp_path / "other", seed=1)
+    weights = "model.safetensors"
+    assert (tiny_clap / weights).read_bytes() != (tmp_path / "other" / weights).read_bytes()

@@ -15,7 +15,7 @@ from pipelines.engine.store import QUARANTINE_SCHEMA, Manifest, Output, open_sto
 from pipelines.engine.usage import Projection, Usage, as_records
 from pipelines.errors import UserError
 from pipelines.run_config import load_config
-from pipelines.stages import planned_stages
+from pipelines.stages import wanted_stages
 from pipelines.stages.captioner import ADAPTER_FILES, CaptionerStage
 from pipelines.stages.captions import CaptionsStage
 from pipelines.stages.features import FeaturesStage
@@ -90,7 +90,8 @@ def settings(tmp_path: Path) -> list[str]:
 
 def test_stages_behind_the_first_are_reckoned_by_their_bounds(settings: list[str]) -> None:
     config = load_config(ROOT / "configs/demo.yaml", settings)
-    storage, stages = Storage(config.root), planned_stages(SourceListing(config.source.folder, rescan=True))
+    listing = SourceListing(config.source.folder, rescan=True)
+    storage, stages = Storage(config.root), wanted_stages(config, listing=listing)
     found = forecast(stages, make_plan(stages, config, storage), config, storage)
     assert "curation" not in found
     captions = found["captions"]

@@ -20,7 +20,7 @@ def test_every_key_has_a_meaning() -> None:
 
 
 def test_the_configurations_keys_are_listed_and_defaults_are_what_is_loaded() -> None:
-    config = load_config(ROOT / "configs" / "demo.yaml")
+    config = load_config(ROOT / "configs" / "demo.yaml", ["agreement.model.path=some/clap"])
     given = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text())
     for key in all_keys():
         value, written, is_written = config, given, True
@@ -40,3 +40,5 @@ def test_kinds_and_defaults() -> None:
     assert keys["source.split"].kind == "train, test or null"
     assert keys["flowley.training.betas"].default == "[0.9, 0.95]"
     assert keys["root"].default == REQUIRED
+    assert keys["agreement.model.path"].default == REQUIRED, "of a section that may be left out"
+    assert keys["agreement.execution.device"].default == "cuda"

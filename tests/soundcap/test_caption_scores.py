@@ -1,5 +1,7 @@
 """Scorecard of captions: what each measure counts, and when two sets part."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from soundcap.caption_scores import (
+    AGREEMENT,
     LEAST_DIFFERENT,
     LEVEL,
     Measure,
@@ -17,7 +20,7 @@ from soundcap.caption_scores import (
     measure,
     word_changes,
 )
-from soundcap.curate import CaptionRow, Rules
+from soundcap.curate import Agreement, CaptionRow, Rules
 from soundcap.prompts import NoiseWarning
 
 MUSIC = NoiseWarning("music", "No music.", "w.yaml", except_labels=("playing *",), violations=("music", "violins?"))
@@ -44,6 +47,18 @@ def test_what_each_measure_counts() -> None:
     assert found["kept"].values.tolist() == [0, 1, 1, 1, 1, 0]
     assert found["drop: music"].mean == pytest.approx(1 / 6) and found["drop: too_short"].values[5] == 1
     assert found["silences music"].clips == 3 and found["silences music"].mean == pytest.approx(2 / 3)
+
+
+def test_agreement_is_measured_where_it_is_known() -> None:
+    nan = np.nan
+    agreements = [Agreement(0.5, 0.25), Agreement(0.25, 0.5), Agreement(0.3, 0.3), Agreement(0.1, None), None]
+    rows = [replace(row, agreement=one) for row, one in zip(ROWS, [*agreements, Agreement(nan, nan)], strict=True)]
+    found = {one.name: one for one in measure(rows, NO_RULES, [MUSIC])}
+    assert np.array_equal(found[AGREEMENT].values, [0.5, 0.25, 0.3, 0.1, nan, nan], equal_nan=True)
+    assert np.array_equal(found["below the label's own"].values, [0, 1, 0, nan, nan, nan], equal_nan=True)
+    assert found[AGREEMENT].mean == pytest.approx(0.2875) and found[AGREEMENT].clips == 4
+    assert (found[AGREEMENT].better, found["below the label's own"].better) == ("higher", "lower")
+    assert AGREEMENT not in {one.name for one in measure(ROWS, NO_RULES, [MUSIC])}
 
 
 def test_distinct_runs_of_words() -> None:
@@ -94,6 +109,11 @@ def test_clips_of_which_one_set_says_nothing_are_left_out() -> None:
 def test_a_rule_that_drops_nothing_in_one_set_counts_as_zero() -> None:
     [found] = compare([], [Measure("drop: music", "lower", np.ones(30))])
     assert (found.a, found.b, found.verdict) == (0, 1, "worse")
+
+
+def test_agreement_that_one_set_lacks_is_no_zero() -> None:
+    [found] = compare([], [Measure(AGREEMENT, "higher", np.ones(30))])
+    assert found.clips == 0 and found.verdict == "" and np.isnan(found.a)
 
 
 @given(st.integers(0, 2**32 - 1))

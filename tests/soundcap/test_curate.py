@@ -1,6 +1,7 @@
 """Curation rules on captions as models write them: each drops what it is for and spares its look-alikes."""
 
 import inspect
+import math
 import random
 import re
 from dataclasses import replace
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from soundcap.curate import CaptionRow, Rules, curate, curation_meaning
+from soundcap.curate import Agreement, CaptionRow, Rules, curate, curation_meaning
 from soundcap.prompts import load_prompts
 
 PROMPTS = Path(__file__).parents[2] / "prompts"
@@ -195,7 +196,7 @@ def test_a_caption_that_too_many_clips_nearly_share_is_dropped_from_all_of_them(
 def test_every_reason_has_a_case_here() -> None:
     """Reasons are named in the docstrings of the rules' fields, and by the warnings."""
     reasons = set(re.findall(r"(?<=[\" ])`([a-z_]+)`(?=:| without)", inspect.getsource(Rules)))
-    tested = {rule for rule, _ in BAD} | {"duplicate", "near_duplicate"}
+    tested = {rule for rule, _ in BAD} | {"duplicate", "near_duplicate", "below_label"}
     assert {"empty", "too_long", "near_duplicate"} < reasons and reasons <= tested, reasons - tested
     assert {warning.name for warning in WARNINGS if warning.violations} <= tested
 
@@ -220,6 +221,38 @@ def test_every_rule_can_be_switched_off() -> None:
     assert all(verdict.kept for verdict in curate(rows, off, WARNINGS))
 
 
+@pytest.mark.parametrize(
+    ("agreement", "detail"),
+    [
+        (Agreement(0.5, 0.25), None),
+        (Agreement(0.375, 0.25), None),  # by just the margin
+        (Agreement(0.36, 0.25), "agreement 0.360, of its label 0.250"),
+        (Agreement(-0.5, -0.25), "agreement -0.500, of its label -0.250"),
+        (Agreement(math.nan, math.nan), "not measured"),
+        (Agreement(0.1, None), None),  # nothing to beat
+        (Agreement(math.nan, None), None),
+        (None, None),  # no sound
+    ],
+)
+def test_a_caption_must_beat_its_label_by_the_margin(agreement: Agreement | None, detail: str | None) -> None:
+    one = replace(row(GOOD[0][1], GOOD[0][0]), agreement=agreement)
+    (verdict,) = curate([one], Rules(agreement_margin=0.125), WARNINGS)
+    assert (verdict.kept, verdict.rule, verdict.detail) == (detail is None, detail and "below_label", detail)
+    (verdict,) = curate([one], Rules(), WARNINGS)
+    assert verdict.kept, "the rule is off by default"
+
+
+def test_a_margin_of_nothing_keeps_what_agrees_as_its_label() -> None:
+    rows = [replace(row(GOOD[0][1]), agreement=Agreement(0.25, label)) for label in (0.25, 0.26)]
+    assert [one.kept for one in curate(rows, Rules(agreement_margin=0.0), WARNINGS)] == [True, False]
+
+
+def test_a_rule_that_is_off_is_not_of_curations_meaning() -> None:
+    """Verdicts that are stored under the meaning without it stay."""
+    assert "agreement_margin" not in curation_meaning(Rules(), WARNINGS)["rules"]
+    assert curation_meaning(Rules(agreement_margin=0.0), WARNINGS)["rules"]["agreement_margin"] == 0.0
+
+
 def test_order_of_captions_changes_no_verdict() -> None:
     rows = [row(caption, clip_id=f"bad{i}") for i, (_, caption) in enumerate(BAD)]
     rows += [row(caption, label, f"good{i}") for i, (label, caption) in enumerate(GOOD)]
@@ -238,3 +271,5 @@ def test_unusable_settings_name_the_field() -> None:
         Rules(near_duplicate_similarity=0)
     with pytest.raises(ValueError, match=r"near_duplicate_similarity: got 1.5"):
         Rules(near_duplicate_similarity=1.5)
+    with pytest.raises(ValueError, match=r"agreement_margin: got nan, wanted 0 or more"):
+        Rules(agreement_margin=math.nan)

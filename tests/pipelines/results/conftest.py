@@ -1,7 +1,7 @@
 """A finished small store: real clips through the real stages; what models would have written is put in the ledger."""
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,14 @@ class SamplesStage(Stage):
 
 
 STAGES: tuple[type[Stage], ...] = (ClipsStage, CaptionsStage, CurationStage, CaptionerStage, SilentCaptionsStage)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_hub() -> Iterator[None]:
+    """No question to the hub, whose models need not be there: each would wait half a minute for an answer."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -132,6 +140,26 @@ def _training(context: Context) -> Manifest:
     output.write_json("loss.json", LOSSES)
     count = len(training_rows(context))
     return Manifest("captioner", output.fingerprint, "adapter-digest", count, count, 0, count, 1.5)
+
+
+@pytest.fixture(scope="session")
+def caption() -> Callable[[Config, Sequence[str]], None]:
+    """Captions all clips of a configuration with these texts, in order, through the ledger; the clips are really
+    made."""
+
+    def write(config: Config, texts: Sequence[str]) -> None:
+        storage, done = open_store(config.root, write=True), {}
+        for stage in (ClipsStage(), CaptionsStage()):
+            resolved = resolve(stage, config, storage, done, to_run=True, say=lambda _: None)
+            assert not isinstance(resolved, str)
+            for one in stage.rows(resolved.context).sets if stage.name == "captions" else ():
+                ids = one.tasks.column(0).to_pylist()
+                values = [{"caption": text} for text in texts[: len(ids)]]
+                Ledger(storage, one.ledger, one.values).write(one.keys.to_pylist(), ids, values)
+            run_stages([ClipsStage(), CaptionsStage()][: len(done) + 1], config, say=lambda _: None)
+            done[stage.name] = resolved.context.output
+
+    return write
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,7 @@ import yaml
 from typer.testing import CliRunner
 
 from pipelines.cli.soundcap import app
-from pipelines.engine.ledger import Ledger
-from pipelines.engine.plan import resolve
 from pipelines.engine.runner import run_stages
-from pipelines.engine.stage import RowStage
 from pipelines.engine.store import latest, open_store
 from pipelines.errors import UserError
 from pipelines.report.compare import Side, compare_sides, write_page
@@ -27,24 +24,12 @@ TEXTS = ("A dog barks.", "<b>Bells</b> ring & ring.", "Rain falls softly.", "Som
 EDITED = ("A dog barks.", "<i>Horns</i> ring & \x1b[31mring.", "Rain falls.", "Somebody knocks.")
 
 
-def _caption(config: Config, texts: tuple[str, ...]) -> None:
-    """Captions all clips of a configuration with these texts, in order."""
-    storage, done = open_store(config.root, write=True), {}
-    for stage in (ClipsStage(), CaptionsStage()):
-        resolved = resolve(stage, config, storage, done, to_run=True, say=lambda _: None)
-        assert not isinstance(resolved, str)
-        assert isinstance(stage, RowStage)
-        for one in stage.rows(resolved.context).sets if stage.name == "captions" else ():
-            ids = one.tasks.column(0).to_pylist()
-            values = [{"caption": text} for text in texts[: len(ids)]]
-            Ledger(storage, one.ledger, one.values).write(one.keys.to_pylist(), ids, values)
-        run_stages([ClipsStage(), CaptionsStage()][: len(done) + 1], config, say=lambda _: None)
-        done[stage.name] = resolved.context.output
-
-
 @pytest.fixture(scope="module")
 def sides(
-    local_ray: None, configure: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory
+    local_ray: None,
+    configure: Callable[..., Config],
+    caption: Callable[[Config, Sequence[str]], None],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Path, Path]:
     """Configuration files of one store: without warnings, and with them."""
     folder = tmp_path_factory.mktemp("compare")
@@ -52,7 +37,7 @@ def sides(
     for file, texts, more in zip(files, (TEXTS, EDITED), (["captions.warnings=null"], []), strict=True):
         config = configure(folder / "store", *more)
         file.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_none=not more)))
-        _caption(config, texts)
+        caption(config, texts)
     return files
 
 

@@ -12,7 +12,7 @@ from pipelines.engine.storage import Storage, parquet_bytes
 from pipelines.engine.store import open_store
 from pipelines.run_config import Config, load_config
 from pipelines.stages import listing as listing_module
-from pipelines.stages import planned_stages
+from pipelines.stages import wanted_stages
 from pipelines.stages.clips import PlannedClipsStage
 from pipelines.stages.listing import LISTING, SourceListing, cache_folder
 from pipelines.stages.source import SourceHashes, list_source
@@ -188,7 +188,11 @@ def test_a_small_source_is_always_listed(config: Config, monkeypatch: pytest.Mon
     assert not list(cache_folder().glob("*"))
 
 
-def test_planned_stages_are_all_stages_in_order(config: Config) -> None:
-    names = [stage.name for stage in planned_stages(SourceListing(config.source.folder))]
+def test_planned_stages_are_all_wanted_ones_in_order(config: Config) -> None:
+    listing = SourceListing(config.source.folder)
+    stages = wanted_stages(config, listing=listing)
+    names = [stage.name for stage in stages]
     assert names[:3] == ["clips", "captions", "curation"]
     assert len(names) == 9
+    assert isinstance(stages[0], PlannedClipsStage) and not isinstance(wanted_stages(config)[0], PlannedClipsStage)
+    assert [stage.name for stage in wanted_stages(config, "captions", listing=listing)] == names[:2]
