@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+ANSWER_S = 5.0
+"""Time in which the hub has to answer a first question."""
+
 
 def is_hub_id(name: str) -> bool:
     """True for a name that may be a hub id, as `owner/name` is and no path."""
@@ -55,6 +58,36 @@ def find_folder(
         return Path(snapshot_download(str(path_or_id), revision=revision, allow_patterns=list(files), **download))
     except (HfHubHTTPError, RevisionResolutionError, OSError, ValueError) as error:
         raise ValueError(f"{path_or_id}: no folder, and {_why_not(error, revision)}; wanted {wanted}") from error
+
+
+def commit_of(hub_id: str, revision: str | None) -> tuple[str, str | None]:
+    """Commit that a revision of a hub id stands for, and the licence that its card names, or None.
+
+    Without an answer within ANSWER_S: the commit, without licence, that this machine's cache of the hub has for it.
+
+    Raises:
+        ValueError: the hub has no such model or revision, or it does not answer and the cache has none.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        info = HfApi().model_info(hub_id, revision=revision, timeout=ANSWER_S)
+    except HfHubHTTPError as error:
+        raise ValueError(f"{hub_id}: {_why_not(error, revision)}") from error
+    except Exception as error:  # noqa: BLE001 - of the client's HTTP library: no answer
+        try:
+            cached = snapshot_download(hub_id, revision=revision, local_files_only=True, allow_patterns=[])
+        except (OSError, ValueError):
+            raise ValueError(f"{hub_id}: {_why_not(error, revision)}") from error
+        return Path(cached).name, None
+    return str(info.sha), licence_in(info.card_data or {})
+
+
+def licence_in(card: Any) -> str | None:
+    """Licence that the data of a model's card name, or None."""
+    licence = card.get("license_name") or card.get("license")
+    return str(licence) if licence else None
 
 
 def _why_not(error: BaseException, revision: str | None) -> str:

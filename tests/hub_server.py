@@ -10,6 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import yaml
+
 COMMIT = "X-Repo-Commit"
 """Folders of the hub: `{owner}/{name}/{commit}/` with files, and `{owner}/{name}/refs.json` {"main": commit}."""
 
@@ -60,7 +62,9 @@ class Handler(BaseHTTPRequestHandler):
                 {"type": "file", "path": name, "size": one.stat().st_size, "oid": oid} for name, one, oid in entries
             ]
         else:
-            answer = {"id": model, "sha": commit, "siblings": [{"rfilename": name} for name in names], "tags": []}
+            card = (folder / "README.md").read_text().split("---")[1]
+            siblings = [{"rfilename": name} for name in names]
+            answer = {"id": model, "sha": commit, "siblings": siblings, "tags": [], "cardData": yaml.safe_load(card)}
         self._send(json.dumps(answer).encode(), {"Content-Type": "application/json"})
 
     def _send_file(self, model: str, revision: str, name: str) -> None:

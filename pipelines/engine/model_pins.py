@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from flowley.hub import find_folder
+from flowley.hub import commit_of, licence_in
 from pipelines.engine.model_files import MODELS, is_commit
 from pipelines.engine.storage import Storage
 from pipelines.errors import UserError
@@ -93,19 +93,11 @@ def ask_for(reference: Reference, key: str) -> Pin:
 
     Raises UserError: neither knows it.
     """
-    from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
-
-    disable_progress_bars()  # for a page of text
     try:
-        folder = find_folder(
-            str(reference.path), ["README.md"], revision=reference.revision, wanted="a model and its commit"
-        )
+        commit, licence = commit_of(str(reference.path), reference.revision)
     except ValueError as error:
         raise UserError(f"{key}: {error}") from error
-    finally:
-        enable_progress_bars()
-    asked = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
-    return Pin(folder.name, licence_of(folder), asked)
+    return Pin(commit, licence, time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()))
 
 
 def licence_of(folder: Path) -> str | None:
@@ -116,8 +108,7 @@ def licence_of(folder: Path) -> str | None:
         card = ModelCard.load(folder / "README.md", ignore_metadata_errors=True)
     except (OSError, ValueError):
         return None
-    licence = card.data.get("license_name") or card.data.get("license")
-    return str(licence) if licence else None
+    return licence_in(card.data)
 
 
 def ask_new(config: Config, storage: Storage, *, update: bool = False) -> tuple[dict[str, Pin], str]:
