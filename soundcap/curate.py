@@ -91,6 +91,8 @@ class CaptionRow:
     caption: str
     agreement: Agreement | None = None
     """None where there is no sound to agree with, or nobody measured."""
+    peak: float | None = None
+    """Largest level of the clip's sound, of 1; None where it has none, or nobody measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +142,9 @@ class Rules:
     agreement_margin: float | None = field(default=None, metadata={"before": None})
     """`below_label`: agreement with the sound that exceeds that of the clip's label by less than this, or that could
     not be measured. It takes the section `agreement`, and spares clips without sound or label."""
+    min_peak: float | None = 0.001
+    """`quiet`: the largest level of the clip's sound, of 1, is below this (0.001: -60 dBFS), so that hardly anything in
+    it can be heard. It spares clips without sound."""
     max_duplicate_share: float | None = 0.001
     """`duplicate`: a larger share of all clips has this caption (punctuation and case apart)."""
     near_duplicate_similarity: float | None = 0.8
@@ -252,6 +257,8 @@ def _details(
     yield "no_sound", "no word of a sound" if silent else None
     yield "visual", _visual(caption, rules)
     yield "below_label", _below_label(row, rules)
+    quiet = rules.min_peak is not None and row.peak is not None and row.peak < rules.min_peak
+    yield "quiet", f"largest level {row.peak:g}" if quiet else None
     yield from duplicates.details(place)
 
 

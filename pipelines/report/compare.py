@@ -79,8 +79,9 @@ class Side:
     def rows(self, *, with_agreement: bool = True) -> dict[str, CaptionRow]:
         """Captions by clip id, with their agreements if those are there and asked for."""
         agreement = self.agreement.rows() if self.agreement is not None and with_agreement else None
+        clips = None if self.clips is None else self.clips.rows("clip_id", "peak")
         captions = self.captions.rows("clip_id", "label", "caption", "prompt")
-        return {row.clip_id: row for row in caption_rows(captions, agreement)}
+        return {row.clip_id: row for row in caption_rows(captions, clips, agreement)}
 
     @property
     def heard_by(self) -> str:

@@ -92,11 +92,18 @@ def is_heard(captions: pa.Table) -> pa.ChunkedArray:
     return pc.not_equal(captions["prompt"], "")
 
 
-def caption_rows(captions: pa.Table, agreement: pa.Table | None = None) -> list[CaptionRow]:
-    """Captions (clip_id, label, caption, prompt), with their agreements if those were measured.
+def caption_rows(
+    captions: pa.Table, clips: pa.Table | None = None, agreement: pa.Table | None = None
+) -> list[CaptionRow]:
+    """Captions (clip_id, label, caption, prompt), with what was measured of their clips.
 
-    agreement: rows of this stage for the same captions; one that lacks a caption with sound could not measure it.
+    Args:
+        captions: rows of stage `captions`.
+        clips: rows of stage `clips` (clip_id, peak).
+        agreement: rows of this stage for the same captions; one that lacks a caption with sound could not measure it.
     """
+    # A caption without a prompt was given: nobody was to hear its clip.
+    peaks = {} if clips is None else dict(zip(*(clips[name].to_pylist() for name in ("clip_id", "peak")), strict=True))
     found: dict[str, Agreement | None] = {}
     if agreement is not None:
         heard = captions.filter(is_heard(captions))
@@ -104,9 +111,11 @@ def caption_rows(captions: pa.Table, agreement: pa.Table | None = None) -> list[
         found |= {clip: Agreement(math.nan, math.nan if label else None) for clip, label in zip(*columns, strict=True)}
         columns = (agreement[name].to_pylist() for name in ("clip_id", "agreement", "label_agreement"))
         found |= {clip: Agreement(*cosines) for clip, *cosines in zip(*columns, strict=True)}
-    columns = (captions[name].to_pylist() for name in ("clip_id", "label", "caption"))
-    rows = zip(*columns, strict=True)
-    return [CaptionRow(clip, label, caption, found.get(clip)) for clip, label, caption in rows]
+    columns = (captions[name].to_pylist() for name in ("clip_id", "label", "caption", "prompt"))
+    return [
+        CaptionRow(clip, label, caption, found.get(clip), peaks.get(clip) if prompt else None)
+        for clip, label, caption, prompt in zip(*columns, strict=True)
+    ]
 
 
 def _section(config: Config) -> AgreementConfig:

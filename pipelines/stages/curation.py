@@ -51,7 +51,9 @@ class CurationStage(Stage):
     )
 
     def inputs(self, config: Config) -> tuple[str, ...]:
-        return ("captions",) if config.curation.rules.agreement_margin is None else ("captions", AgreementStage.name)
+        rules = config.curation.rules
+        measured = {"clips": rules.min_peak, AgreementStage.name: rules.agreement_margin}
+        return ("captions", *(name for name, threshold in measured.items() if threshold is not None))
 
     def recipe(self, config: Config, storage: Storage) -> CurationRecipe:
         prompts = read_prompts(config.captions.instruction, config.captions.warnings)
@@ -61,9 +63,13 @@ class CurationStage(Stage):
         return WholeWork(context.inputs["captions"].committed().rows_out, lambda: self._curate(context))
 
     def _curate(self, context: Context) -> Result:
-        agreement = context.inputs.get(AgreementStage.name)
-        captions = context.inputs["captions"].rows("clip_id", "label", "split", "caption", "prompt")
-        rows = judge(captions, context.recipe, agreement and agreement.rows()).select(self.schema.names)
+        inputs, measured = context.inputs, {}
+        if "clips" in inputs:
+            measured["clips"] = inputs["clips"].rows("clip_id", "peak")
+        if AgreementStage.name in inputs:
+            measured["agreement"] = inputs[AgreementStage.name].rows()
+        captions = inputs["captions"].rows("clip_id", "label", "split", "caption", "prompt")
+        rows = judge(captions, context.recipe, **measured).select(self.schema.names)
         context.output.write_rows(rows.cast(self.schema))
         kept = rows.filter(rows["kept"])
         dropped = Counter(rows.filter(pc.invert(rows["kept"]))["rule"].to_pylist())
@@ -96,12 +102,12 @@ def drops_by_label(rows: pa.Table) -> list[LabelDrops]:
     return sorted(found, key=lambda one: (-one.dropped / one.clips, one.label, one.rule))
 
 
-def judge(captions: pa.Table, recipe: CurationRecipe, agreement: pa.Table | None = None) -> pa.Table:
+def judge(captions: pa.Table, recipe: CurationRecipe, **measured: pa.Table) -> pa.Table:
     """Caption rows (clip_id, label, caption, prompt ...) with their verdicts: kept, rule, detail.
 
-    agreement: rows of stage `agreement`, where a rule asks for them.
+    measured: what rules ask for of the clips, as of `caption_rows`.
     """
-    verdicts = curate(caption_rows(captions, agreement), recipe.rules, recipe.warnings)
+    verdicts = curate(caption_rows(captions, **measured), recipe.rules, recipe.warnings)
     for name in ("kept", "rule", "detail"):
         captions = captions.append_column(name, pa.array([getattr(verdict, name) for verdict in verdicts]))
     return captions

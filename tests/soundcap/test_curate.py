@@ -193,10 +193,19 @@ def test_a_caption_that_too_many_clips_nearly_share_is_dropped_from_all_of_them(
         assert all(v.kept for v in curate(rows, Rules(**spared), WARNINGS)), spared
 
 
+@pytest.mark.parametrize(("peak", "detail"), [(None, None), (0.001, None), (0.0009, "largest level 0.0009")])
+def test_a_clip_in_which_hardly_anything_is_heard_is_dropped(peak: float | None, detail: str | None) -> None:
+    label, caption = GOOD[0]
+    (verdict,) = curate([replace(row(caption, label), peak=peak)], Rules(), WARNINGS)
+    assert (verdict.kept, verdict.rule, verdict.detail) == (detail is None, detail and "quiet", detail)
+    (verdict,) = curate([replace(row(caption, label), peak=peak)], Rules(min_peak=None), WARNINGS)
+    assert verdict.kept
+
+
 def test_every_reason_has_a_case_here() -> None:
     """Reasons are named in the docstrings of the rules' fields, and by the warnings."""
     reasons = set(re.findall(r"(?<=[\" ])`([a-z_]+)`(?=:| without)", inspect.getsource(Rules)))
-    tested = {rule for rule, _ in BAD} | {"duplicate", "near_duplicate", "below_label"}
+    tested = {rule for rule, _ in BAD} | {"duplicate", "near_duplicate", "below_label", "quiet"}
     assert {"empty", "too_long", "near_duplicate"} < reasons and reasons <= tested, reasons - tested
     assert {warning.name for warning in WARNINGS if warning.violations} <= tested
 
@@ -216,6 +225,7 @@ def test_every_rule_can_be_switched_off() -> None:
         max_visual_words=None,
         max_duplicate_share=None,
         near_duplicate_similarity=None,
+        min_peak=None,
     )
     rows = [row(caption) for _, caption in BAD] * 5
     assert all(verdict.kept for verdict in curate(rows, off, WARNINGS))
