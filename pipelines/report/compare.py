@@ -212,7 +212,8 @@ def judged_by(a: Config, b: Config) -> list[NoiseWarning]:
 
 def score(config: Config, output: Output) -> tuple[list[Measure], float]:
     """Measures and distinct-2 of one output of captions."""
-    rows = list(Side("", config, output, None, _agreement_of(config, output)).rows().values())
+    clips = _made(config, _planned(config)[0])
+    rows = list(Side("", config, output, clips, _agreement_of(config, output)).rows().values())
     measures = measure(rows, config.curation.rules, judged_by(config, config))
     return measures, distinct([row.caption for row in rows], 2)
 
