@@ -7,7 +7,9 @@ block control speed and placement only, and are never hashed. Paths are relative
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -305,7 +307,8 @@ class FlowleyConfig(Section):
     @classmethod
     def _changed_recipe(cls, changes: Any, info: ValidationInfo) -> Any:
         if isinstance(changes, dict) and "preset" in info.data:
-            return RECIPES[info.data["preset"]] | changes
+            fields = RECIPES[info.data["preset"]] | changes
+            return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
         return changes
 
     @model_validator(mode="after")
@@ -396,8 +399,11 @@ class Config(Section):
         return self
 
 
-class _OnceLoader(yaml.SafeLoader):
-    """YAML loader that refuses a key that is given twice, of which the last would win in silence."""
+class _Loader(yaml.SafeLoader):
+    """YAML loader that refuses a key that is given twice, of which the last would win in silence.
+
+    It takes 1e-4 for a number, as YAML 1.2 does.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -409,6 +415,9 @@ class _OnceLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
+
+
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Reads and validates a configuration; `overrides` are `dotted.key=value` with YAML values.
 
@@ -418,7 +427,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if not os.path.isfile(file):  # noqa: PTH113 (Path's raises for a name that is too long)
         raise UserError(f"{path}: no such configuration file. Give the path of a YAML file, like configs/demo.yaml")
     try:
-        data = yaml.load(file.read_text(), _OnceLoader)
+        data = yaml.load(file.read_text(), _Loader)
     except RecursionError as error:
         raise UserError(f"{path}: nested too deeply for a configuration") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -428,7 +437,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     for override in overrides:
         _apply(data, override)
     try:
-        return Config.model_validate(data)
+        # Strict in JSON's terms: else `true` and "1" are numbers, though a list may stay a tuple's value.
+        return Config.model_validate_json(json.dumps(data, default=str), strict=True)
     except ValidationError as error:
         faults = "; ".join(_explain(dict(fault)) for fault in error.errors())
         raise UserError(f"{path}: {faults}") from error
@@ -440,7 +450,7 @@ def parse_assignment(assignment: str, example: str) -> tuple[str, Any]:
     if not equals or not all(key.split(".")):
         raise UserError(f"--set {assignment}: wanted key=value, for example --set {example}")
     try:
-        return key, yaml.safe_load(text)
+        return key, yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise UserError(f"--set {assignment}: the value is not valid YAML; quote it if it is text") from error
 

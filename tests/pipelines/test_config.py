@@ -20,6 +20,9 @@ def test_shipped_configurations_are_valid() -> None:
     ("override", "message"),
     [
         ("clips.fps=fast", "clips.fps: got 'fast', wanted"),
+        ("clips.fps=true", "clips.fps: got True, wanted integer"),
+        ('clips.fps="25"', "clips.fps: got '25', wanted integer"),
+        ("prices={CPU: true}", "prices.CPU: got True, wanted number"),
         ("clips.fsp=25", "clips.fsp: unknown key; did you mean fps?"),
         ("source.split=val", "source.split: got 'val', wanted 'train' or 'test'"),
         ("captions.execution.engine=tgi", "captions.execution.engine: got 'tgi'"),
@@ -66,6 +69,11 @@ def test_missing_sections_are_all_named(tmp_path: Path) -> None:
 def test_overrides_win_and_execution_is_apart() -> None:
     config = load_config(DEMO, ["clips.fps=12", "captions.execution.workers=7"])
     assert config.clips.fps == 12 and config.captions.execution.workers == 7
+
+
+@pytest.mark.parametrize("value", ["1e-4", "1.0e-4", "0.0001", "1E-4", "+1e-4"])
+def test_numbers_are_read_as_people_write_them(value: str) -> None:
+    assert load_config(DEMO, [f"captioner.training.learning_rate={value}"]).captioner.training.learning_rate == 1e-4
 
 
 def test_a_key_that_is_given_twice_is_refused(tmp_path: Path) -> None:
