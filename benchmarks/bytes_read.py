@@ -19,10 +19,10 @@ from typing import Any
 from benchmarks.bucket import BUCKET, bucket
 from miniature.world.corpus import generate_corpus
 from miniature.world.film import World
+from pipelines.config_file import load_config
 from pipelines.engine.plan import make_plan
 from pipelines.engine.storage import Storage
 from pipelines.engine.store import Output
-from pipelines.run_config import load_config
 from pipelines.stages import wanted_stages
 
 ROOT = Path(__file__).parents[1]

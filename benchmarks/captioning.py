@@ -29,6 +29,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipelines.config_file import load_config
 from pipelines.engine.cluster import ensure_ray
 from pipelines.engine.fanout import fan_out
 from pipelines.engine.ledger import Ledger
@@ -37,7 +38,7 @@ from pipelines.engine.storage import Storage
 from pipelines.media.normalise import normalise
 from pipelines.media.probe import open_source
 from pipelines.media.process import Deadline
-from pipelines.run_config import CaptioningExecution, load_config
+from pipelines.run_config import CaptioningExecution
 from pipelines.stages.captions import CAPTION, CaptionRecipe, CaptionsStage, CaptionWorker
 from pipelines.stages.clips import SETTINGS, NormaliserSettings
 from soundcap.engines import CaptionEngine, EngineExecution, load_engine

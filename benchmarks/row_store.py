@@ -10,12 +10,12 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
+from pipelines.config_file import load_config
 from pipelines.engine.ledger import Ledger
 from pipelines.engine.plan import resolve
 from pipelines.engine.runner import commit
 from pipelines.engine.stage import RowSet, RowStage
 from pipelines.engine.store import SHA256_SUFFIX, Output, mark_latest, open_store
-from pipelines.run_config import load_config
 from pipelines.stages import wanted_stages
 
 ROOT = Path(__file__).parents[1]

@@ -6,10 +6,10 @@ import os
 import time
 from pathlib import Path
 
+from pipelines.config_file import load_config
 from pipelines.engine.storage import Storage
 from pipelines.errors import run_command
 from pipelines.progress import human_time
-from pipelines.run_config import load_config
 
 CONFIG = "configs/demo.yaml"
 CLIPS, SEED = 120, 0

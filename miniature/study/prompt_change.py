@@ -17,8 +17,9 @@ import yaml
 from miniature.phrasings import PROMPTS
 from miniature.scorecard import held_out_scores
 from miniature.world.corpus import generate_corpus
+from pipelines.config_file import load_config
 from pipelines.engine.runner import run_stages
-from pipelines.run_config import Config, load_config
+from pipelines.run_config import Config
 from pipelines.stages import wanted_stages
 
 CONFIG = "configs/demo.yaml"

@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from flowley.network.feature_spec import FeatureSpec
+from pipelines.config_file import parse_assignment
 from pipelines.errors import UserError, printable
-from pipelines.run_config import parse_assignment
 
 ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, like configs/demo.yaml")]
 Canary = Annotated[

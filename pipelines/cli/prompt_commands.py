@@ -19,9 +19,10 @@ from rich.table import Table
 
 from flowley.network.presets import preset
 from pipelines.cli.options import AsJson, Canary, ConfigPath, Overrides, cells, new_app, say, show, user_path
+from pipelines.config_file import load_config
 from pipelines.errors import UserError, user_input
 from pipelines.report.compare import Side, compare_sides, figure, verdict_words, write_page
-from pipelines.run_config import CaptionsConfig, Config, load_config
+from pipelines.run_config import CaptionsConfig, Config
 from pipelines.stages.captions import read_prompts
 from pipelines.stages.listing import SourceListing
 from pipelines.stages.source import list_source

@@ -30,6 +30,7 @@ from pipelines.commands.keys import all_keys, markdown
 from pipelines.commands.models import fetch_models as fetch
 from pipelines.commands.models import model_states
 from pipelines.commands.survey import Models, write_config
+from pipelines.config_file import load_config
 from pipelines.engine.fsck import fsck as check_store
 from pipelines.engine.fsck import repair as repair_store
 from pipelines.engine.lease import lease, read_holder
@@ -43,7 +44,7 @@ from pipelines.progress import human_time
 from pipelines.report.build import build_report
 from pipelines.report.compare import captions_of, figure, score
 from pipelines.report.publish import publish as publish_captions
-from pipelines.run_config import Config, load_config
+from pipelines.run_config import Config
 from pipelines.stages import STAGES, wanted_stages
 from pipelines.stages.clips import source_changes
 from pipelines.stages.listing import SourceListing

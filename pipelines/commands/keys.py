@@ -21,7 +21,8 @@ import yaml
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from pipelines.run_config import Config, section_of
+from pipelines.config_file import section_of
+from pipelines.run_config import Config
 
 REQUIRED = "required"
 END = "\n..."

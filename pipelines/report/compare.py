@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.config_file import load_config
 from pipelines.engine.fingerprint import canonical, stage_fingerprint
 from pipelines.engine.model_pins import Unresolved
 from pipelines.engine.plan import StagePlan, make_plan
@@ -19,7 +20,7 @@ from pipelines.engine.store import Output, committed_outputs, open_store
 from pipelines.errors import UserError
 from pipelines.report.build import Media, clip_player, side_by_side
 from pipelines.report.templates import render
-from pipelines.run_config import Config, load_config
+from pipelines.run_config import Config
 from pipelines.stages import wanted_stages
 from pipelines.stages.agreement import AgreementStage, caption_rows
 from pipelines.stages.captions import CaptionsStage, read_prompts

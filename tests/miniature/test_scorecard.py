@@ -15,7 +15,8 @@ from miniature.language import NOISES, PHRASES, SURROUNDINGS
 from miniature.scorecard import held_out_scores, write_scorecard
 from miniature.world.corpus import generate_corpus
 from miniature.world.film import World
-from pipelines.run_config import Config, load_config
+from pipelines.config_file import load_config
+from pipelines.run_config import Config
 
 PAGE = "report/scorecard.html"
 CONFIG = Path(__file__).parents[2] / "configs/demo.yaml"

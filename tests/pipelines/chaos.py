@@ -25,10 +25,10 @@ from typing import Any
 
 from miniature.world.corpus import generate_corpus
 from miniature.world.film import World
+from pipelines.config_file import load_config
 from pipelines.engine.plan import make_plan
 from pipelines.engine.storage import Storage
 from pipelines.engine.store import ROWS, Output
-from pipelines.run_config import load_config
 from pipelines.stages import STAGES, wanted_stages
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ import ray.autoscaler
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from pipelines.run_config import load_config
+from pipelines.config_file import load_config
 
 PROJECT = Path(__file__).resolve().parents[2]
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipelines.config_file import load_config
 from pipelines.errors import UserError
-from pipelines.run_config import load_config
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 

@@ -9,12 +9,12 @@ from typer.testing import CliRunner
 
 from pipelines.cli.soundcap import app
 from pipelines.commands.forecast import Budget, Forecast, forecast, projected
+from pipelines.config_file import load_config
 from pipelines.engine.plan import StagePlan, make_plan
 from pipelines.engine.storage import Storage
 from pipelines.engine.store import QUARANTINE_SCHEMA, Manifest, Output, open_store
 from pipelines.engine.usage import Projection, Usage, as_records
 from pipelines.errors import UserError
-from pipelines.run_config import load_config
 from pipelines.stages import wanted_stages
 from pipelines.stages.captioner import ADAPTER_FILES, CaptionerStage
 from pipelines.stages.captions import CaptionsStage

@@ -15,11 +15,12 @@ from miniature.models.tiny import build_tiny_vl
 from miniature.world.corpus import generate_corpus
 from miniature.world.film import World
 from pipelines.commands.generate import generate_from_run as generate
+from pipelines.config_file import load_config
 from pipelines.engine.runner import run_stages
 from pipelines.errors import RunError, UserError
 from pipelines.media.probe import probe
 from pipelines.media.process import Deadline
-from pipelines.run_config import Config, load_config
+from pipelines.run_config import Config
 from pipelines.stages.captioner import CaptionerStage
 from pipelines.stages.flowley import FlowleyStage
 

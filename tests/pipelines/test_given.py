@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.config_file import load_config
 from pipelines.engine.plan import make_plan
 from pipelines.engine.runner import run_stages
 from pipelines.engine.storage import Storage
 from pipelines.errors import UserError
-from pipelines.run_config import Config, load_config
+from pipelines.run_config import Config
 from pipelines.stages.captioner import CaptionerStage
 from pipelines.stages.flowley import FlowleyStage
 

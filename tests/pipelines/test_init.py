@@ -8,9 +8,10 @@ import pytest
 
 from pipelines.commands import survey
 from pipelines.commands.survey import SAMPLE, TEMPLATE_CLIPS, Look, Survey, write_config
+from pipelines.config_file import load_config
 from pipelines.engine.storage import Storage
 from pipelines.errors import UserError
-from pipelines.run_config import Config, SourceConfig, load_config
+from pipelines.run_config import Config, SourceConfig
 from pipelines.stages.source import list_source, split_of
 
 Init = Callable[..., Config]

@@ -5,7 +5,7 @@ from pathlib import Path
 import yaml
 
 from pipelines.commands.keys import REQUIRED, Key, all_keys, markdown
-from pipelines.run_config import load_config
+from pipelines.config_file import load_config
 
 ROOT = Path(__file__).parents[2]
 

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from pipelines.commands.models import fetch_models, model_states
+from pipelines.config_file import load_config
 from pipelines.engine import model_files
 from pipelines.engine.fsck import fsck, repair
 from pipelines.engine.model_files import local_folder, mirror_of
@@ -21,7 +22,7 @@ from pipelines.engine.model_pins import PINS, ask_new, read_pins
 from pipelines.engine.storage import Storage
 from pipelines.engine.store import Output, latest
 from pipelines.errors import UserError
-from pipelines.run_config import Config, load_config
+from pipelines.run_config import Config
 
 ROOT = Path(__file__).parents[2]
 FIRST, SECOND = "1" * 40, "2" * 40

@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from flowley.network.flowley import Flowley
 from flowley.training.ema import synthesise
 from miniature.world.corpus import generate_corpus
+from pipelines.config_file import load_config
 from pipelines.engine.plan import make_plan
 from pipelines.engine.runner import run_stages
 from pipelines.engine.stage import Stage
@@ -22,7 +23,7 @@ from pipelines.engine.storage import Storage
 from pipelines.errors import RunError, UserError
 from pipelines.media.probe import probe
 from pipelines.media.process import Deadline
-from pipelines.run_config import Config, load_config
+from pipelines.run_config import Config
 from pipelines.stages.clips import ClipsStage
 from pipelines.stages.features import TEXT, FeaturesStage
 from pipelines.stages.flowley import FlowleyStage

@@ -19,10 +19,11 @@ import pytest
 
 from miniature.world.corpus import generate_corpus
 from miniature.world.film import World
+from pipelines.config_file import load_config
 from pipelines.engine.lease import LEASE, Holder
 from pipelines.engine.storage import Storage
 from pipelines.errors import RunError, UserError
-from pipelines.run_config import Config, load_config
+from pipelines.run_config import Config
 from pipelines.submit import CONFIG_NAME, S3_VARIABLES, _environment, _holder, stage_job, submit
 
 PROJECT = Path(__file__).resolve().parents[2]

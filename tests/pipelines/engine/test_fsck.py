@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from pipelines.config_file import load_config
 from pipelines.engine.fsck import DAMAGED, fsck, repair
 from pipelines.engine.ledger import Failed
 from pipelines.engine.plan import make_plan
@@ -17,7 +18,7 @@ from pipelines.engine.runner import run_stages
 from pipelines.engine.stage import Context, Rows, RowSet, RowStage
 from pipelines.engine.storage import Storage
 from pipelines.engine.store import file_columns, keep_file
-from pipelines.run_config import Config, load_config
+from pipelines.run_config import Config
 
 DEMO = Path(__file__).parents[3] / "configs" / "demo.yaml"
 ROWS = 6

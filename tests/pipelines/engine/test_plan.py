@@ -7,12 +7,13 @@ from typing import Any, ClassVar, get_type_hints
 
 import pytest
 
+from pipelines.config_file import load_config
 from pipelines.engine.plan import explain, make_plan
 from pipelines.engine.recipe import Recipe
 from pipelines.engine.runner import run_stages
 from pipelines.engine.stage import Context, Result, Stage, WholeWork
 from pipelines.engine.storage import Storage
-from pipelines.run_config import Config, load_config
+from pipelines.run_config import Config
 from pipelines.stages import STAGES
 
 DEMO = Path(__file__).parents[3] / "configs" / "demo.yaml"

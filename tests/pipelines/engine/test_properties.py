@@ -18,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pipelines.config_file import load_config
 from pipelines.engine import fanout, ledger
 from pipelines.engine.fsck import fsck, repair
 from pipelines.engine.ledger import Failed, Ledger
@@ -29,7 +30,7 @@ from pipelines.engine.storage import Storage
 from pipelines.engine.store import Output
 from pipelines.engine.usage import CPU, Usage
 from pipelines.errors import RunError
-from pipelines.run_config import Config, load_config
+from pipelines.run_config import Config
 
 pytestmark = pytest.mark.first
 

@@ -9,13 +9,14 @@ import pytest
 
 from miniature.world.corpus import generate_corpus
 from miniature.world.film import World
+from pipelines.config_file import load_config
 from pipelines.engine.ledger import Failed, counted_rows
 from pipelines.engine.recipe import Recipe
 from pipelines.engine.runner import run_stages
 from pipelines.engine.stage import Context, Rows, RowSet, RowStage
 from pipelines.engine.storage import Storage
 from pipelines.errors import RunError
-from pipelines.run_config import Config, load_config
+from pipelines.run_config import Config
 from pipelines.stages.clips import ClipsStage
 
 DEMO = Path(__file__).parents[3] / "configs" / "demo.yaml"

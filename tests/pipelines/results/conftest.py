@@ -11,6 +11,7 @@ import pytest
 
 from miniature.world.corpus import generate_corpus
 from miniature.world.film import World
+from pipelines.config_file import load_config
 from pipelines.engine.ledger import Failed, Ledger
 from pipelines.engine.plan import resolve
 from pipelines.engine.recipe import Recipe
@@ -20,7 +21,7 @@ from pipelines.engine.storage import Storage
 from pipelines.engine.store import QUARANTINE_SCHEMA, Manifest, Output, open_store
 from pipelines.media.mux import mux
 from pipelines.report.build import build_report
-from pipelines.run_config import Config, load_config
+from pipelines.run_config import Config
 from pipelines.stages.captioner import CaptionerStage, training_rows
 from pipelines.stages.captions import CaptionsStage
 from pipelines.stages.clips import ClipsStage

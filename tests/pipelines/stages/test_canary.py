@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines.config_file import load_config
 from pipelines.errors import UserError
-from pipelines.run_config import load_config
 from pipelines.stages.canary import stratified
 from pipelines.stages.source import list_source
 

@@ -12,6 +12,7 @@ import pytest
 
 from miniature.world.corpus import generate_corpus
 from miniature.world.film import World
+from pipelines.config_file import load_config
 from pipelines.engine.fingerprint import canonical, stage_fingerprint
 from pipelines.engine.ledger import Failed, counted_rows
 from pipelines.engine.plan import make_plan
@@ -21,7 +22,7 @@ from pipelines.engine.storage import Storage, parquet_table
 from pipelines.engine.store import Manifest, Output, PreviewedOutput, open_store
 from pipelines.errors import UserError
 from pipelines.media.read import read_audio, read_frames
-from pipelines.run_config import CaptioningExecution, Config, load_config
+from pipelines.run_config import CaptioningExecution, Config
 from pipelines.stages.captions import AUDIO_HZ, CANDIDATES, CaptionRecipe, CaptionsStage, CaptionWorker
 from pipelines.stages.clips import ClipsStage
 from pipelines.stages.model_refs import Model

@@ -7,11 +7,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from pipelines.config_file import load_config
 from pipelines.engine.stage import Context
 from pipelines.engine.storage import Storage
 from pipelines.engine.store import Manifest, Output, PreviewedOutput
 from pipelines.errors import UserError
-from pipelines.run_config import CaptioningExecution, load_config
+from pipelines.run_config import CaptioningExecution
 from pipelines.stages.captions import CaptionRecipe, CaptionsStage, CaptionWorker, caption_tasks
 from soundcap.engines import CaptionEngine
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from pipelines.config_file import load_config
 from pipelines.engine.plan import resolve
 from pipelines.engine.stage import Context
 from pipelines.engine.storage import Storage
-from pipelines.run_config import load_config
 from pipelines.stages.clips import ClipsStage, HashedSource, _recipe
 from pipelines.stages.source import KnownFiles
 

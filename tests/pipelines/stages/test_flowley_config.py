@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from flowley.training.settings import RECIPES, TrainSettings
+from pipelines.config_file import load_config
 from pipelines.errors import UserError
-from pipelines.run_config import load_config
 
 DEMO = Path(__file__).parents[3] / "configs" / "demo.yaml"
 

@@ -7,10 +7,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from pipelines.config_file import load_config
 from pipelines.engine.plan import StagePlan, make_plan
 from pipelines.engine.storage import Storage, parquet_bytes
 from pipelines.engine.store import open_store
-from pipelines.run_config import Config, load_config
+from pipelines.run_config import Config
 from pipelines.stages import listing as listing_module
 from pipelines.stages import wanted_stages
 from pipelines.stages.clips import PlannedClipsStage

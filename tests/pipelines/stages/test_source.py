@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.config_file import load_config
 from pipelines.engine.storage import Storage
 from pipelines.errors import UserError
-from pipelines.run_config import Config, load_config
+from pipelines.run_config import Config
 from pipelines.stages.source import SourceHashes, list_source
 
 DEMO = Path(__file__).parents[3] / "configs" / "demo.yaml"

@@ -10,10 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 from pipelines.cli.soundcap import app
+from pipelines.config_file import load_config
 from pipelines.engine.runner import run_stages
 from pipelines.engine.stage import Refused
 from pipelines.engine.storage import Storage
-from pipelines.run_config import load_config
 from pipelines.stages.clips import ClipsStage
 from pipelines.stages.source_changes import MAY_BE_RENAMED, SEEN_COLUMNS, SourceChange, find_changes
 
