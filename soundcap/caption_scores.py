@@ -25,6 +25,8 @@ LEAST_DIFFERENT = 8
 """Clips that must differ for a verdict: fewer all fall to one side by chance more often than once in a hundred."""
 AGREEMENT = "agreement with the sound"
 """Measure that is a mean cosine, and no share."""
+COMPARED = 2000
+"""Words of a text up to which its changes are found one by one, which takes the square of their number."""
 PLAYED = frozenset({"playing", "people", "sound", "sounds", "other", "with", "from", "and", "the"})
 """Words of labels that name no sound of their own."""
 
@@ -176,9 +178,16 @@ def _verdict(
 
 
 def word_changes(a: str, b: str) -> list[Run]:
-    """Words that change from text `a` to text `b`, in runs."""
+    """Words that change from text `a` to text `b`, in runs; of texts beyond COMPARED words, all between equal ends."""
     old, new = a.split(), b.split()
     runs: list[Run] = []
+    parts: list[tuple[Literal["same", "out", "in"], list[str]]]
+    if max(len(old), len(new)) > COMPARED:
+        start = _common(old, new)
+        end = _common(old[start:][::-1], new[start:][::-1])
+        gone, come = old[start : len(old) - end], new[start : len(new) - end]
+        parts = [("same", old[:start]), ("out", gone), ("in", come), ("same", old[len(old) - end :])]
+        return [(kind, " ".join(words)) for kind, words in parts if words]
     for kind, i, j, k, m in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
         if kind == "equal":
             runs.append(("same", " ".join(old[i:j])))
@@ -188,6 +197,11 @@ def word_changes(a: str, b: str) -> list[Run]:
         if k < m:
             runs.append(("in", " ".join(new[k:m])))
     return runs
+
+
+def _common(a: Sequence[str], b: Sequence[str]) -> int:
+    """Number of words that two texts begin with alike."""
+    return next((place for place, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def paragraph_changes(old: Sequence[str], new: Sequence[str]) -> list[list[Run]]:
