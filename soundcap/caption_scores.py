@@ -1,21 +1,21 @@
 """Scorecard of captions: measures of each clip, and a paired comparison of two sets of captions of the same clips.
 
-All measures come from the texts, the labels, the warnings and measured agreements; no model is asked. Two sets are
-compared clip by clip: the clips are drawn again (bootstrap), and a measure parts the sets only where the interval of
-the mean difference leaves zero out and enough clips differ.
+All measures come from the texts, the labels, the warnings, measured agreements and people's labels; no model is asked.
+Two sets are compared clip by clip: the clips are drawn again (bootstrap), and a measure parts the sets only where the
+interval of the mean difference leaves zero out and enough clips differ.
 """
 
 import difflib
 import itertools
-import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
 from soundcap.curate import CaptionRow, Rules, curate
-from soundcap.prompts import NoiseWarning, first_match
+from soundcap.human_labels import ADDED, HumanLabels, is_named, label_stems, stems
+from soundcap.prompts import NoiseWarning, first_match, label_matches
 
 LEVEL = 0.99
 """Share of the drawn differences that an interval holds: of 100 measures that do not differ,
@@ -27,8 +27,8 @@ AGREEMENT = "agreement with the sound"
 """Measure that is a mean cosine, and no share."""
 COMPARED = 2000
 """Words of a text up to which its changes are found one by one, which takes the square of their number."""
-PLAYED = frozenset({"playing", "people", "sound", "sounds", "other", "with", "from", "and", "the"})
-"""Words of labels that name no sound of their own."""
+BY_PEOPLE = "VGGSounder: "
+"""Beginning of the names of measures that people's labels of the clips decide."""
 
 Better = Literal["higher", "lower", ""]
 Run = tuple[Literal["same", "out", "in"], str]
@@ -54,17 +54,23 @@ class Measure:
         return float(np.nanmean(self.values)) if self.clips else float("nan")
 
 
-def measure(rows: Sequence[CaptionRow], rules: Rules, warnings: Sequence[NoiseWarning]) -> list[Measure]:
+def measure(
+    rows: Sequence[CaptionRow],
+    rules: Rules,
+    warnings: Sequence[NoiseWarning],
+    by_people: Mapping[str, HumanLabels] | None = None,
+) -> list[Measure]:
     """Measures of a set of captions, with values in the order of `rows`.
 
     - `kept`: share that curation keeps; `drop: R`: share that rule R drops, the first that fails.
     - `violates W`: of the clips that warning W reaches, share whose caption says what W forbids.
     - `silences W`: of the clips whose label is spared from W, because there the sound is true, share whose caption
       says nothing of it: over-suppression.
-    - `names label`: share whose caption has a word of the label, or one that begins like it.
+    - `names label`: share whose caption has a word of the label, in any regular inflection.
     - `words`: length of a caption.
     - AGREEMENT: of the caption; `below the label's own`: share of captions that agree less than their label. Both only
       if any row tells of it.
+    - BY_PEOPLE and the like: :func:`_measures_by_people`, by clip id, of those clips that have such labels.
     """
     verdicts = curate(rows, rules, warnings)
     found = [Measure("kept", "higher", _flags(verdict.kept for verdict in verdicts))]
@@ -80,7 +86,58 @@ def measure(rows: Sequence[CaptionRow], rules: Rules, warnings: Sequence[NoiseWa
         agreements = [row.agreement.caption if row.agreement is not None else np.nan for row in rows]
         found.append(Measure(AGREEMENT, "higher", np.array(agreements, float)))
         found.append(Measure("below the label's own", "lower", _flags(_below_label(row) for row in rows)))
-    return found
+    return found + _measures_by_people(rows, warnings, by_people or {})
+
+
+def _measures_by_people(
+    rows: Sequence[CaptionRow], warnings: Sequence[NoiseWarning], by_people: Mapping[str, HumanLabels]
+) -> list[Measure]:
+    """Measures that people's labels decide, as far as any clip has some.
+
+    A warning named in ADDED is against a sound that people flag where it was added. A label is of that sound if the
+    warning spares it or its own words say it. Where the sound was added, labels of it that are only heard tell of what
+    was added, and belong to no scene.
+
+    - `violates W`: of the clips with W's sound added and no label of it on screen, share whose caption says it.
+    - `silences W`: of the clips whose scene has a label that says W's sound, share whose caption says nothing of it.
+    - `names heard`: share of the scene's audible labels that the caption names; mean over clips.
+    - `names unheard`: of the clips with a label that is only seen, share whose caption names one.
+    """
+    of = [(row.caption, by_people.get(row.clip_id, HumanLabels())) for row in rows]
+    flagged = [warning for warning in warnings if warning.name in ADDED and warning.violations]
+    found: list[Measure] = []
+    for warning in flagged:
+        says = [first_match(warning.violations, caption) is not None for caption, _ in of]
+        added = [_is_only_added(warning, labels) for _, labels in of]
+        true = [any(first_match(warning.violations, label) for label in _of_scene(labels, flagged)) for _, labels in of]
+        violates = _flags(said if is_added else None for said, is_added in zip(says, added, strict=True))
+        silences = _flags(not said if is_true else None for said, is_true in zip(says, true, strict=True))
+        found.append(Measure(f"violates {warning.name}", "lower", violates))
+        found.append(Measure(f"silences {warning.name}", "lower", silences))
+    heard = [_share_named(_of_scene(labels, flagged), caption) for caption, labels in of]
+    unheard = [any(is_named(one, text) for one in labels.unheard) if labels.unheard else None for text, labels in of]
+    found.append(Measure("names heard", "higher", np.array(heard, float)))
+    found.append(Measure("names unheard", "lower", _flags(unheard)))
+    return [replace(one, name=BY_PEOPLE + one.name) for one in found if one.clips]
+
+
+def _is_of(warning: NoiseWarning, label: str) -> bool:
+    """True if a label is of the sound that a warning is against elsewhere."""
+    return label_matches(label, warning.except_labels) or first_match(warning.violations, label) is not None
+
+
+def _is_only_added(warning: NoiseWarning, labels: HumanLabels) -> bool:
+    return warning.name in labels.added and not any(_is_of(warning, label) for label in labels.on_screen)
+
+
+def _of_scene(labels: HumanLabels, flagged: Sequence[NoiseWarning]) -> list[str]:
+    """Audible labels, without those that tell of an added sound."""
+    added = [warning for warning in flagged if warning.name in labels.added]
+    return [*labels.on_screen, *(one for one in labels.off_screen if not any(_is_of(w, one) for w in added))]
+
+
+def _share_named(labels: Sequence[str], caption: str) -> float:
+    return sum(is_named(label, caption) for label in labels) / len(labels) if labels else float("nan")
 
 
 def distinct(captions: Sequence[str], n: int) -> float:
@@ -234,18 +291,14 @@ def _violates(warning: NoiseWarning, row: CaptionRow) -> bool | None:
 
 def _silences(warning: NoiseWarning, row: CaptionRow) -> bool | None:
     """True if a caption says nothing of the sound that its label has, which the warning is against elsewhere."""
-    is_true = row.label and (not warning.reaches(row.label) or first_match(warning.violations, row.label) is not None)
-    if warning.labels is not None or not is_true:
+    if warning.labels is not None or not row.label or not _is_of(warning, row.label):
         return None
     return first_match(warning.violations, row.caption) is None
 
 
 def _names_label(row: CaptionRow) -> bool | None:
-    words = [word for word in re.findall(r"\w{3,}", row.label.casefold()) if word not in PLAYED]
-    if not words:
-        return None
-    said = re.findall(r"\w+", row.caption.casefold())
-    return any(word.startswith(_beginning(of)) for of in words for word in said)
+    words = label_stems(row.label)
+    return bool(words & stems(row.caption)) if words else None
 
 
 def _below_label(row: CaptionRow) -> bool | None:
@@ -253,11 +306,6 @@ def _below_label(row: CaptionRow) -> bool | None:
         return None
     gain = row.agreement.caption - row.agreement.label
     return None if np.isnan(gain) else gain < 0
-
-
-def _beginning(word: str) -> str:
-    """Beginning that inflected forms share: bark of barking, hammer of hammering, dog of dog."""
-    return word[: max(4, len(word) - 3)]
 
 
 def _grams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:

@@ -40,6 +40,7 @@ from soundcap.caption_scores import (
     word_changes,
 )
 from soundcap.curate import CaptionRow
+from soundcap.human_labels import HumanLabels, human_labels, vggsound_id
 from soundcap.prompts import NoiseWarning
 
 MAX_PLAYED, MAX_LISTED = 12, 200
@@ -174,6 +175,7 @@ class Scorecard:
         distinct: distinct-2 of each side's captions.
         prompt: changes of the prompts' paragraphs.
         pairs: captions that differ, the most changed first.
+        labelled: clips of which VGGSounder has people's labels.
         without_agreement: why the agreement with the sound is not compared although a side has it, or "".
     """
 
@@ -185,6 +187,7 @@ class Scorecard:
     distinct: tuple[float, float]
     prompt: Sequence[Sequence[Run]]
     pairs: Sequence[CaptionPair]
+    labelled: int = 0
     without_agreement: str = ""
 
     def as_json(self) -> dict[str, Any]:
@@ -215,7 +218,7 @@ def score(config: Config, output: Output) -> tuple[list[Measure], float]:
     """Measures and distinct-2 of one output of captions."""
     clips = _made(config, _planned(config)[0])
     rows = list(Side("", config, output, clips, _agreement_of(config, output)).rows().values())
-    measures = measure(rows, config.curation.rules, judged_by(config, config))
+    measures = measure(rows, config.curation.rules, judged_by(config, config), _by_people(clips))
     return measures, distinct([row.caption for row in rows], 2)
 
 
@@ -231,6 +234,8 @@ def compare_sides(a: Side, b: Side) -> Scorecard:
         )
     rows_a, rows_b = [of_a[clip_id] for clip_id in common], [of_b[clip_id] for clip_id in common]
     rules, warnings = b.config.curation.rules, judged_by(a.config, b.config)
+    by_people = _by_people(a.clips) | _by_people(b.clips)
+    measures = [measure(rows, rules, warnings, by_people) for rows in (rows_a, rows_b)]
     pairs = [
         CaptionPair(x.clip_id, x.label, x.caption, y.caption, changed_share(x.caption, y.caption))
         for x, y in zip(rows_a, rows_b, strict=True)
@@ -241,12 +246,25 @@ def compare_sides(a: Side, b: Side) -> Scorecard:
         common=len(common),
         only=(len(of_a) - len(common), len(of_b) - len(common)),
         different=len(pairs),
-        comparisons=compare(measure(rows_a, rules, warnings), measure(rows_b, rules, warnings)),
+        comparisons=compare(*measures),
         distinct=(distinct([row.caption for row in rows_a], 2), distinct([row.caption for row in rows_b], 2)),
         prompt=paragraph_changes(a.paragraphs(), b.paragraphs()),
         pairs=sorted(pairs, key=lambda pair: (-pair.changed, pair.clip_id)),
+        labelled=len(by_people.keys() & set(common)),
         without_agreement=without_agreement,
     )
+
+
+def _by_people(clips: Output | None) -> dict[str, HumanLabels]:
+    """People's labels by clip id, of the clips that are VGGSound's and in VGGSounder."""
+    if clips is None:
+        return {}
+    names = ("clip_id", "video_id", "start_s")
+    rows = clips.rows(*names)
+    columns = (rows[name].to_pylist() for name in names)
+    ids = {clip: vggsound_id(video, start_s) for clip, video, start_s in zip(*columns, strict=True)}
+    found = human_labels(ids.values())
+    return {clip: found[name] for clip, name in ids.items() if name in found}
 
 
 def _without_agreement(a: Side, b: Side) -> str:

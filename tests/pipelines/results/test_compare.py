@@ -1,5 +1,6 @@
 """Comparison of captions in a finished store: which captions are meant, what is told, and the page."""
 
+import csv
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from pipelines.cli.soundcap import app
 from pipelines.engine.runner import run_stages
 from pipelines.engine.store import latest, open_store
 from pipelines.errors import UserError
-from pipelines.report.compare import Side, compare_sides, write_page
+from pipelines.report.compare import Side, compare_sides, score, write_page
 from pipelines.run_config import Config
 from pipelines.stages.captions import CaptionsStage
 from pipelines.stages.clips import ClipsStage
@@ -126,3 +127,52 @@ def test_the_command_prints_a_table_and_json(sides: tuple[Path, Path], tmp_path:
     assert "3 of 4 captions differ; no measure parts them" in said and (tmp_path / "page.html").exists()
     found: dict[str, Any] = json.loads(invoke("--json"))
     assert found["different"] == 3 and found["sides"][0]["captions"] == 4
+
+
+VIOLIN, ROOSTER = ("2NESqWU89V0", 338), ("17L2VkXtcQ0", 30)
+"""Clips of VGGSound's test split: playing violin; a rooster, with music that was added."""
+
+
+def test_people_judge_the_clips_that_they_labelled(
+    local_ray: None,
+    configure: Callable[..., Config],
+    caption: Callable[[Config, Sequence[str]], None],
+    source: Path,
+    tmp_path: Path,
+) -> None:
+    """Two of four films are told to be VGGSound's. Each label follows its clip, wherever that stands."""
+    table, ids = tmp_path / "table.csv", [VIOLIN, ("x", 1), ROOSTER, ("y", 2)]
+    films = sorted(file.name for file in (source / "videos").glob("*.mp4") if "broken" not in file.name)
+    with table.open("w", newline="") as file:
+        rows = [(film, *one, "train") for film, one in zip(films, ids, strict=True)]
+        csv.writer(file).writerows([("file", "video_id", "start_s", "split"), *rows])
+    files = []
+    for name, said in (("a", "Soft music."), ("b", "A rooster.")):
+        config = configure(tmp_path / "store", f"source.table={table}", f"captions.sampling.seed={len(files)}")
+        files.append(tmp_path / f"{name}.yaml")
+        files[-1].write_text(yaml.safe_dump(config.model_dump(mode="json")))
+        caption(config, [said] * len(films))
+    a, b = (Side.of(str(file), []) for file in files)
+    card = compare_sides(a, b)
+    found = {one.name: (one.clips, one.a, one.b) for one in card.comparisons if "VGGSounder" in one.name}
+    assert card.labelled == card.as_json()["labelled"] == 2
+    assert found == {
+        "VGGSounder: violates music": (1, 1, 0),
+        "VGGSounder: silences music": (1, 0, 1),
+        "VGGSounder: names heard": (2, 0, 0),
+    }
+    write_page(card, a, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "VGGSounder: violates music" in page and "gave to 2 of the clips" in " ".join(page.split())
+    done = CliRunner().invoke(app, ["compare", *map(str, files)], catch_exceptions=False)
+    assert "VGGSounder: violates" in done.output
+    measures, _ = score(b.config, b.captions)
+    assert {one.name: one.mean for one in measures}["VGGSounder: silences music"] == 1
+
+
+def test_other_sources_have_no_labels_of_people(sides: tuple[Path, Path], tmp_path: Path) -> None:
+    a, b = (Side.of(str(file), []) for file in sides)
+    card = compare_sides(a, b)
+    write_page(card, a, tmp_path / "page.html")
+    assert card.labelled == 0 and "VGGSounder" not in (tmp_path / "page.html").read_text()
+    assert not [one.name for one in card.comparisons if "VGGSounder" in one.name]
