@@ -169,6 +169,25 @@ class AgreementConfig(Section):
     execution: AgreementExecution = AgreementExecution()
 
 
+@dataclass(frozen=True)
+class JudgeSampling(Sampling):
+    """Decoding of a judge's answer, of which the first word counts."""
+
+    max_new_tokens: int = 8
+    """Most tokens of an answer, >= 1."""
+
+
+class JudgeConfig(Section):
+    """Judge of captions: an audio-visual model says if they tell only what is heard. Without this section: none."""
+
+    model: ModelRef
+    instruction: str = "prompts/judge.yaml"
+    """File of the instruction."""
+    frames: FrameSettings = FrameSettings()
+    sampling: JudgeSampling = JudgeSampling()
+    execution: CaptioningExecution = CaptioningExecution()
+
+
 class CurationConfig(Section):
     """Selection of the captions that the captioner may learn from."""
 
@@ -331,7 +350,7 @@ class ScoresConfig(Section):
 
 for _settings in (
     AgreementExecution, CaptioningExecution, ClipLimits, ClipsConfig, ClipsExecution, EngineOptions, FeaturesExecution,
-    FinetuneExecution, FinetuneSettings, FrameSettings, Rules, SamplesConfig, SamplesExecution, Sampling,
+    FinetuneExecution, FinetuneSettings, FrameSettings, JudgeSampling, Rules, SamplesConfig, SamplesExecution, Sampling,
     TrainExecution, TrainSettings,
 ):  # fmt: skip
     setattr(_settings, "__pydantic_config__", ConfigDict(extra="forbid"))  # noqa: B010 (mypy knows no such field)
@@ -345,6 +364,7 @@ class Config(Section):
     clips: ClipsConfig = ClipsConfig()
     captions: CaptionsConfig
     agreement: AgreementConfig | None = None
+    judge: JudgeConfig | None = None
     curation: CurationConfig = CurationConfig()
     captioner: CaptionerConfig
     silent_captions: SilentCaptionsConfig = SilentCaptionsConfig()
@@ -361,6 +381,7 @@ class Config(Section):
     def _fps_fit(self) -> Config:
         for name, fps in (
             ("captions.frames.fps", self.captions.frames.fps),
+            ("judge.frames.fps", 0.0 if self.judge is None else self.judge.frames.fps),
             ("captioner.training.frames.fps", self.captioner.training.frames.fps),
         ):
             if fps > self.clips.fps:

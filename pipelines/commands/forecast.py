@@ -96,7 +96,7 @@ def forecast(
 
 def _parts(stage: Stage, plan: StagePlan, config: Config, storage: Storage) -> list[Projection] | None:
     """Projection of each ledger's rows, or of a training's steps; None without a rate."""
-    execution = getattr(config, stage.name).execution
+    execution = getattr(config, stage.config_section).execution
     try:
         steps = stage.steps(config, storage, plan.rows_at_most or 0)
         recipes = {ledger: recipe.shared_digest for ledger, recipe in stage.work_recipes(config, storage).items()}

@@ -94,17 +94,24 @@ class Stage(ABC):
     """Base class of pipeline stages.
 
     Attributes:
+        section: section of the configuration, where it has not the stage's name.
         config_keys: configuration key of a part of the recipe's meaning, where it is not `<stage>.<part>`.
         is_model: its output is a model: its rows are examples of a training, and bound nobody else's.
         is_aside: it tells of some rows of another stage, perhaps of none, and its number of rows bounds nobody else's.
     """
 
     name: ClassVar[str]
+    section: ClassVar[str] = ""
     config_keys: ClassVar[Mapping[str, str]] = {}
     ledgers: ClassVar[tuple[str, ...]] = ()
     is_model: ClassVar[bool] = False
     is_aside: ClassVar[bool] = False
     reads: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def config_section(self) -> str:
+        """Name of its section in the configuration."""
+        return self.section or self.name
 
     def is_wanted(self, config: Config) -> bool:
         """Whether a configuration has this stage. Plan, run and report pass over one that is not wanted."""
@@ -337,7 +344,7 @@ class RowWork:
 
     @property
     def _execution(self) -> Workers:
-        execution: Workers = getattr(self.context.config, self.stage.name).execution
+        execution: Workers = getattr(self.context.config, self.stage.config_section).execution
         return execution
 
     def _check_share(self, failed: int, tasks: int | None = None) -> None:
@@ -345,9 +352,9 @@ class RowWork:
         rows, share = self.rows.carried.num_rows, self._execution.max_quarantined_share
         total = rows if tasks is None else tasks
         if failed > max(ALWAYS_ALLOWED_FAILURES * total / max(1, rows), share * total):
-            name = self.stage.name
+            name, section = self.stage.name, self.stage.config_section
             raise RunError(
-                f"{name}: {failed} of {total} rows quarantined, more than {name}.execution.max_quarantined_share "
+                f"{name}: {failed} of {total} rows quarantined, more than {section}.execution.max_quarantined_share "
                 f"({share:g}) allows, mostly for {self._commonest_failure()}; no later stage starts. Mend it and run "
                 "again with --retry-failed, or raise that key"
             )

@@ -10,6 +10,7 @@ from pipelines.stages.clips import ClipsStage, PlannedClipsStage
 from pipelines.stages.curation import CurationStage
 from pipelines.stages.features import FeaturesStage
 from pipelines.stages.flowley import FlowleyStage
+from pipelines.stages.judgements import JudgementsStage
 from pipelines.stages.listing import SourceListing
 from pipelines.stages.samples import SamplesStage
 from pipelines.stages.scores import ScoresStage
@@ -19,6 +20,7 @@ STAGES: list[Stage] = [
     ClipsStage(),
     CaptionsStage(),
     AgreementStage(),
+    JudgementsStage(),
     CurationStage(),
     CaptionerStage(),
     SilentCaptionsStage(),
@@ -40,8 +42,9 @@ def wanted_stages(config: Config, until: str | None = None, *, listing: SourceLi
     stages = [stage for stage in STAGES if stage.is_wanted(config)]
     names = [stage.name for stage in stages]
     if until is not None and until not in names:
-        is_one = until in {stage.name for stage in STAGES}
-        why = f"this configuration has no section {until}; add it, or take" if is_one else "no such stage; wanted"
+        sections = {stage.name: stage.config_section for stage in STAGES}
+        lacks = f"this configuration has no section {sections.get(until)}; add it, or take"
+        why = lacks if until in sections else "no such stage; wanted"
         raise UserError(f"--until {until}: {why} one of {', '.join(names)}")
     if listing is not None:
         stages[0] = PlannedClipsStage(listing)

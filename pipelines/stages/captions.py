@@ -225,12 +225,16 @@ def read_prompts(instruction: str, warnings: str | None) -> PromptSet:
 
 @dataclass
 class CaptionWorker:
-    """Captioning worker: engine and clip reader. `adapter`: storage name of a LoRA adapter's folder, or None."""
+    """Captioning worker: engine and clip reader.
+
+    adapter: storage name of a LoRA adapter's folder, or None. answer_column: the ledger's, for the model's answers.
+    """
 
     recipe: CaptionRecipe
     execution: CaptioningExecution
     storage: Storage
     adapter: str | None = None
+    answer_column: str = "caption"
     _stream: CaptionStream = field(init=False, repr=False)
     _readers: ThreadPoolExecutor = field(init=False, repr=False)
 
@@ -270,7 +274,7 @@ class CaptionWorker:
             elif isinstance(answer, _ReadingFault):
                 fault = answer.error
             else:
-                yield place, _row(answer)
+                yield place, self._row(answer)
         if fault is not None:
             raise fault
         if lost:
@@ -310,6 +314,13 @@ class CaptionWorker:
         except (MediaError, ValueError) as error:
             return Failed(type(error).__name__, one_line(error))
 
+    def _row(self, answer: str | Exception | Failed) -> Result:
+        if isinstance(answer, Failed):
+            return answer
+        if isinstance(answer, Exception):
+            return Failed(type(answer).__name__, one_line(answer))
+        return {self.answer_column: answer}
+
 
 @dataclass(frozen=True)
 class _ReadingFault:
@@ -320,11 +331,3 @@ class _ReadingFault:
 
 def _answer(answers: Queue[tuple[int, Any]], place: int, answer: Answer) -> None:
     answers.put((place, answer))
-
-
-def _row(answer: str | Exception | Failed) -> Result:
-    if isinstance(answer, Failed):
-        return answer
-    if isinstance(answer, Exception):
-        return Failed(type(answer).__name__, one_line(answer))
-    return {"caption": answer}

@@ -20,7 +20,9 @@ def test_every_key_has_a_meaning() -> None:
 
 
 def test_the_configurations_keys_are_listed_and_defaults_are_what_is_loaded() -> None:
-    config = load_config(ROOT / "configs" / "demo.yaml", ["agreement.model.path=some/clap"])
+    config = load_config(
+        ROOT / "configs" / "demo.yaml", [f"{name}.model.path=some/model" for name in ("agreement", "judge")]
+    )
     given = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text())
     for key in all_keys():
         value, written, is_written = config, given, True
@@ -42,3 +44,4 @@ def test_kinds_and_defaults() -> None:
     assert keys["root"].default == REQUIRED
     assert keys["agreement.model.path"].default == REQUIRED, "of a section that may be left out"
     assert keys["agreement.execution.device"].default == "cuda"
+    assert keys["judge.sampling.max_new_tokens"].default == "8", "not that of a caption"
