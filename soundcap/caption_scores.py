@@ -1,8 +1,8 @@
 """Scorecard of captions: measures of each clip, and a paired comparison of two sets of captions of the same clips.
 
-All measures come from the texts, the labels, the warnings, measured agreements and people's labels; no model is asked.
-Two sets are compared clip by clip: the clips are drawn again (bootstrap), and a measure parts the sets only where the
-interval of the mean difference leaves zero out and enough clips differ.
+All measures come from the texts, the labels, the warnings, measured agreements, a judge's verdicts and people's labels;
+no model is asked. Two sets are compared clip by clip: the clips are drawn again (bootstrap), and a measure parts the
+sets only where the interval of the mean difference leaves zero out and enough clips differ.
 """
 
 import difflib
@@ -25,6 +25,8 @@ LEAST_DIFFERENT = 8
 """Clips that must differ for a verdict: fewer all fall to one side by chance more often than once in a hundred."""
 AGREEMENT = "agreement with the sound"
 """Measure that is a mean cosine, and no share."""
+JUDGED = "judged true"
+"""Measure of a judge's verdicts."""
 COMPARED = 2000
 """Words of a text up to which its changes are found one by one, which takes the square of their number."""
 BY_PEOPLE = "VGGSounder: "
@@ -70,6 +72,7 @@ def measure(
     - `words`: length of a caption.
     - AGREEMENT: of the caption; `below the label's own`: share of captions that agree less than their label. Both only
       if any row tells of it.
+    - JUDGED: share of the clear verdicts that are true, if any row has one.
     - BY_PEOPLE and the like: :func:`_measures_by_people`, by clip id, of those clips that have such labels.
     """
     verdicts = curate(rows, rules, warnings)
@@ -86,6 +89,8 @@ def measure(
         agreements = [row.agreement.caption if row.agreement is not None else np.nan for row in rows]
         found.append(Measure(AGREEMENT, "higher", np.array(agreements, float)))
         found.append(Measure("below the label's own", "lower", _flags(_below_label(row) for row in rows)))
+    if any(row.judged_true is not None for row in rows):
+        found.append(Measure(JUDGED, "higher", _flags(row.judged_true for row in rows)))
     return found + _measures_by_people(rows, warnings, by_people or {})
 
 

@@ -93,6 +93,8 @@ class CaptionRow:
     """None where there is no sound to agree with, or nobody measured."""
     peak: float | None = None
     """Largest level of the clip's sound, of 1; None where it has none, or nobody measured."""
+    judged_true: bool | None = None
+    """A judge's verdict, as of `soundcap.judging`; None where it was unclear, or nobody judged."""
 
 
 @dataclass(frozen=True, slots=True)

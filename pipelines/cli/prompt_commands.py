@@ -140,6 +140,8 @@ def compare(
     if not as_json:
         if card.without_agreement:
             say(f"agreement with the sound is not compared: {card.without_agreement}")
+        if card.without_judgements:
+            say(f"a judge's verdicts are not compared: {card.without_judgements}")
         say(
             f"{card.summary}; judged by the rules of B and the warnings of both" + ("" if page is None else f"; {page}")
         )

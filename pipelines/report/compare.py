@@ -16,6 +16,7 @@ from pipelines.config_file import load_config
 from pipelines.engine.fingerprint import canonical, stage_fingerprint
 from pipelines.engine.model_pins import Unresolved
 from pipelines.engine.plan import StagePlan, make_plan
+from pipelines.engine.stage import Stage
 from pipelines.engine.store import Output, committed_outputs, open_store
 from pipelines.errors import UserError
 from pipelines.report.build import Media, clip_player, side_by_side
@@ -24,6 +25,7 @@ from pipelines.run_config import Config
 from pipelines.stages import wanted_stages
 from pipelines.stages.agreement import AgreementStage, caption_rows
 from pipelines.stages.captions import CaptionsStage, read_prompts
+from pipelines.stages.judgements import JudgementsStage
 from pipelines.stages.listing import SourceListing
 from soundcap.caption_scores import (
     AGREEMENT,
@@ -52,6 +54,7 @@ class Side:
     """Captions to compare: how they were named, their configuration, and their output with those that tell of it.
 
     agreement: of just these captions, by the model that the configuration names; None if it is not there.
+    judgements: the same, by the judge that the configuration names.
     """
 
     name: str
@@ -59,6 +62,7 @@ class Side:
     captions: Output
     clips: Output | None
     agreement: Output | None
+    judgements: Output | None
 
     @classmethod
     def of(cls, named: str, overrides: Sequence[str]) -> Side:
@@ -76,19 +80,25 @@ class Side:
                 f"made at most); run it first: `soundcap run {path} --until captions`, or, to compare with --canary N, "
                 f"`soundcap run {path} --canary N`"
             )
-        return cls(named, config, made, _made(config, clips), _agreement_of(config, made))
+        return cls(named, config, made, _made(config, clips), *_told_of(config, made))
 
-    def rows(self, *, with_agreement: bool = True) -> dict[str, CaptionRow]:
-        """Captions by clip id, with their agreements if those are there and asked for."""
+    def rows(self, *, with_agreement: bool = True, with_judgements: bool = True) -> dict[str, CaptionRow]:
+        """Captions by clip id, with their agreements and verdicts if those are there and asked for."""
         agreement = self.agreement.rows() if self.agreement is not None and with_agreement else None
+        judged = self.judgements.rows() if self.judgements is not None and with_judgements else None
         clips = None if self.clips is None else self.clips.rows("clip_id", "peak")
         captions = self.captions.rows("clip_id", "label", "caption", "prompt")
-        return {row.clip_id: row for row in caption_rows(captions, clips, agreement)}
+        return {row.clip_id: row for row in caption_rows(captions, clips, agreement, judged)}
 
     @property
     def heard_by(self) -> str:
         """Identity of the model that measured the agreement, or "" without one."""
         return "" if self.agreement is None else str(self.agreement.spec()["meaning"]["model"])
+
+    @property
+    def judge(self) -> dict[str, Any]:
+        """All that decides a judge's answers beside the captions, or {} without one."""
+        return {} if self.judgements is None else dict(self.judgements.spec()["meaning"])
 
     def paragraphs(self) -> list[str]:
         """Paragraphs of the instruction and of the warnings that made the captions."""
@@ -107,12 +117,17 @@ class Side:
         }
 
 
-def _agreement_of(config: Config, captions: Output) -> Output | None:
-    """Committed agreement of an output of captions, by the model that a configuration names; None if it is not there.
+def _told_of(config: Config, captions: Output) -> tuple[Output | None, Output | None]:
+    """Agreement and judgements of an output of captions, as of `_output_of_stage`."""
+    agreement, judgements = (_output_of_stage(one, config, captions) for one in (AgreementStage(), JudgementsStage()))
+    return agreement, judgements
+
+
+def _output_of_stage(stage: Stage, config: Config, captions: Output) -> Output | None:
+    """Committed output of a stage that tells of captions, by a configuration's model; None if it is not there.
 
     Found by what it was made of, since the captions may be earlier ones, which no plan of the configuration reaches.
     """
-    stage = AgreementStage()
     if not stage.is_wanted(config):
         return None
     digests = {"captions": captions.committed().digest, "clips": captions.spec()["inputs"]["clips"]}
@@ -177,6 +192,7 @@ class Scorecard:
         pairs: captions that differ, the most changed first.
         labelled: clips of which VGGSounder has people's labels.
         without_agreement: why the agreement with the sound is not compared although a side has it, or "".
+        without_judgements: the same of a judge's verdicts.
     """
 
     sides: Sequence[Mapping[str, Any]]
@@ -189,6 +205,7 @@ class Scorecard:
     pairs: Sequence[CaptionPair]
     labelled: int = 0
     without_agreement: str = ""
+    without_judgements: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """Plain data; numbers that are not there are None."""
@@ -217,15 +234,17 @@ def judged_by(a: Config, b: Config) -> list[NoiseWarning]:
 def score(config: Config, output: Output) -> tuple[list[Measure], float]:
     """Measures and distinct-2 of one output of captions."""
     clips = _made(config, _planned(config)[0])
-    rows = list(Side("", config, output, clips, _agreement_of(config, output)).rows().values())
+    rows = list(Side("", config, output, clips, *_told_of(config, output)).rows().values())
     measures = measure(rows, config.curation.rules, judged_by(config, config), _by_people(clips))
     return measures, distinct([row.caption for row in rows], 2)
 
 
 def compare_sides(a: Side, b: Side) -> Scorecard:
     """Scorecard of two sides. Raises UserError if no clip has a caption in both."""
-    without_agreement = _without_agreement(a, b)
-    of_a, of_b = (side.rows(with_agreement=not without_agreement) for side in (a, b))
+    without_agreement, without_judgements = _without_agreement(a, b), _without_judgements(a, b)
+    of_a, of_b = (
+        side.rows(with_agreement=not without_agreement, with_judgements=not without_judgements) for side in (a, b)
+    )
     common = sorted(of_a.keys() & of_b.keys())
     if not common:
         raise UserError(
@@ -252,6 +271,7 @@ def compare_sides(a: Side, b: Side) -> Scorecard:
         pairs=sorted(pairs, key=lambda pair: (-pair.changed, pair.clip_id)),
         labelled=len(by_people.keys() & set(common)),
         without_agreement=without_agreement,
+        without_judgements=without_judgements,
     )
 
 
@@ -275,6 +295,18 @@ def _without_agreement(a: Side, b: Side) -> str:
     if lacking:
         return f"{lacking[0]} has none by its configuration; `soundcap run` it until stage agreement"
     return f"measured by different models, {a.heard_by} and {b.heard_by}; give both configurations one agreement.model"
+
+
+def _without_judgements(a: Side, b: Side) -> str:
+    """Why a judge's verdicts cannot be compared although a side has them, or ""."""
+    if a.judge == b.judge:
+        return ""
+    lacking = [side.name for side in (a, b) if side.judgements is None]
+    if lacking:
+        return f"{lacking[0]} has none by its configuration; `soundcap run` it until stage judgements"
+    keys = {"prompts": "instruction"}
+    parts = [keys.get(part, part) for part in sorted(a.judge | b.judge) if a.judge.get(part) != b.judge.get(part)]
+    return f"judged by another {' and '.join(parts)}; give both configurations one section judge"
 
 
 def figure(name: str, value: float, *, signed: bool = False) -> str:

@@ -22,6 +22,7 @@ from pipelines.media.read import read_audio
 from pipelines.run_config import AgreementConfig, AgreementExecution, Config
 from pipelines.stages.model_refs import Model, model_of
 from soundcap.curate import Agreement, CaptionRow
+from soundcap.judging import judged_true
 
 if TYPE_CHECKING:
     from flowley.metrics.clap import Clap
@@ -93,7 +94,10 @@ def is_heard(captions: pa.Table) -> pa.ChunkedArray:
 
 
 def caption_rows(
-    captions: pa.Table, clips: pa.Table | None = None, agreement: pa.Table | None = None
+    captions: pa.Table,
+    clips: pa.Table | None = None,
+    agreement: pa.Table | None = None,
+    judgements: pa.Table | None = None,
 ) -> list[CaptionRow]:
     """Captions (clip_id, label, caption, prompt), with what was measured of their clips.
 
@@ -101,6 +105,7 @@ def caption_rows(
         captions: rows of stage `captions`.
         clips: rows of stage `clips` (clip_id, peak).
         agreement: rows of this stage for the same captions; one that lacks a caption with sound could not measure it.
+        judgements: rows of stage `judgements` (clip_id, answer) for the same captions.
     """
     # A caption without a prompt was given: nobody was to hear its clip.
     peaks = {} if clips is None else dict(zip(*(clips[name].to_pylist() for name in ("clip_id", "peak")), strict=True))
@@ -111,9 +116,13 @@ def caption_rows(
         found |= {clip: Agreement(math.nan, math.nan if label else None) for clip, label in zip(*columns, strict=True)}
         columns = (agreement[name].to_pylist() for name in ("clip_id", "agreement", "label_agreement"))
         found |= {clip: Agreement(*cosines) for clip, *cosines in zip(*columns, strict=True)}
+    verdicts: dict[str, bool | None] = {}
+    if judgements is not None:
+        answers = zip(*(judgements[name].to_pylist() for name in ("clip_id", "answer")), strict=True)
+        verdicts = {clip: judged_true(answer) for clip, answer in answers}
     columns = (captions[name].to_pylist() for name in ("clip_id", "label", "caption", "prompt"))
     return [
-        CaptionRow(clip, label, caption, found.get(clip), peaks.get(clip) if prompt else None)
+        CaptionRow(clip, label, caption, found.get(clip), peaks.get(clip) if prompt else None, verdicts.get(clip))
         for clip, label, caption, prompt in zip(*columns, strict=True)
     ]
 

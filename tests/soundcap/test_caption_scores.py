@@ -10,6 +10,7 @@ from scipy import stats
 
 from soundcap.caption_scores import (
     AGREEMENT,
+    JUDGED,
     LEAST_DIFFERENT,
     LEVEL,
     Measure,
@@ -59,6 +60,15 @@ def test_agreement_is_measured_where_it_is_known() -> None:
     assert found[AGREEMENT].mean == pytest.approx(0.2875) and found[AGREEMENT].clips == 4
     assert (found[AGREEMENT].better, found["below the label's own"].better) == ("higher", "lower")
     assert AGREEMENT not in {one.name for one in measure(ROWS, NO_RULES, [MUSIC])}
+
+
+def test_verdicts_are_a_measure_where_one_is_clear() -> None:
+    verdicts = [True, False, None, True, None, True]
+    rows = [replace(row, judged_true=one) for row, one in zip(ROWS, verdicts, strict=True)]
+    found = {one.name: one for one in measure(rows, NO_RULES, [MUSIC])}[JUDGED]
+    assert np.array_equal(found.values, [1, 0, np.nan, 1, np.nan, 1], equal_nan=True)
+    assert (found.mean, found.clips, found.better) == (0.75, 4, "higher")
+    assert JUDGED not in {one.name for one in measure(ROWS, NO_RULES, [MUSIC])}
 
 
 def test_distinct_runs_of_words() -> None:
