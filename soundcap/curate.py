@@ -72,6 +72,19 @@ VISUAL_WORDS = (
 )
 
 
+# Beside VISUAL_WORDS, words that one or two of do no harm in a caption of sounds. Left out are those that serve to
+# describe sound: a dog pants, a pan clatters, a cap pops, boots crunch, a tone is dark, a hum uniform.
+INAUDIBLE_WORDS = (
+    r"(?:beige|maroon|turquoise|teal|striped|plaid|checkered|floral|transparent|blurr(?:y|ed))",
+    r"(?:wears?|wore|clothe[sd]|clothing|outfits?|shirts?|t-shirts?|sweaters?|hoodies?|coats?|jackets?)",
+    r"(?:jeans|trousers|skirts?|dresses|(?<!hi-)hats?|scar(?:f|ves)|sunglasses|necklaces?|beards?|moustaches?|tattoos?)",
+    r"(?:appear(?:s|ed|ing|ances?)?|sees?|seeing|view(?:s|ed)?|show(?:s|ing)?|display(?:s|ed|ing)?|looks?|looking)",
+    r"(?:gaz(?:es?|ing)|star(?:es|ing)|smil(?:es?|ing)|poses?|posing|stands?|standing|sits?|sitting|seated|lean(?:s|ing))",
+    r"(?:camera(?! shutter)s?|zoom(?:s|ed|ing)?|lens(?:es)?|filmed|filming|on-?screen|sky|clouds?|sunlight|sunset)",
+    r"(?:posters?|banners?|watermarks?|subtitles?)",
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Agreement:
     """Agreement of texts with a clip's sound: cosines, -1 to 1; NaN where it could not be measured."""
@@ -141,15 +154,19 @@ class Rules:
     """Words of what can be seen but not heard."""
     max_visual_words: int | None = 1
     """`visual`: more of `visual_words` than this."""
+    inaudible_words: tuple[str, ...] = INAUDIBLE_WORDS
+    """More such words, a few of which do no harm: clothes, postures, looks, the camera."""
+    max_inaudible_share: float | None = field(default=0.2, metadata={"before": None})
+    """`inaudible`: larger share of the words is of `visual_words` or `inaudible_words`. One of six words is less."""
     agreement_margin: float | None = field(default=None, metadata={"before": None})
     """`below_label`: agreement with the sound that exceeds that of the clip's label by less than this, or that could
     not be measured. It takes the section `agreement`, and spares clips without sound or label."""
-    min_peak: float | None = 0.001
+    min_peak: float | None = field(default=0.001, metadata={"before": None})
     """`quiet`: the largest level of the clip's sound, of 1, is below this (0.001: -60 dBFS), so that hardly anything in
     it can be heard. It spares clips without sound."""
     max_duplicate_share: float | None = 0.001
     """`duplicate`: a larger share of all clips has this caption (punctuation and case apart)."""
-    near_duplicate_similarity: float | None = 0.8
+    near_duplicate_similarity: float | None = field(default=0.8, metadata={"before": None})
     """`near_duplicate`: a share beyond `max_duplicate_share` has nearly this caption. In (0, 1]: least Jaccard index of
     word bigrams; of 20 words one may differ at 0.8."""
     always_allowed_duplicates: int = 3
@@ -195,12 +212,20 @@ def curation_meaning(rules: Rules, warnings: Sequence[NoiseWarning]) -> dict[str
     judged = judged_warnings(rules, warnings)
     violations = [{"name": w.name, "mentions": list(w.violations)} | w.reach() for w in judged]
     as_before = {one.name for one in fields(rules) if getattr(rules, one.name) == one.metadata.get("before", ...)}
+    if rules.max_inaudible_share is None:
+        as_before.add("inaudible_words")  # no other rule reads it
     return {"rules": {k: v for k, v in asdict(rules).items() if k not in as_before}, "violations": violations}
 
 
 def judged_warnings(rules: Rules, warnings: Sequence[NoiseWarning]) -> list[NoiseWarning]:
     """The warnings that can drop a caption, in the order of `violations` in :func:`curation_meaning`."""
     return [warning for warning in warnings if rules.violations and warning.violations]
+
+
+def reasons(warnings: Sequence[NoiseWarning]) -> list[str]:
+    """Names of all rules that can drop a caption, in the order in which they apply, whether or not they are on."""
+    every, nothing = Rules(agreement_margin=0.0), CaptionRow("", "", "")
+    return [rule for rule, _ in _details(nothing, every, warnings, _Duplicates.of([""], every), 0)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,6 +283,7 @@ def _details(
     silent = rules.sound_words is not None and first_match(rules.sound_words, caption) is None
     yield "no_sound", "no word of a sound" if silent else None
     yield "visual", _visual(caption, rules)
+    yield "inaudible", _inaudible(caption, n_words, rules)
     yield "below_label", _below_label(row, rules)
     quiet = rules.min_peak is not None and row.peak is not None and row.peak < rules.min_peak
     yield "quiet", f"largest level {row.peak:g}" if quiet else None
@@ -304,6 +330,15 @@ def _visual(caption: str, rules: Rules) -> str | None:
         return None
     found = [match.group().lower() for match in compiled(rules.visual_words).finditer(caption)]
     return ", ".join(found) if len(found) > rules.max_visual_words else None
+
+
+def _inaudible(caption: str, n_words: int, rules: Rules) -> str | None:
+    if rules.max_inaudible_share is None:
+        return None
+    matches = compiled(rules.visual_words + rules.inaudible_words).finditer(caption)
+    found = [match.group().lower() for match in matches]
+    count = sum(len(_words(words)) for words in found)
+    return f"{count} of {n_words} words: {', '.join(found)}" if count > rules.max_inaudible_share * n_words else None
 
 
 def _below_label(row: CaptionRow, rules: Rules) -> str | None:

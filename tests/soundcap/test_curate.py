@@ -1,15 +1,13 @@
 """Curation rules on captions as models write them: each drops what it is for and spares its look-alikes."""
 
-import inspect
 import math
 import random
-import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from soundcap.curate import Agreement, CaptionRow, Rules, curate, curation_meaning
+from soundcap.curate import Agreement, CaptionRow, Rules, curate, curation_meaning, reasons
 from soundcap.prompts import load_prompts
 
 PROMPTS = Path(__file__).parents[2] / "prompts"
@@ -202,33 +200,146 @@ def test_a_clip_in_which_hardly_anything_is_heard_is_dropped(peak: float | None,
     assert verdict.kept
 
 
-def test_every_reason_has_a_case_here() -> None:
-    """Reasons are named in the docstrings of the rules' fields, and by the warnings."""
-    reasons = set(re.findall(r"(?<=[\" ])`([a-z_]+)`(?=:| without)", inspect.getsource(Rules)))
-    tested = {rule for rule, _ in BAD} | {"duplicate", "near_duplicate", "below_label", "quiet"}
-    assert {"empty", "too_long", "near_duplicate"} < reasons and reasons <= tested, reasons - tested
-    assert {warning.name for warning in WARNINGS if warning.violations} <= tested
+OFF = Rules(
+    min_words=None,
+    max_non_letter_share=None,
+    max_foreign_letter_share=None,
+    refusals=None,
+    max_words=None,
+    max_ngram_repeats=None,
+    max_compression_ratio=None,
+    meta_talk=None,
+    violations=False,
+    sound_words=None,
+    max_visual_words=None,
+    max_inaudible_share=None,
+    min_peak=None,
+    max_duplicate_share=None,
+    near_duplicate_similarity=None,
+)
+TWENTY = "one two three four five six seven eight nine ten a b c d e f g h i j"
+LAST_OF_TWENTY = TWENTY.replace(" e ", " x ")  # 19 of 23 pairs of words are in both
+
+
+def of(*captions: str, label: str = "dog barking") -> list[CaptionRow]:
+    return [row(caption, label, str(place)) for place, caption in enumerate(captions)]
+
+
+def agreeing(caption: float, label: float) -> list[CaptionRow]:
+    return [replace(row("A dog barks"), agreement=Agreement(caption, label))]
+
+
+def loud(peak: float) -> list[CaptionRow]:
+    return [replace(row("A dog barks"), peak=peak)]
+
+
+# Reason: the rule alone, captions that are just kept, and captions that are just dropped, with their detail.
+THRESHOLDS: list[tuple[str, dict[str, object], list[CaptionRow], list[CaptionRow], str]] = [
+    ("empty", {"min_words": 1}, of("barks"), of(" \n"), "no word"),
+    ("not_text", {"max_non_letter_share": 0.25}, of("barks b12"), of("bark b12"), "29% of it are no letters"),
+    (
+        "foreign_script",
+        {"max_foreign_letter_share": 0.1},
+        of("abcdefghi\u0436"),
+        of("abcdefgh\u0436"),
+        "11% of the letters",
+    ),
+    ("refusal", {"refusals": (r"I cannot",)}, of("A dog cannot bark"), of("I cannot hear"), "`i cannot`"),
+    ("too_short", {"min_words": 3}, of("a dog barks"), of("dog barks"), "2 words"),
+    ("repetition", {"max_ngram_repeats": 2}, of("a dog barks " * 2), of("a dog barks " * 3), "`a dog barks` 3 times"),
+    ("repetition", {"max_compression_ratio": 1.0}, of("bark"), of("bark" * 20), "compression ratio"),
+    ("too_long", {"max_words": 3}, of("a dog barks"), of("a big dog barks"), "4 words"),
+    ("meta_talk", {"meta_talk": (r"the video",)}, of("the videos bark"), of("The video barks"), "`the video`"),
+    ("music", {"violations": True}, of("A music box"), of("A music hall"), "`music`"),
+    ("speech", {"violations": True}, of("A man whispers"), of("A man speaks"), "`speaks`"),
+    ("no_sound", {"sound_words": (r"barks?",)}, of("A dog barks"), of("A dog sleeps"), "no word of a sound"),
+    ("visual", {"max_visual_words": 1}, of("A red dog barks"), of("A red dog is seen"), "red, seen"),
+    (
+        "inaudible",
+        {"max_inaudible_share": 0.25},
+        of("A red dog stands and barks near trees"),  # two of eight words
+        of("A red dog stands and barks loudly"),
+        "2 of 7 words: red, stands",
+    ),
+    ("below_label", {"agreement_margin": 0.125}, agreeing(0.375, 0.25), agreeing(0.37, 0.25), "agreement 0.370"),
+    ("quiet", {"min_peak": 0.1}, loud(0.1), loud(0.0999), "largest level 0.0999"),
+    (
+        "duplicate",
+        {"max_duplicate_share": 0.5, "always_allowed_duplicates": 1},
+        of("a dog barks", "A dog barks!", "bells ring", "rain falls"),
+        of("a dog barks", "A dog barks!", "a dog, barks"),
+        "3 of 3 clips",
+    ),
+    (
+        "duplicate",
+        {"max_duplicate_share": 0.0, "always_allowed_duplicates": 2},
+        of("a dog barks", "A dog barks!"),
+        of("a dog barks", "A dog barks!", "a dog, barks"),
+        "3 of 3 clips",
+    ),
+    (
+        "near_duplicate",
+        {"max_duplicate_share": 0.0, "always_allowed_duplicates": 1, "near_duplicate_similarity": 19 / 23 + 1e-9},
+        of(TWENTY, LAST_OF_TWENTY),
+        [],
+        "",
+    ),
+    (
+        "near_duplicate",
+        {"max_duplicate_share": 0.0, "always_allowed_duplicates": 1, "near_duplicate_similarity": 19 / 23},
+        [],
+        of(TWENTY, LAST_OF_TWENTY),
+        "more than 1 of 2 clips",
+    ),
+]
+
+
+@pytest.mark.parametrize(("reason", "rule", "kept", "dropped", "detail"), THRESHOLDS)
+def test_each_reason_on_both_sides_of_its_threshold(
+    reason: str, rule: dict[str, object], kept: list[CaptionRow], dropped: list[CaptionRow], detail: str
+) -> None:
+    alone = replace(OFF, **rule)  # type: ignore[arg-type]
+    assert [one.rule for one in curate(kept, alone, WARNINGS)] == [None] * len(kept)
+    found = curate(dropped, alone, WARNINGS)
+    assert [(one.kept, one.rule) for one in found] == [(False, reason)] * len(dropped)
+    assert all(one.detail and one.detail.startswith(detail) for one in found), found
+    assert all(one.kept for one in curate(kept + dropped, OFF, WARNINGS)), "it is this rule that drops them"
+
+
+def test_no_reason_is_without_a_threshold_that_is_tested() -> None:
+    assert list(dict.fromkeys(reason for reason, *_ in THRESHOLDS)) == reasons(WARNINGS)
 
 
 def test_every_rule_can_be_switched_off() -> None:
-    off = Rules(
-        min_words=None,
-        max_non_letter_share=None,
-        max_foreign_letter_share=None,
-        refusals=None,
-        max_words=None,
-        max_ngram_repeats=None,
-        max_compression_ratio=None,
-        meta_talk=None,
-        violations=False,
-        sound_words=None,
-        max_visual_words=None,
-        max_duplicate_share=None,
-        near_duplicate_similarity=None,
-        min_peak=None,
-    )
-    rows = [row(caption) for _, caption in BAD] * 5
-    assert all(verdict.kept for verdict in curate(rows, off, WARNINGS))
+    rows = [row(caption) for _, caption in BAD] * 5 + loud(1e-4)
+    assert all(verdict.kept for verdict in curate(rows, OFF, WARNINGS))
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "A man in a striped shirt sits on stage, smiling while it zooms and drums rattle.",
+        "Two people stand and look at the sky, wearing coats, while a dog barks.",
+    ],
+)
+def test_what_is_mostly_seen_is_inaudible(caption: str) -> None:
+    """One word of VISUAL_WORDS at most, which the rule `visual` lets pass."""
+    (verdict,) = curate([row(caption)], Rules(), WARNINGS)
+    assert verdict.rule == "inaudible", verdict
+    assert curate([row(caption)], Rules(max_inaudible_share=None), WARNINGS)[0].kept
+
+
+def test_one_word_of_what_is_seen_drops_no_caption() -> None:
+    """The shortest caption that is long enough has six words."""
+    (verdict,) = curate([row("A red siren wails in distance.")], Rules(), WARNINGS)
+    assert verdict.kept and Rules().min_words == 6
+
+
+def test_the_newer_rules_are_of_curations_meaning_only_while_they_are_on() -> None:
+    meaning = curation_meaning(OFF, WARNINGS)["rules"]
+    newer = {"inaudible_words", "max_inaudible_share", "min_peak", "near_duplicate_similarity"}
+    assert not newer & set(meaning)
+    assert newer <= set(curation_meaning(Rules(), ())["rules"])
 
 
 @pytest.mark.parametrize(
