@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -126,6 +126,7 @@ def test_agreement_that_one_set_lacks_is_no_zero() -> None:
     assert found.clips == 0 and found.verdict == "" and np.isnan(found.a)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_intervals_are_those_of_scipy(seed: int) -> None:
     """The same percentile bootstrap, drawn clip by clip: ends agree within the noise of the draws."""
