@@ -7,6 +7,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+
+class NoAnswer(ValueError):
+    """Hub that cannot be reached, or does not answer in time."""
+
+
 ANSWER_S = 5.0
 """Time in which the hub has to answer a first question."""
 
@@ -66,7 +71,8 @@ def commit_of(hub_id: str, revision: str | None) -> tuple[str, str | None]:
     Without an answer within ANSWER_S: the commit, without licence, that this machine's cache of the hub has for it.
 
     Raises:
-        ValueError: the hub has no such model or revision, or it does not answer and the cache has none.
+        ValueError: the hub has no such model or revision.
+        NoAnswer: it does not answer, and the cache has none.
     """
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
@@ -79,7 +85,7 @@ def commit_of(hub_id: str, revision: str | None) -> tuple[str, str | None]:
         try:
             cached = snapshot_download(hub_id, revision=revision, local_files_only=True, allow_patterns=[])
         except (OSError, ValueError):
-            raise ValueError(f"{hub_id}: {_why_not(error, revision)}") from error
+            raise NoAnswer(f"{hub_id}: {_why_not(error, revision)}") from error
         return Path(cached).name, None
     return str(info.sha), licence_in(info.card_data or {})
 

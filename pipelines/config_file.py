@@ -68,8 +68,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     for override in overrides:
         _apply(data, override)
     try:
+        text = json.dumps(data, default=str)
+    except (ValueError, RecursionError, TypeError) as error:
+        raise UserError(f"{path}: a section holds itself, or has a key that is no text ({error})") from error
+    try:
         # Strict in JSON's terms: else `true` and "1" are numbers, though a list may stay a tuple's value.
-        return Config.model_validate_json(json.dumps(data, default=str), strict=True)
+        return Config.model_validate_json(text, strict=True)
     except ValidationError as error:
         faults = "; ".join(_explain(dict(fault)) for fault in error.errors())
         raise UserError(f"{path}: {faults}") from error

@@ -130,7 +130,7 @@ class CaptionsConfig(Section):
     frames: FrameSettings = FrameSettings()
     sampling: Sampling = Sampling()
     candidates: int = Field(
-        default=1, ge=1, description="captions a clip, of as many seeds from sampling.seed on; all are kept"
+        default=1, ge=1, le=64, description="captions a clip, of as many seeds from sampling.seed on; all are kept"
     )
     choose: ChoiceRule = Field(
         default="consensus", description="rule by which one of them is chosen: the most like the others, or as named"

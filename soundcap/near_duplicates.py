@@ -24,7 +24,7 @@ def near_copies(captions: Sequence[str], similarity: float, most: int) -> list[i
 
     Args:
         captions: their order changes nothing. Case and punctuation are no difference.
-        similarity: least Jaccard index, in (0, 1], of nearly the same captions.
+        similarity: least Jaccard index, in [0.2, 1], of nearly the same captions.
         most: number up to which the counts are exact; a larger one is anything above it.
     """
     texts = [" ".join(re.findall(r"\w+", caption.casefold())) for caption in captions]
@@ -66,7 +66,7 @@ def _shape(similarity: float) -> tuple[int, int]:
     for rows in range(1, 9):
         if similarity**rows < 1:
             shapes.append((math.ceil(math.log(MISSED) / math.log1p(-(similarity**rows))), rows))
-    return max((shape for shape in shapes if shape[0] <= BANDS), key=lambda one: one[1], default=shapes[0])
+    return max((shape for shape in shapes if shape[0] <= BANDS), key=lambda one: one[1])
 
 
 def _signatures(sets: Sequence[set[Bigram]], bands: int, rows: int) -> Iterator[np.ndarray]:

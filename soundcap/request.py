@@ -11,6 +11,10 @@ MIN_AUDIO_S = 0.05
 _MAX_PEAK = 2.0
 
 
+SEEDS = "[0, 9223372036854775000]"
+"""Seeds that torch and vLLM take, and a little room for candidates."""
+
+
 @dataclass(frozen=True, slots=True)
 class CaptionRequest:
     """Decoded clip with its prompt. Raises ValueError for a field that does not hold what is described here."""
@@ -29,7 +33,7 @@ class CaptionRequest:
     """Seed of its answer, >= 0; None: the sampling's."""
 
     def __post_init__(self) -> None:
-        check_fields(self, seed="[0, inf)")
+        check_fields(self, seed=SEEDS)
         if not isinstance(self.prompt, str) or not self.prompt.strip():
             raise ValueError(f"prompt: got {self.prompt!r}, wanted text that is not blank")
         _check_frames(self.frames)
@@ -77,7 +81,7 @@ class Sampling:
     """>= 0. Seeds each request by itself; in vllm an answer may all the same depend on what shares its batch."""
 
     def __post_init__(self) -> None:
-        ranges = {"max_new_tokens": "[1, inf)", "temperature": "[0, inf)", "top_p": "(0, 1]", "seed": "[0, inf)"}
+        ranges = {"max_new_tokens": "[1, inf)", "temperature": "[0, inf)", "top_p": "(0, 1]", "seed": SEEDS}
         check_fields(self, **ranges, repetition_penalty="(0, inf)")
 
 

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from pipelines.engine.ledger import DAMAGED, LEDGERS, LIVE, Damage, Ledger, Part, names_any
 from pipelines.engine.model_files import FILES, MODELS, mirrored_file
+from pipelines.engine.model_pins import PINS
 from pipelines.engine.storage import Storage
 from pipelines.engine.store import LATEST, MANIFEST, ROWS, SHA256_SUFFIX, Output
 from pipelines.errors import RunError
@@ -85,12 +86,13 @@ def fsck(storage: Storage) -> Iterator[Finding]:
         for name, sha256 in (storage.find_record(record) or {"files": {}})["files"].items():
             problem = _problem(storage, mirrored_file(record, name), sha256)
             if problem:
-                yield Finding(
-                    mirrored_file(record, name), problem, "a model, which `soundcap fetch-models` fetches again"
-                )
+                yield Finding(mirrored_file(record, name), problem, "a model: --repair, then `soundcap fetch-models`")
     for info in storage.files(recursive=True):
         if info.name.rpartition("/")[2] in (LIVE, LATEST) and storage.find_record(info.name) is None:
             yield Finding(info.name, "its content is not what was written", "nothing: --repair writes it again")
+    if storage.exists(PINS) and storage.find_record(PINS) is None:
+        cost = "the commits of branches: after --repair the next run asks the hub for them"
+        yield Finding(PINS, "its content is not what was written", cost)
 
 
 def repair(storage: Storage, findings: list[Finding]) -> None:

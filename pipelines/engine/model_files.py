@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from flowley.hub import find_folder, hub_files
-from pipelines.engine.fingerprint import file_sha256
+from pipelines.engine.fingerprint import digest, file_sha256
 from pipelines.engine.node_cache import on_this_node
 from pipelines.engine.storage import Storage
 from pipelines.errors import UserError
@@ -65,19 +65,44 @@ def local_folder(
         say: takes a line about what is fetched, or waited for.
 
     Raises:
-        UserError: no mirror, and the hub cannot be reached or has no such model.
+        UserError: no mirror, and the hub cannot be reached or has no such model; or a mirror that is not whole.
         MachineFault: the node's disk is too small.
     """
     if Path(path).is_dir():
         return path
     folder = mirror_of(path, revision or "")
-    names = mirrored(storage, path, revision)
-    if not names:
+    digests = mirrored(storage, path, revision)
+    if not digests:
         return str(hub_folder(path, revision, files, say))
+    try:
+        copies = _held.enter_context(on_this_node(storage, [f"{folder}/{name}" for name in digests], say))
+        with _one_at_a_time(path, say):
+            for name, sha256 in digests.items():
+                _check(copies[f"{folder}/{name}"], sha256)
+    except (FileNotFoundError, _Damaged) as error:
+        raise UserError(
+            f"{storage.address(folder)}: a file of this model is gone or not what was written ({error}); "
+            "`soundcap fsck CONFIG --repair`, then `soundcap fetch-models CONFIG`, put it there again"
+        ) from error
     if storage.is_local:
         return storage.path(folder)
-    copies = _held.enter_context(on_this_node(storage, [f"{folder}/{name}" for name in names], say))
-    return str(_linked(f"{path}/{revision}", {name[len(folder) + 1 :]: copy for name, copy in copies.items()}))
+    return str(_linked(f"{path}/{revision}", {name: copies[f"{folder}/{name}"] for name in digests}))
+
+
+class _Damaged(Exception):
+    """File that has another SHA-256 than its record."""
+
+
+def _check(file: Path, sha256: str) -> None:
+    """Compares a file with its SHA-256, once a node while it does not change. Raises _Damaged, FileNotFoundError."""
+    status = file.stat()
+    seen = _node_folder() / "checked" / digest([str(file), status.st_size, status.st_mtime_ns, sha256])
+    if seen.exists():
+        return
+    if file_sha256(file) != sha256:
+        raise _Damaged(file.name)
+    seen.parent.mkdir(parents=True, exist_ok=True)
+    seen.touch()
 
 
 def mirrored(storage: Storage, path: str, revision: str | None) -> dict[str, str]:
@@ -125,13 +150,18 @@ def mirror(
 
 def _linked(name: str, copies: dict[str, Path]) -> Path:
     """Folder of links to a node's copies of a model's files, the same for all processes of a user."""
-    folder = Path(tempfile.gettempdir()) / f"soundcap.models-{os.getuid()}" / name
+    folder = _node_folder() / name
     for file, copy in copies.items():
         link, new = folder / file, folder / f"{file}.{uuid.uuid4().hex}"
         link.parent.mkdir(parents=True, exist_ok=True)
         new.symlink_to(copy)
         new.replace(link)
     return folder
+
+
+def _node_folder() -> Path:
+    """Folder of this user on this node for what is known of models' files."""
+    return Path(tempfile.gettempdir()) / f"soundcap.models-{os.getuid()}"
 
 
 @contextmanager

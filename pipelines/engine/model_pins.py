@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from flowley.hub import commit_of, licence_in
+from flowley.hub import NoAnswer, commit_of, is_hub_id, licence_in
 from pipelines.engine.model_files import MODELS, is_commit
 from pipelines.engine.storage import Storage
 from pipelines.errors import UserError
@@ -68,7 +68,7 @@ def is_on_hub(reference: Reference, key: str) -> bool:
     folder = Path(path)
     if folder.is_dir():
         return False
-    if folder.is_absolute() or path.startswith((".", "~")) or path.count("/") != 1:
+    if folder.is_absolute() or path.startswith((".", "~")) or path.count("/") != 1 or not is_hub_id(path):
         raise UserError(f"{key}.path: no such checkpoint folder {path!r}; give a folder or a hub id owner/name")
     if not reference.revision:
         raise UserError(f"{key}.revision: missing; a hub model is pinned to a commit, or old captions would change")
@@ -76,8 +76,13 @@ def is_on_hub(reference: Reference, key: str) -> bool:
 
 
 def read_pins(storage: Storage) -> dict[str, Pin]:
-    """Pins that a store has recorded."""
+    """Pins that a store has recorded. Raises UserError for a damaged record: a branch would move in silence."""
     record = storage.find_record(PINS)
+    if record is None and storage.exists(PINS):
+        raise UserError(
+            f"{storage.address(PINS)}: not what was written, so the commits of branches are not known; put it back "
+            "from a copy, or let `soundcap fsck CONFIG --repair` set it aside: the next run asks the hub again"
+        )
     return {} if record is None else {name: Pin(**pin) for name, pin in record.items()}
 
 
@@ -91,10 +96,14 @@ def write_pins(storage: Storage, new: Pins) -> None:
 def ask_for(reference: Reference, key: str) -> Pin:
     """Pin of a hub model as the hub says, or this machine's cache of it if the hub does not answer.
 
-    Raises UserError: neither knows it.
+    Raises:
+        UserError: the hub has no such model or revision.
+        NoAnswer: it does not answer, and the cache does not know it.
     """
     try:
         commit, licence = commit_of(str(reference.path), reference.revision)
+    except NoAnswer:
+        raise
     except ValueError as error:
         raise UserError(f"{key}: {error}") from error
     return Pin(commit, licence, time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()))
@@ -116,7 +125,7 @@ def ask_new(config: Config, storage: Storage, *, update: bool = False) -> tuple[
 
     The second value says why the others stay unresolved, if the hub does not know or answer.
     """
-    known, found, fault, is_silent = {} if update else read_pins(storage), {}, "", False
+    known, found, faults, is_silent = {} if update else read_pins(storage), {}, [], False
     for key, reference in references(config).items():
         name = f"{reference.path}@{reference.revision}"
         with contextlib.suppress(UserError):  # which its stage raises
@@ -125,9 +134,11 @@ def ask_new(config: Config, storage: Storage, *, update: bool = False) -> tuple[
             try:
                 found[name] = ask_for(reference, key)
             except UserError as error:
+                faults.append(str(error))
+            except NoAnswer as error:
                 is_silent = True
-                fault = "" if is_commit(reference.revision) else str(error)
-    return found, fault
+                faults += [] if is_commit(reference.revision) else [f"{key}: {error}"]
+    return found, "; ".join(dict.fromkeys(faults))
 
 
 def pinned(config: Config, pins: Pins) -> Config:

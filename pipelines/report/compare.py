@@ -216,10 +216,13 @@ class Scorecard:
     def summary(self) -> str:
         """Result of the comparison, in one line."""
         words = [f"{self.different} of {self.common} captions differ"]
+        alone = zip(self.only, "AB", strict=True)
+        words += [f"{count} of {side} alone are not compared" for count, side in alone if count]
         for verdict, told in (("better", "B is better in"), ("worse", "B is worse in"), ("parts", "they part in")):
             names = [one.name for one in self.comparisons if one.verdict == verdict]
             words += [f"{told} {', '.join(names)}"] * bool(names)
-        return "; ".join(words if len(words) > 1 else [*words, "no measure parts them"])
+        is_told = any(one.verdict for one in self.comparisons)
+        return "; ".join(words if is_told else [*words, "no measure parts them"])
 
 
 def judged_by(a: Config, b: Config) -> list[NoiseWarning]:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 LEDGER = "agreements"
 """Not the stage's name, which is that of a column."""
 COSINES = pa.schema([("agreement", pa.float32()), ("label_agreement", pa.float32())])
-"""Of the caption, and of the label, which is null where there is none."""
+"""Cosines of the caption and of the label with the sound; the label's is null where there is none."""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ def test_shipped_configurations_are_valid() -> None:
     ("override", "message"),
     [
         ("clips.fps=fast", "clips.fps: got 'fast', wanted"),
+        ("captions.candidates=65", "captions.candidates: got 65, wanted less than or equal to 64"),
+        ("captions.sampling.seed=99999999999999999999", "captions.sampling.seed: got 99999999999999999999"),
         ("clips.fps=true", "clips.fps: got True, wanted integer"),
         ('clips.fps="25"', "clips.fps: got '25', wanted integer"),
         ("prices={CPU: true}", "prices.CPU: got True, wanted number"),
@@ -47,7 +49,7 @@ def test_wrong_values_are_one_line(override: str, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["- a\n- b\n", "root: [unclosed", "", "\x00"])
+@pytest.mark.parametrize("text", ["- a\n- b\n", "a: &a [*a]\nroot: x\n", "root: [unclosed", "", "\x00"])
 def test_files_that_are_no_configuration(tmp_path: Path, text: str) -> None:
     file = tmp_path / "c.yaml"
     file.write_text(text)

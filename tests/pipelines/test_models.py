@@ -174,6 +174,8 @@ def test_processes_of_a_node_fetch_a_model_once(hub: Path, tmp_path: Path) -> No
     ("model", "revision", "message"),
     [
         ("tiny/none", "main", "the hub has no such model, or none that you may see"),
+        ("tiny/omni", "f" * 40, "the hub has no revision"),
+        ("tiny/om ni", "main", "no such checkpoint folder 'tiny/om ni'; give a folder or a hub id"),
         ("tiny/omni", "v9", "the hub has no revision 'v9' of it"),
         ("tiny/gated", "main", "the hub gives it to those alone who accepted its terms"),
     ],
@@ -188,6 +190,44 @@ def test_what_the_hub_refuses_is_one_line(
         fetch_models(config, None, update=False, say=no_lines.append)
     assert "captions.model" in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "store").exists()
+
+
+def test_a_model_of_a_damaged_mirror_is_not_loaded(hub: Path, tmp_path: Path, no_lines: list[str]) -> None:
+    """Zeros amid its weights leave the size as it is: captions would be other ones, in silence."""
+    config = _config(tmp_path)
+    fetch_models(config, None, update=False, say=no_lines.append)
+    storage, name = Storage(config.root), f"{mirror_of('tiny/omni', FIRST)}/model.safetensors"
+    assert local_folder(storage, "tiny/omni", FIRST) == storage.path(mirror_of("tiny/omni", FIRST))
+    whole = storage.read_bytes(name)
+    storage.write_bytes(name, whole[:-2000] + bytes(1000) + whole[-1000:])
+    with pytest.raises(UserError, match=r"not what was written \(model.safetensors\); `soundcap fsck CONFIG --repair`"):
+        local_folder(storage, "tiny/omni", FIRST)
+    storage.remove(name)
+    with pytest.raises(UserError, match="a file of this model is gone"):
+        local_folder(storage, "tiny/omni", FIRST)
+
+
+def test_a_damaged_record_of_commits_moves_no_branch(hub: Path, tmp_path: Path, no_lines: list[str]) -> None:
+    config = _config(tmp_path)
+    fetch_models(config, None, update=False, say=no_lines.append)
+    storage = Storage(config.root)
+    _set_main(hub, SECOND)
+    storage.write_bytes(PINS, storage.read_bytes(PINS)[:100])
+    with pytest.raises(UserError, match=r"pins.json: not what was written.*fsck CONFIG --repair"):
+        ask_new(config, storage)
+    [finding] = list(fsck(storage))
+    assert finding.name == PINS
+    repair(storage, [finding])
+    assert ask_new(config, storage)[0]["tiny/omni@main"].commit == SECOND
+
+
+def test_one_model_that_the_hub_refuses_leaves_the_others(hub: Path, tmp_path: Path) -> None:
+    config = _config(tmp_path, "captioner.model={path: tiny/omni, revision: main}", revision="f" * 40)
+    pins, fault = ask_new(config, Storage(config.root))
+    assert (
+        list(pins) == ["tiny/omni@main"]
+        and fault == f"captions.model: tiny/omni: the hub has no revision {'f' * 40!r} of it"
+    )
 
 
 def test_a_damaged_mirror_is_found_and_fetched_again(hub: Path, tmp_path: Path, no_lines: list[str]) -> None:

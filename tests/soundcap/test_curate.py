@@ -388,8 +388,8 @@ def test_unusable_settings_name_the_field() -> None:
         Rules(meta_talk=("(",))
     with pytest.raises(ValueError, match=r"max_words: got -1, wanted 0 or more"):
         Rules(max_words=-1)
-    with pytest.raises(ValueError, match=r"near_duplicate_similarity: got 0, wanted more than 0 and at most 1"):
-        Rules(near_duplicate_similarity=0)
+    with pytest.raises(ValueError, match=r"near_duplicate_similarity: got 0.19, wanted 0.2 to 1, or none"):
+        Rules(near_duplicate_similarity=0.19)
     with pytest.raises(ValueError, match=r"near_duplicate_similarity: got 1.5"):
         Rules(near_duplicate_similarity=1.5)
     with pytest.raises(ValueError, match=r"agreement_margin: got nan, wanted 0 or more"):
