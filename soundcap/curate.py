@@ -167,8 +167,8 @@ class Rules:
     max_duplicate_share: float | None = 0.001
     """`duplicate`: a larger share of all clips has this caption (punctuation and case apart)."""
     near_duplicate_similarity: float | None = field(default=0.8, metadata={"before": None})
-    """`near_duplicate`: a share beyond `max_duplicate_share` has nearly this caption. From 0.2 to 1: least Jaccard index
-    of word bigrams; of 20 words one may differ at 0.8."""
+    """`near_duplicate`: a share beyond `max_duplicate_share` has nearly this caption. From 0.2 to 1: least Jaccard
+    index of word bigrams; of 20 words one may differ at 0.8."""
     always_allowed_duplicates: int = 3
     """Number of clips that may share a caption whatever their share: in a small corpus one clip is a large share."""
 
