@@ -7,7 +7,7 @@ from typing import Any, ClassVar, get_type_hints
 
 import pytest
 
-from pipelines.config_file import load_config
+from pipelines.config_file import load_config, section_of
 from pipelines.engine.plan import explain, make_plan
 from pipelines.engine.recipe import Recipe
 from pipelines.engine.runner import run_stages
@@ -68,7 +68,7 @@ def test_another_number_of_rows_is_said(tmp_path: Path) -> None:
 def test_named_keys_are_configuration_keys(key: str) -> None:
     section: Any = Config
     for name in key.split("."):
-        section = get_type_hints(section)[name]
+        section = section_of(get_type_hints(section)[name])
 
 
 def _spec(*warnings: tuple[str, str], file: str = "w.yaml") -> dict[str, Any]:
