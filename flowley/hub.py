@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 
 class NoAnswer(ValueError):
@@ -65,10 +65,18 @@ def find_folder(
         raise ValueError(f"{path_or_id}: no folder, and {_why_not(error, revision)}; wanted {wanted}") from error
 
 
-def commit_of(hub_id: str, revision: str | None) -> tuple[str, str | None]:
-    """Commit that a revision of a hub id stands for, and the licence that its card names, or None.
+class HubModel(NamedTuple):
+    """Model of the hub at a revision: its commit, and the licence of its card and `model_type`, None where not said."""
 
-    Without an answer within ANSWER_S: the commit, without licence, that this machine's cache of the hub has for it.
+    commit: str
+    licence: str | None
+    model_type: str | None
+
+
+def describe(hub_id: str, revision: str | None) -> HubModel:
+    """What the hub says of a revision of a hub id.
+
+    Without an answer within ANSWER_S: the commit alone that this machine's cache of the hub has for it.
 
     Raises:
         ValueError: the hub has no such model or revision.
@@ -86,8 +94,8 @@ def commit_of(hub_id: str, revision: str | None) -> tuple[str, str | None]:
             cached = snapshot_download(hub_id, revision=revision, local_files_only=True, allow_patterns=[])
         except (OSError, ValueError):
             raise NoAnswer(f"{hub_id}: {_why_not(error, revision)}") from error
-        return Path(cached).name, None
-    return str(info.sha), licence_in(info.card_data or {})
+        return HubModel(Path(cached).name, None, None)
+    return HubModel(str(info.sha), licence_in(info.card_data or {}), (info.config or {}).get("model_type"))
 
 
 def licence_in(card: Any) -> str | None:
@@ -129,9 +137,15 @@ _MEDIA = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".svg", ".pdf", ".mp4", ".mo
 def hub_files(hub_id: str, files: Sequence[str] | None, *, revision: str | None, **download: Any) -> list[Any]:
     """The `files` (as in `find_folder`) of a hub id: `filename`, `file_size` in bytes and `will_download` of each."""
     from huggingface_hub import snapshot_download
+    from huggingface_hub.utils.tqdm import tqdm
 
+    class NoBar(tqdm):  # type: ignore[type-arg]
+        def __init__(self, *arguments: Any, **settings: Any) -> None:
+            super().__init__(*arguments, **{**settings, "disable": True})  # type: ignore[no-untyped-call]
+
+    patterns = None if files is None else list(files)
     found: Any = snapshot_download(
-        hub_id, revision=revision, dry_run=True, allow_patterns=None if files is None else list(files), **download
+        hub_id, revision=revision, dry_run=True, allow_patterns=patterns, tqdm_class=NoBar, **download
     )
     names = {one.filename for one in found} if files is not None else set(needed(one.filename for one in found))
     return [one for one in found if one.filename in names]

@@ -114,6 +114,8 @@ def _explain(fault: dict[str, Any]) -> str:
         told = str(fault["ctx"]["error"])
         return f"{key}.{told}" if dataclasses.is_dataclass(_type_at(fault["loc"])) else told
     wanted = fault["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+    if fault["type"] == "string_type" and isinstance(fault["input"], bool | int | float):
+        wanted = "text: put it in quotes, as it is to be read"  # 0012 is 10 already
     return f"{key}: got {fault['input']!r}, wanted {wanted}"
 
 

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from soundcap.near_duplicates import near_copies
-from soundcap.prompts import NoiseWarning, compiled, first_match
+from soundcap.prompts import NoiseWarning, compiled, first_match, pattern_fault
 
 # The lists hold what a sound caption has no good reason to say. Words that also serve to describe sound are left out
 # on purpose: a siren is a *warning* siren, hooves go *clip*-clop, a window *frame* rattles. Words of added music and
@@ -177,11 +177,8 @@ class Rules:
             value = getattr(self, one.name)
             if isinstance(value, int | float) and not value >= 0:
                 raise ValueError(f"{one.name}: got {value}, wanted 0 or more, or none to switch the rule off")
-            if isinstance(value, tuple):
-                try:
-                    compiled(value)
-                except re.error as error:
-                    raise ValueError(f"{one.name}: not a regular expression: {error}") from error
+            if isinstance(value, tuple) and (fault := pattern_fault(value)):
+                raise ValueError(f"{one.name}: {fault}")
         if self.near_duplicate_similarity is not None and not 0.2 <= self.near_duplicate_similarity <= 1:
             got = self.near_duplicate_similarity
             raise ValueError(f"near_duplicate_similarity: got {got}, wanted 0.2 to 1, or none")

@@ -151,11 +151,8 @@ def _labels(fields: "_Mapping", key: str) -> tuple[str, ...] | None:
 
 def _violations(fields: "_Mapping") -> tuple[str, ...]:
     patterns = tuple(fields.texts("violations") or ())
-    try:
-        compiled(patterns)
-    except re.error as error:
-        problem = f"`violations` must be regular expressions: {error.pattern!r}: {error.msg}"
-        raise fields.error(problem, fields.values["violations"]) from error
+    if fault := pattern_fault(patterns):
+        raise fields.error(f"`violations`: {fault}", fields.values["violations"])
     return patterns
 
 
@@ -172,6 +169,16 @@ def label_matches(label: str, patterns: tuple[str, ...]) -> bool:
 def compiled(patterns: tuple[str, ...]) -> re.Pattern[str]:
     """One expression for whole words of any pattern, in any case; without patterns it matches nothing."""
     return re.compile(rf"\b(?:{'|'.join(patterns)})\b" if patterns else r"(?!)", re.IGNORECASE)
+
+
+def pattern_fault(patterns: tuple[str, ...]) -> str | None:
+    """What is wrong with patterns, or None: no regular expression, or one that matches the text without a word."""
+    try:
+        compiled(patterns)
+        empty = next((pattern for pattern in patterns if re.fullmatch(pattern, "")), None)
+    except re.error as error:
+        return f"{error.pattern!r} is no regular expression: {error.msg}"
+    return None if empty is None else f"{empty!r} matches nothing at all, so every caption would have it; leave it out"
 
 
 def first_match(patterns: tuple[str, ...], text: str) -> str | None:

@@ -64,7 +64,15 @@ class Handler(BaseHTTPRequestHandler):
         else:
             card = (folder / "README.md").read_text().split("---")[1]
             siblings = [{"rfilename": name} for name in names]
-            answer = {"id": model, "sha": commit, "siblings": siblings, "tags": [], "cardData": yaml.safe_load(card)}
+            model_type = json.loads((folder / "config.json").read_text())["model_type"]
+            answer = {
+                "id": model,
+                "sha": commit,
+                "siblings": siblings,
+                "tags": [],
+                "cardData": yaml.safe_load(card),
+                "config": {"model_type": model_type},
+            }
         self._send(json.dumps(answer).encode(), {"Content-Type": "application/json"})
 
     def _send_file(self, model: str, revision: str, name: str) -> None:

@@ -15,24 +15,11 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
+from flowley.features.model_types import TEXT_CLASSES, VISION_CLASSES
 from flowley.hub import is_hub_id, one_line
 
 Dtype = Literal["float32", "bfloat16"]
 Normalisation = Literal["channels", "time", "none"]
-
-VISION_CLASSES = {
-    "clip": "CLIPVisionModelWithProjection",
-    "clip_vision_model": "CLIPVisionModelWithProjection",
-    "siglip": "SiglipVisionModel",
-    "siglip_vision_model": "SiglipVisionModel",
-}
-TEXT_CLASSES = {
-    "t5": "T5EncoderModel",
-    "mt5": "MT5EncoderModel",
-    "umt5": "UMT5EncoderModel",
-    "clip": "CLIPTextModel",
-    "clip_text_model": "CLIPTextModel",
-}
 
 
 class VisualEncoder:

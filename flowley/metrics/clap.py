@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from flowley.features.encoders import load_frozen
+from flowley.features.model_types import CLAP_CLASSES
 from flowley.hub import one_line
 from flowley.metrics.spectral import checked_wave
 from flowley.weights import UNREADABLE
@@ -37,7 +38,7 @@ class Clap:
     def __init__(self, model: str, *, revision: str | None = None, device: str = "cpu") -> None:
         try:
             self.model, processor = load_frozen(
-                "CLAP model", model, revision, {"clap": "ClapModel"}, "AutoProcessor", "float32", "cpu"
+                "CLAP model", model, revision, CLAP_CLASSES, "AutoProcessor", "float32", "cpu"
             )
             self.extractor, self.tokenizer = processor.feature_extractor, processor.tokenizer
         except (*UNREADABLE, AttributeError) as error:

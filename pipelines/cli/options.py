@@ -22,7 +22,7 @@ from pipelines.errors import UserError, printable
 ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, like configs/demo.yaml")]
 Canary = Annotated[
     int | None,
-    typer.Option(metavar="N", help="only N of the videos, each label with its share, up to curation"),
+    typer.Option(min=1, metavar="N", help="only N of the videos, each label with its share, up to curation"),
 ]
 Visual = Annotated[str | None, typer.Option(metavar="MODEL", help="visual encoder: a folder, or a hub id[@revision]")]
 Text = Annotated[str | None, typer.Option(metavar="MODEL", help="text encoder: a folder, or a hub id[@revision]")]

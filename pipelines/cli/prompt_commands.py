@@ -125,8 +125,7 @@ def compare(
     if page is not None and (page.is_dir() or not page.parent.is_dir()):
         what = "is a folder" if page.is_dir() else f"{page.parent} is no folder"
         raise UserError(f"--page {page}: {what}; give a file in a folder that is there")
-    sample = [] if canary is None else [f"source.sample={canary}"]
-    of_a, of_b = (Side.of(named, [*overrides, *sample]) for named in (a, b))
+    of_a, of_b = (Side.of(named, overrides, canary) for named in (a, b))
     card = compare_sides(of_a, of_b)
     table = Table("measure", "clips", "A", "B", "B - A", f"{LEVEL:.0%} between", "verdict")
     for one in card.comparisons:

@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from flowley.hub import NoAnswer, commit_of, is_hub_id, licence_in
+from flowley.hub import NoAnswer, describe, is_hub_id, licence_in
 from pipelines.engine.model_files import MODELS, is_commit
 from pipelines.engine.storage import Storage
 from pipelines.errors import UserError
@@ -36,11 +36,13 @@ class Pin:
 
     Attributes:
         licence: as the model's card says it; None if it says nothing, or was never read.
+        model_type: as the hub says it, or None.
         asked: when the hub was asked.
     """
 
     commit: str
     licence: str | None
+    model_type: str | None
     asked: str
 
 
@@ -101,12 +103,12 @@ def ask_for(reference: Reference, key: str) -> Pin:
         NoAnswer: it does not answer, and the cache does not know it.
     """
     try:
-        commit, licence = commit_of(str(reference.path), reference.revision)
+        found = describe(str(reference.path), reference.revision)
     except NoAnswer:
         raise
     except ValueError as error:
         raise UserError(f"{key}: {error}") from error
-    return Pin(commit, licence, time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()))
+    return Pin(*found, asked=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()))
 
 
 def licence_of(folder: Path) -> str | None:

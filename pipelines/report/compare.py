@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -65,20 +67,23 @@ class Side:
     judgements: Output | None
 
     @classmethod
-    def of(cls, named: str, overrides: Sequence[str]) -> Side:
-        """Side of `CONFIG` or `CONFIG@FINGERPRINT`. Raises UserError if there are no such captions."""
+    def of(cls, named: str, overrides: Sequence[str], canary: int | None = None) -> Side:
+        """Side of `CONFIG` or `CONFIG@FINGERPRINT`, or of its canary. UserError: its captions are not there."""
         is_file = os.path.exists(named)  # noqa: PTH110 (Path's raises for a name that is too long)
         path, at, fingerprint = (named, "", "") if is_file or "@" not in named else named.rpartition("@")
         if at and not fingerprint:
             raise UserError(f"{named}: no fingerprint behind the @; `soundcap status` and earlier runs print them")
-        config = load_config(path, overrides)
+        config = load_config(path, [*overrides, *([] if canary is None else [f"source.sample={canary}"])])
         clips, captions = _planned(config)
         made = _output_of(config, fingerprint) if fingerprint else _made(config, captions)
         if made is None:
+            limit = ("--until", "captions") if canary is None else ("--canary", str(canary))
+            settings = chain.from_iterable(("--set", one) for one in overrides)
+            command = shlex.join(["soundcap", "run", path, *limit, *settings])
+            other = ", or compare canaries, with --canary N" if canary is None else ""
             raise UserError(
                 f"{named}: its captions are not there as one output ({captions.rows_at_most} rows of it are to be "
-                f"made at most); run it first: `soundcap run {path} --until captions`, or, to compare with --canary N, "
-                f"`soundcap run {path} --canary N`"
+                f"made at most); run it first: `{command}`{other}"
             )
         return cls(named, config, made, _made(config, clips), *_told_of(config, made))
 

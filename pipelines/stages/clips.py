@@ -33,7 +33,14 @@ from pipelines.run_config import ClipLimits, Config
 from pipelines.scratch import scratch
 from pipelines.stages.listing import SourceListing
 from pipelines.stages.source import HASHES, SHA256, TABLE, HashRecipe, KnownFiles, SourceHashes, list_source, split_of
-from pipelines.stages.source_changes import SourceChange, find_changes, read_seen, record_seen, unlisted_digest
+from pipelines.stages.source_changes import (
+    SourceChange,
+    find_changes,
+    kept_of_same,
+    read_seen,
+    record_seen,
+    unlisted_digest,
+)
 from pipelines.tables import read_table_bytes
 
 CLIP = pa.schema(
@@ -309,20 +316,12 @@ def _recipe(config: Config, source: HashedSource) -> ClipRecipe:
 
 
 def _without_doubles(files: pa.Table) -> tuple[pa.Table, list[Refused]]:
-    """Files of different bytes, and the others, refused. One that has a label stays rather than one that has none."""
-    first_of: dict[str, str] = {}
-    is_first, refused = [], []
-    names, digests = files["name"].to_pylist(), files["sha256"].to_pylist()
-    for labelled in (True, False):
-        for name, sha256, label in zip(names, digests, files["label"].to_pylist(), strict=True):
-            if bool(label) == labelled:
-                first_of.setdefault(sha256, name)
-    for name, sha256 in zip(names, digests, strict=True):
-        same = first_of[sha256]
-        is_first.append(same == name)
-        if same != name:
-            refused.append(Refused(name, "DuplicateSource", f"{name}: the same bytes as {same}"))
-    return files.filter(pa.array(is_first, pa.bool_())), refused
+    """Files of different bytes, and the others, refused."""
+    kept = kept_of_same(files)
+    is_kept = pc.equal(files["name"], kept)
+    others = zip(*(column.filter(pc.invert(is_kept)).to_pylist() for column in (files["name"], kept)), strict=True)
+    refused = [Refused(name, "DuplicateSource", f"{name}: the same bytes as {same}") for name, same in others]
+    return files.filter(is_kept), refused
 
 
 @dataclass

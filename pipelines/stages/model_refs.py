@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
+from flowley.features.model_types import CLAP_CLASSES, TEXT_CLASSES, VISION_CLASSES
 from pipelines.engine.fingerprint import file_sha256, folder_digest
 from pipelines.engine.model_files import is_commit, local_folder
 from pipelines.engine.model_pins import Unresolved, is_on_hub, licence_of, read_pins
@@ -16,6 +18,17 @@ from pipelines.engine.storage import Storage
 from pipelines.errors import UserError
 from pipelines.run_config import CodecConfig, ModelRef
 from pipelines.scratch import scratch
+from soundcap.pretrained import FAMILIES
+
+WANTED_TYPES: Mapping[str, Collection[str]] = {
+    "agreement.model": CLAP_CLASSES,
+    "captioner.model": [name for name, family in FAMILIES.items() if not family.hears],
+    "captions.model": FAMILIES,
+    "features.text": TEXT_CLASSES,
+    "features.visual": VISION_CLASSES,
+    "judge.model": FAMILIES,
+}
+"""`model_type` of the checkpoints that each key takes: told before a run, not after the stages before."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +55,12 @@ def model_of(reference: ModelRef | CodecConfig, key: str, storage: Storage) -> M
     """Model of a configuration key.
 
     Raises:
-        UserError: an absent folder, or a hub id without revision.
+        UserError: an absent folder, a hub id without revision, or a checkpoint of a type that the key does not take.
         Unresolved: a hub id whose commit neither the configuration says nor the store has recorded.
     """
     if not is_on_hub(reference, key):
         folder = Path(str(reference.path)).resolve()  # workers run in other working directories
+        _check_type(key, str(reference.path), _type_of(folder))
         return Model("files:" + _digest_of(str(folder), _listing(folder)), str(folder), licence=licence_of(folder))
     path, revision = str(reference.path), str(reference.revision)
     pins = read_pins(storage)
@@ -55,7 +69,23 @@ def model_of(reference: ModelRef | CodecConfig, key: str, storage: Storage) -> M
     commit = revision if pin is None else pin.commit
     if not is_commit(commit):
         raise Unresolved(f"unresolved: {key}.revision: got {revision!r} of {path}, whose commit is not known")
+    _check_type(key, path, None if pin is None else pin.model_type)
     return Model(f"{path}@{commit}", path, commit, None if pin is None else pin.licence)
+
+
+def _type_of(folder: Path) -> str | None:
+    """`model_type` of a checkpoint folder, or None if it does not say."""
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError):  # told where it is loaded
+        return None
+    return config.get("model_type") if isinstance(config, dict) else None
+
+
+def _check_type(key: str, path: str, model_type: str | None) -> None:
+    wanted = WANTED_TYPES.get(key)
+    if wanted is not None and model_type is not None and model_type not in wanted:
+        raise UserError(f"{key}: {path} is a {model_type!r} checkpoint, wanted one of type {', '.join(sorted(wanted))}")
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,8 @@ class SourceChange:
     - added, removed: a video that was not there, or is no longer.
     - renamed: the same video under another name.
     - changed: another video under a name; also one that was written to since it was hashed.
-    - relabelled: the same video with another label, or another split in the source.
+    - relabelled: the same video with another label, or another split in the source. Of several files with the same
+      bytes the one counts that `kept_of_same` names.
     - listed but missing: a row of the table without a file, whether it ever had one or not.
     - on disk but unlisted: a video without a row in the table.
     """
@@ -107,14 +108,13 @@ def _of_videos(before: pa.Table, now: pa.Table) -> list[SourceChange]:
     removed = gone.filter(pc.invert(pc.is_in(gone, value_set=come.combine_chunks())))
     added = pc.invert(is_other)
     may_be_renamed = len(removed) and pc.any(pc.is_null(now["sha256"].take(new_left).filter(added))).as_py()
-    both = _Pairs(*(np.concatenate(places) for places in zip(same, renamed, strict=True)))
     arrows = [f"{a} -> {b}" for a, b in _first_names(before, now, renamed)]
     return [
         _named("added", come.filter(added), MAY_BE_RENAMED if may_be_renamed else ""),
         _named("removed", removed),
         _named("changed", come.filter(is_other)),
         SourceChange("renamed", len(renamed.old), arrows),
-        _named("relabelled", _relabelled(before.take(both.old), now.take(both.new))),
+        _named("relabelled", _relabelled(before, now)),
     ]
 
 
@@ -148,8 +148,24 @@ def _first_names(before: pa.Table, now: pa.Table, pairs: _Pairs) -> list[tuple[s
     return list(zip(*names, strict=True))
 
 
-def _relabelled(old: pa.Table, new: pa.Table) -> pa.Array:
-    """Names of the videos whose label or split is another one; rows of the two tables are the same videos."""
+def kept_of_same(files: pa.Table) -> pa.Array:
+    """Name of the file that is kept of those with the same bytes, for each file (name, sha256, label); null unhashed.
+
+    It is the first by name, of those with a label if there are any.
+    """
+    unlabelled = pc.equal(pc.fill_null(files["label"], ""), "")
+    table = pa.table({"sha256": files["sha256"], "unlabelled": unlabelled, "name": files["name"]})
+    table = table.filter(pc.is_valid(table["sha256"])).sort_by([(name, "ascending") for name in table.column_names])
+    table = table.group_by("sha256", use_threads=False).aggregate([("name", "first")])
+    places = pc.index_in(files["sha256"].combine_chunks(), value_set=table["sha256"].combine_chunks(), skip_nulls=True)
+    return table["name_first"].combine_chunks().take(places)
+
+
+def _relabelled(before: pa.Table, now: pa.Table) -> pa.Array:
+    """Names of the videos whose label or split is another one."""
+    old, new = (table.filter(pc.equal(table["name"], kept_of_same(table))) for table in (before, now))
+    places = pc.index_in(new["sha256"], value_set=old["sha256"].combine_chunks())
+    old, new = old.take(places.drop_null()), new.filter(pc.is_valid(places))
     columns: Any = [
         pc.not_equal(pc.fill_null(old[name], ""), pc.fill_null(new[name], "")) for name in ("label", "split")
     ]

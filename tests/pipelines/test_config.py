@@ -25,6 +25,8 @@ def test_shipped_configurations_are_valid() -> None:
         ("clips.fps=true", "clips.fps: got True, wanted integer"),
         ('clips.fps="25"', "clips.fps: got '25', wanted integer"),
         ("prices={CPU: true}", "prices.CPU: got True, wanted number"),
+        ("captions.model.revision=0012", "captions.model.revision: got 10, wanted text: put it in quotes"),
+        ("captions.instruction=true", "captions.instruction: got True, wanted text: put it in quotes"),
         ("clips.fsp=25", "clips.fsp: unknown key; did you mean fps?"),
         ("source.split=val", "source.split: got 'val', wanted 'train' or 'test'"),
         ("captions.execution.engine=tgi", "captions.execution.engine: got 'tgi'"),

@@ -18,11 +18,12 @@ from pipelines.config_file import load_config
 from pipelines.engine import model_files
 from pipelines.engine.fsck import fsck, repair
 from pipelines.engine.model_files import local_folder, mirror_of
-from pipelines.engine.model_pins import PINS, ask_new, read_pins
+from pipelines.engine.model_pins import PINS, ask_new, pinned, read_pins, write_pins
 from pipelines.engine.storage import Storage
 from pipelines.engine.store import Output, latest
 from pipelines.errors import UserError
 from pipelines.run_config import Config
+from pipelines.stages import STAGES
 
 ROOT = Path(__file__).parents[2]
 FIRST, SECOND = "1" * 40, "2" * 40
@@ -95,6 +96,22 @@ def _downloads(hub: Path) -> list[str]:
 @pytest.fixture
 def no_lines() -> list[str]:
     return []
+
+
+@pytest.mark.parametrize("key", ["captioner.model", "features.text", "features.visual", "agreement.model"])
+def test_a_model_of_the_wrong_type_is_told_before_a_run(hub: Path, tiny_omni: Path, tmp_path: Path, key: str) -> None:
+    """Of a folder, and of the hub, of which nothing is downloaded."""
+    told = f"{key}: .* is a 'qwen2_5_omni' checkpoint, wanted one of type "
+    for path, revision in ((str(tiny_omni), "null"), ("tiny/omni", "main")):
+        model = f"{key}={{path: {path}, revision: {revision}}}"
+        config = _config(tmp_path, model, model=str(tiny_omni), revision="")
+        storage = Storage(config.root)
+        config = pinned(config, ask_new(config, storage)[0])
+        write_pins(storage, ask_new(config, storage)[0])
+        stage = next(one for one in STAGES if one.name == key.partition(".")[0])
+        with pytest.raises(UserError, match=told):
+            stage.recipe(config, storage)
+    assert not [name for name in _downloads(hub) if not name.endswith("config.json")]
 
 
 def test_a_store_keeps_the_commit_that_it_learned(hub: Path, tmp_path: Path, no_lines: list[str]) -> None:

@@ -384,8 +384,11 @@ def test_order_of_captions_changes_no_verdict() -> None:
 
 
 def test_unusable_settings_name_the_field() -> None:
-    with pytest.raises(ValueError, match=r"meta_talk: not a regular expression"):
+    with pytest.raises(ValueError, match=r"meta_talk: .* is no regular expression"):
         Rules(meta_talk=("(",))
+    for pattern in ("", "x*"):
+        with pytest.raises(ValueError, match=r"refusals: '.*' matches nothing at all, so every caption would have it"):
+            Rules(refusals=("sorry", pattern))
     with pytest.raises(ValueError, match=r"max_words: got -1, wanted 0 or more"):
         Rules(max_words=-1)
     with pytest.raises(ValueError, match=r"near_duplicate_similarity: got 0.19, wanted 0.2 to 1, or none"):

@@ -91,8 +91,12 @@ def test_an_empty_fingerprint_and_a_page_that_cannot_be_written_are_said(
 
 
 def test_captions_that_are_not_there_are_said(sides: tuple[Path, Path]) -> None:
-    with pytest.raises(UserError, match="its captions are not there as one output .4 rows.*soundcap run"):
-        Side.of(str(sides[0]), ["captions.sampling.max_new_tokens=7"])
+    changed = "captions.sampling.max_new_tokens=7"
+    command = re.escape(f"`soundcap run {sides[0]} --until captions --set {changed}`")
+    with pytest.raises(UserError, match=f"its captions are not there as one output .4 rows.*{command}"):
+        Side.of(str(sides[0]), [changed])
+    with pytest.raises(UserError, match=re.escape(f"`soundcap run {sides[0]} --canary 2 --set {changed}`")):
+        Side.of(str(sides[0]), [changed], 2)
 
 
 def test_a_canary_is_compared_on_its_clips_alone(sides: tuple[Path, Path]) -> None:
@@ -104,7 +108,7 @@ def test_a_canary_is_compared_on_its_clips_alone(sides: tuple[Path, Path]) -> No
         runs = run_stages([ClipsStage(), CaptionsStage()], sampled, say=lambda _: None)
         assert [one.rows_computed for one in runs] == [0, 0], "its rows were there"
         assert latest(open_store(config.root), "captions") == before
-    a, b = (Side.of(str(file), ["source.sample=3"]) for file in sides)
+    a, b = (Side.of(str(file), [], 3) for file in sides)
     assert compare_sides(a, b).common == 3 - sum(one.rows_quarantined for one in [runs[0].manifest])
 
 

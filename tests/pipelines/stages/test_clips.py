@@ -27,9 +27,11 @@ def test_the_same_bytes_are_never_in_both_splits(tmp_path: Path) -> None:
     assert not isinstance(resolved, str)
     rows = ClipsStage().rows(resolved.context)
     found = rows.carried.select(["source_name", "split"]).to_pylist()
-    assert found == [{"source_name": "b.mp4", "split": "train"}, {"source_name": "c.mp4", "split": "test"}]
+    assert found == [{"source_name": "a.mp4", "split": "test"}, {"source_name": "c.mp4", "split": "test"}], (
+        "the first by name is kept, in whatever order a table lists them"
+    )
     [refused] = rows.refused
-    assert refused.error_class == "DuplicateSource" and refused.message == "a.mp4: the same bytes as b.mp4"
+    assert refused.error_class == "DuplicateSource" and refused.message == "b.mp4: the same bytes as a.mp4"
 
 
 def test_clips_beyond_the_limits_are_no_rows(tmp_path: Path) -> None:
