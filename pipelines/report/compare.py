@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import shlex
@@ -68,7 +69,10 @@ class Side:
 
     @classmethod
     def of(cls, named: str, overrides: Sequence[str], canary: int | None = None) -> Side:
-        """Side of `CONFIG` or `CONFIG@FINGERPRINT`, or of its canary. UserError: its captions are not there."""
+        """Side of `CONFIG` or `CONFIG@FINGERPRINT`; of its canary, or of all captions where those alone are there.
+
+        Raises UserError if there are none.
+        """
         is_file = os.path.exists(named)  # noqa: PTH110 (Path's raises for a name that is too long)
         path, at, fingerprint = (named, "", "") if is_file or "@" not in named else named.rpartition("@")
         if at and not fingerprint:
@@ -76,6 +80,9 @@ class Side:
         config = load_config(path, [*overrides, *([] if canary is None else [f"source.sample={canary}"])])
         clips, captions = _planned(config)
         made = _output_of(config, fingerprint) if fingerprint else _made(config, captions)
+        if made is None and canary is not None:
+            with contextlib.suppress(UserError):
+                return cls.of(named, overrides)
         if made is None:
             limit = ("--until", "captions") if canary is None else ("--canary", str(canary))
             settings = chain.from_iterable(("--set", one) for one in overrides)

@@ -110,6 +110,10 @@ def test_a_canary_is_compared_on_its_clips_alone(sides: tuple[Path, Path]) -> No
         assert latest(open_store(config.root), "captions") == before
     a, b = (Side.of(str(file), [], 3) for file in sides)
     assert compare_sides(a, b).common == 3 - sum(one.rows_quarantined for one in [runs[0].manifest])
+    whole = Side.of(str(sides[0]), [], 2)
+    assert whole.captions.fingerprint == Side.of(str(sides[0]), []).captions.fingerprint, (
+        "no such canary was run: all captions are its clips'"
+    )
 
 
 def test_a_canary_shows_its_scorecard_and_what_all_will_take(sides: tuple[Path, Path]) -> None:
