@@ -13,8 +13,8 @@ import yaml
 from pipelines.config_file import load_config
 from pipelines.engine.ledger import Ledger
 from pipelines.engine.plan import resolve
+from pipelines.engine.row_stage import RowSet, RowStage
 from pipelines.engine.runner import commit
-from pipelines.engine.stage import RowSet, RowStage
 from pipelines.engine.store import SHA256_SUFFIX, Output, mark_latest, open_store
 from pipelines.stages import wanted_stages
 

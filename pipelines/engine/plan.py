@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pipelines.engine.fingerprint import canonical, stage_fingerprint
 from pipelines.engine.ledger import counted_rows
 from pipelines.engine.model_pins import Unresolved
-from pipelines.engine.stage import Context, NotYetKnown, RowWork, Stage, WholeWork
+from pipelines.engine.stage import Context, NotYetKnown, Stage, Work
 from pipelines.engine.storage import Storage
 from pipelines.engine.store import RUNS, Manifest, Output, latest, latest_spec
 from pipelines.errors import UserError, one_line
@@ -35,7 +35,7 @@ class StagePlan:
     rows_to_run: int | None
     fingerprint: str | None
     rows_at_most: int | None = None
-    rows_by_ledger: dict[str, int] | None = None
+    rows_by_ledger: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -114,12 +114,12 @@ def make_plan(stages: list[Stage], config: Config, storage: Storage, retry_faile
         plans.append(plan)
         if plan.state == "done":
             done[stage.name] = resolved.context.output
-        elif isinstance(work, RowWork) and (preview := work.preview()) is not None:
+        elif work is not None and (preview := work.preview()) is not None:
             done[stage.name] = preview  # what follows is known, or is done already
     return plans
 
 
-def _plan_one(stage: Stage, resolved: Resolved, work: RowWork | WholeWork | None) -> StagePlan:
+def _plan_one(stage: Stage, resolved: Resolved, work: Work | None) -> StagePlan:
     """Plan of a stage whose inputs are known. `work`: None if its output is done."""
     fingerprint, manifest = resolved.context.output.fingerprint, resolved.manifest
     if work is None:
@@ -135,8 +135,8 @@ def _plan_one(stage: Stage, resolved: Resolved, work: RowWork | WholeWork | None
             latest_spec(storage, stage.name), resolved.spec, stage.config_keys, has_begun=state == "partial"
         )
         reason += _other_total(stage, storage, counts.total)
-    by_ledger = work.rows_by_ledger if isinstance(work, RowWork) else None
-    return StagePlan(stage.name, state, reason, counts.total, counts.to_run, fingerprint, counts.to_run, by_ledger)
+    to_run = counts.to_run
+    return StagePlan(stage.name, state, reason, counts.total, to_run, fingerprint, to_run, work.rows_by_ledger)
 
 
 def _bound(inputs: Sequence[StagePlan], done: Mapping[str, Output]) -> int:

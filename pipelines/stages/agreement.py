@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 
 from pipelines.engine.ledger import Failed, Result
 from pipelines.engine.recipe import Recipe
-from pipelines.engine.stage import Context, Rows, RowSet, RowStage
+from pipelines.engine.row_stage import Rows, RowSet, RowStage
+from pipelines.engine.stage import Context
 from pipelines.engine.storage import Storage
 from pipelines.engine.store import text_columns
 from pipelines.errors import one_line

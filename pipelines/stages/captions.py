@@ -18,7 +18,8 @@ import pyarrow.compute as pc
 
 from pipelines.engine.ledger import Failed, Result, WorkerLost
 from pipelines.engine.recipe import Recipe, per_row
-from pipelines.engine.stage import Choice, Context, Refused, Rows, RowSet, RowStage, shared_texts
+from pipelines.engine.row_stage import Choice, Rows, RowSet, RowStage, shared_texts
+from pipelines.engine.stage import Context, Refused
 from pipelines.engine.storage import Storage, parquet_bytes
 from pipelines.engine.store import shared_text_column, text_columns
 from pipelines.errors import one_line, user_input

@@ -20,7 +20,8 @@ import pyarrow.compute as pc
 from pipelines.engine.fingerprint import digest, file_sha256, table_digest
 from pipelines.engine.ledger import Failed, Ledger
 from pipelines.engine.recipe import Recipe, per_row, unhashed
-from pipelines.engine.stage import Context, Counts, NotYetKnown, Refused, Rows, RowSet, RowStage
+from pipelines.engine.row_stage import Rows, RowSet, RowStage
+from pipelines.engine.stage import Context, Counts, NotYetKnown, Refused
 from pipelines.engine.storage import Storage
 from pipelines.engine.store import Output, file_columns, keep_file, latest, text_columns
 from pipelines.errors import RunError, UserError, one_line

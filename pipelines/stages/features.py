@@ -22,7 +22,8 @@ from flowley.network.feature_spec import FeatureSpec
 from flowley.network.presets import preset
 from pipelines.engine.ledger import Failed
 from pipelines.engine.recipe import Recipe, unhashed
-from pipelines.engine.stage import Context, Refused, Rows, RowSet, RowStage
+from pipelines.engine.row_stage import Rows, RowSet, RowStage
+from pipelines.engine.stage import Context, Refused
 from pipelines.engine.storage import Storage
 from pipelines.engine.store import file_columns, keep_file, text_columns
 from pipelines.errors import RunError, UserError, one_line

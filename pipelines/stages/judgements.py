@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.engine.stage import Context, Rows, RowSet, RowStage
+from pipelines.engine.row_stage import Rows, RowSet, RowStage
+from pipelines.engine.stage import Context
 from pipelines.engine.storage import Storage
 from pipelines.engine.store import text_columns
 from pipelines.run_config import Config, JudgeConfig

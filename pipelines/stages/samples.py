@@ -15,7 +15,8 @@ from flowley.network.presets import preset
 from flowley.sampling.solvers import SampleSettings, SolverName
 from pipelines.engine.ledger import Failed
 from pipelines.engine.recipe import Recipe
-from pipelines.engine.stage import Context, Rows, RowSet, RowStage, with_constants
+from pipelines.engine.row_stage import Rows, RowSet, RowStage, with_constants
+from pipelines.engine.stage import Context
 from pipelines.engine.storage import Storage
 from pipelines.engine.store import file_columns, keep_file, text_columns
 from pipelines.errors import one_line

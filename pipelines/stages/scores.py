@@ -13,7 +13,8 @@ from flowley.metrics import CLIP_METRICS, score_pair, summarise
 from flowley.metrics.distances import log_mel_statistics
 from pipelines.engine.ledger import Failed
 from pipelines.engine.recipe import Recipe
-from pipelines.engine.stage import Context, Rows, RowSet, RowStage
+from pipelines.engine.row_stage import Rows, RowSet, RowStage
+from pipelines.engine.stage import Context
 from pipelines.engine.storage import Storage
 from pipelines.errors import RunError, one_line
 from pipelines.media.faults import MediaError

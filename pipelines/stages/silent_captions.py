@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from pipelines.engine.stage import Context, Rows, RowSet, with_constants
+from pipelines.engine.row_stage import Rows, RowSet, with_constants
+from pipelines.engine.stage import Context
 from pipelines.engine.storage import Storage
 from pipelines.run_config import Config
 from pipelines.stages.captioner import ADAPTER_FOLDER

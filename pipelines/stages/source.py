@@ -19,7 +19,8 @@ import pyarrow.compute as pc
 from pipelines.engine.ledger import Failed, Ledger
 from pipelines.engine.local_listing import BROKEN_LINK, LISTED_FOLDER, NO_FILE, NOT_UTF_8, SPECIAL_FILE
 from pipelines.engine.recipe import Recipe
-from pipelines.engine.stage import Refused, RowSet, is_missing, made_rows
+from pipelines.engine.row_stage import RowSet, is_missing, made_rows
+from pipelines.engine.stage import Refused
 from pipelines.engine.storage import LISTING, Storage
 from pipelines.engine.store import text_columns
 from pipelines.errors import UserError, one_line

@@ -14,8 +14,9 @@ from pipelines.engine.fsck import DAMAGED, fsck, repair
 from pipelines.engine.ledger import Failed
 from pipelines.engine.plan import make_plan
 from pipelines.engine.recipe import Recipe
+from pipelines.engine.row_stage import Rows, RowSet, RowStage
 from pipelines.engine.runner import run_stages
-from pipelines.engine.stage import Context, Rows, RowSet, RowStage
+from pipelines.engine.stage import Context
 from pipelines.engine.storage import Storage
 from pipelines.engine.store import file_columns, keep_file
 from pipelines.run_config import Config

@@ -24,8 +24,9 @@ from pipelines.engine.fsck import fsck, repair
 from pipelines.engine.ledger import Failed, Ledger
 from pipelines.engine.plan import make_plan
 from pipelines.engine.recipe import Recipe, per_row
+from pipelines.engine.row_stage import Rows, RowSet, RowStage
 from pipelines.engine.runner import run_stages
-from pipelines.engine.stage import Context, Rows, RowSet, RowStage, Stage
+from pipelines.engine.stage import Context, Stage
 from pipelines.engine.storage import Storage
 from pipelines.engine.store import Output
 from pipelines.engine.usage import CPU, Usage

@@ -12,8 +12,9 @@ from miniature.world.film import World
 from pipelines.config_file import load_config
 from pipelines.engine.ledger import Failed, counted_rows
 from pipelines.engine.recipe import Recipe
+from pipelines.engine.row_stage import Rows, RowSet, RowStage
 from pipelines.engine.runner import run_stages
-from pipelines.engine.stage import Context, Rows, RowSet, RowStage
+from pipelines.engine.stage import Context
 from pipelines.engine.storage import Storage
 from pipelines.errors import RunError
 from pipelines.run_config import Config

@@ -11,7 +11,7 @@ import pytest
 from pipelines.engine.ledger import MERGED_PARTS, Failed, Ledger, counted_rows
 from pipelines.engine.local_listing import PARTIAL
 from pipelines.engine.recipe import KEY
-from pipelines.engine.stage import is_missing
+from pipelines.engine.row_stage import is_missing
 from pipelines.engine.storage import Storage
 from pipelines.engine.store import (
     QUARANTINE_SCHEMA,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipelines.engine.stage import written_bytes
+from pipelines.engine.row_stage import written_bytes
 from pipelines.engine.storage import Storage
 from pipelines.engine.store import QUARANTINE_SCHEMA, Manifest, Output
 from pipelines.engine.usage import Usage, as_records, measured

@@ -15,8 +15,9 @@ from pipelines.config_file import load_config
 from pipelines.engine.ledger import Failed, Ledger
 from pipelines.engine.plan import resolve
 from pipelines.engine.recipe import Recipe
+from pipelines.engine.row_stage import RowSet, RowStage
 from pipelines.engine.runner import run_stages
-from pipelines.engine.stage import Context, Result, RowSet, RowStage, Stage, WholeWork
+from pipelines.engine.stage import Context, Result, Stage, WholeWork
 from pipelines.engine.storage import Storage
 from pipelines.engine.store import QUARANTINE_SCHEMA, Manifest, Output, open_store
 from pipelines.media.mux import mux

@@ -7,8 +7,9 @@ import pytest
 import yaml
 
 from pipelines.engine.plan import StagePlan, make_plan, resolve
+from pipelines.engine.row_stage import RowWork
 from pipelines.engine.runner import run_stages
-from pipelines.engine.stage import RowWork, Stage
+from pipelines.engine.stage import Stage
 from pipelines.engine.store import open_store
 from pipelines.run_config import Config
 from pipelines.stages.captioner import CaptionerStage

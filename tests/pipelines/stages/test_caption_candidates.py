@@ -16,8 +16,9 @@ from pipelines.config_file import load_config
 from pipelines.engine.fingerprint import canonical, stage_fingerprint
 from pipelines.engine.ledger import Failed, counted_rows
 from pipelines.engine.plan import make_plan
+from pipelines.engine.row_stage import RowWork
 from pipelines.engine.runner import StageRun, run_stages
-from pipelines.engine.stage import Context, RowWork
+from pipelines.engine.stage import Context
 from pipelines.engine.storage import Storage, parquet_table
 from pipelines.engine.store import Manifest, Output, PreviewedOutput, open_store
 from pipelines.errors import UserError
