@@ -41,9 +41,9 @@ from pipelines.engine.runner import run_stages
 from pipelines.engine.store import open_store
 from pipelines.errors import UserError, run_command
 from pipelines.progress import human_time
+from pipelines.publication.publish import publish as publish_captions
 from pipelines.report.build import build_report
 from pipelines.report.compare import captions_of, figure, score
-from pipelines.report.publish import publish as publish_captions
 from pipelines.run_config import Config
 from pipelines.stages import STAGES, wanted_stages
 from pipelines.stages.clips import source_changes

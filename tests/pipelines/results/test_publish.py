@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.errors import UserError
-from pipelines.report.publish import clean_text, publish
+from pipelines.publication.publish import publish
+from pipelines.publication.published_rows import clean_text
 from pipelines.report.templates import markdown
 from pipelines.run_config import Config
 
@@ -39,9 +40,10 @@ def test_datasets_opens_both_configurations(published: Path, tmp_path: Path) -> 
     silent = loaded["silent_captions"]["train"] + loaded["silent_captions"]["test"]
     assert (len(captions), len(silent)) == (3, 4), "three captions were kept, all four clips captioned silently"
     assert all(row["video_id"] and row["start_s"] >= 0 and row["label"] for row in silent)
-    assert {row["model"] for row in captions} == {"some/omni@abababababababababababababababababababab"}
-    assert {row["model"] for row in silent} == {
-        "some/vl@cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd+adapter:adapter-digest"
+    origin = ("source", "model", "revision", "adapter")
+    assert {tuple(row[name] for name in origin) for row in captions} == {("captions", "some/omni", "ab" * 20, "")}
+    assert {tuple(row[name] for name in origin) for row in silent} == {
+        ("silent_captions", "some/vl", "cd" * 20, "adapter-digest")
     }
     prompts = json.loads((published / "prompts.json").read_text())
     assert {row["prompt_fingerprint"] for row in captions + silent} == set(prompts)

@@ -9,23 +9,17 @@ import shutil
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
-from pipelines.engine.fingerprint import digest
-from pipelines.engine.plan import make_plan
-from pipelines.engine.store import Output, open_store, text_columns
-from pipelines.errors import CONTROL, UserError
+from pipelines.engine.store import Output
+from pipelines.errors import UserError
+from pipelines.publication.published_rows import Published, published_rows
 from pipelines.report.templates import render
 from pipelines.run_config import Config
-from pipelines.stages import wanted_stages
 
 PUBLICATION = "publication.json"
 """Record of a publication: stages, fingerprints and file names. A folder that has it can be published to again."""
@@ -33,31 +27,7 @@ PUBLICATION = "publication.json"
 STAGING = ".publication-"
 """Start of the name of the folder in which a publication is written."""
 
-PUBLISHED_SCHEMA = pa.schema(
-    [
-        *text_columns("video_id"),
-        ("start_s", pa.float64()),
-        *text_columns("split", "label", "caption", "clip_id", "prompt_fingerprint", "model"),
-    ]
-)
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
-
-
-@dataclass(frozen=True)
-class Published:
-    """Published data of one stage: its output, spec, rows in PUBLISHED_SCHEMA, and prompts by fingerprint."""
-
-    output: Output
-    spec: dict[str, Any]
-    rows: pa.Table
-    prompts: dict[str, str]
-
-    @cached_property
-    def splits(self) -> dict[str, pa.Table]:
-        """Rows by non-empty split, sorted by clip id."""
-        rows = self.rows.sort_by("clip_id")
-        found = {split: rows.filter(pc.equal(rows["split"], split)) for split in ("train", "test")}
-        return {split: rows for split, rows in found.items() if rows.num_rows}
 
 
 def publish(config: Config, target: Path) -> Path:
@@ -73,62 +43,10 @@ def publish(config: Config, target: Path) -> Path:
         raise UserError(f"--to {target}: wanted a local folder; copy it to a bucket from there")
     target = target.resolve()  # a link is written through
     _check_target(target)
-    done, states = _done_outputs(config)
-    for stage in ("captions", "curation"):
-        if stage not in done:
-            raise UserError(
-                f"nothing to publish: stage {stage} is {states[stage]}, wanted done; "
-                "`soundcap run CONFIG --until curation` makes it"
-            )
-    curated = done["curation"].rows("clip_id", "kept")
-    clips = done["clips"].rows("clip_id", "video_id", "start_s")
-    published = [_published(done["captions"], clips, curated.filter(curated["kept"])["clip_id"])]
-    if "silent_captions" in done:
-        published.append(_published(done["silent_captions"], clips, clips["clip_id"]))
-    if not any(part.rows.num_rows for part in published):
-        raise UserError("nothing to publish: curation kept no caption; `soundcap report CONFIG` shows why")
+    published, done = published_rows(config)
     with _whole_or_not(target) as folder:
         _write(folder, published, done)
     return target
-
-
-def clean_text(text: str) -> str:
-    """Single-line text with single spaces, without control characters and lone surrogates."""
-    return " ".join(CONTROL.sub(" ", text).split())
-
-
-def _done_outputs(config: Config) -> tuple[dict[str, Output], dict[str, str]]:
-    """Committed outputs of this configuration, and each stage's state, up to silent_captions."""
-    storage = open_store(config.root)
-    plans = make_plan(wanted_stages(config, "silent_captions"), config, storage)
-    done = {p.name: Output(storage, p.name, p.fingerprint) for p in plans if p.state == "done" and p.fingerprint}
-    return done, {p.name: f"{p.state.replace('_', ' ')} ({p.reason})" for p in plans}
-
-
-def _published(output: Output, clips: pa.Table, kept: pa.ChunkedArray) -> Published:
-    """Published data of an output's rows whose clip ids are in `kept`. clips: clip_id, video_id, start_s."""
-    spec = output.spec()
-    model = spec["meaning"]["model"]
-    if adapter := spec["inputs"].get("captioner"):
-        model = f"{model}+adapter:{adapter}"
-    rows = output.rows()
-    rows = rows.filter(pc.is_in(rows["clip_id"], value_set=kept.combine_chunks()))
-    clips = clips.take(pc.index_in(rows["clip_id"], value_set=clips["clip_id"].combine_chunks()))
-    prompt = rows["prompt"].unify_dictionaries().combine_chunks()
-    texts = prompt.dictionary.to_pylist()
-    fingerprints = [text and digest(text)[:12] for text in texts]  # a silent clip has no prompt: no model was asked
-    published = {
-        "video_id": clips["video_id"],
-        "start_s": clips["start_s"],
-        "split": rows["split"],
-        "label": [clean_text(label) for label in rows["label"].to_pylist()],
-        "caption": [clean_text(caption) for caption in rows["caption"].to_pylist()],
-        "clip_id": rows["clip_id"],
-        "prompt_fingerprint": pa.array(fingerprints, pa.string()).take(prompt.indices),
-        "model": pc.if_else(pc.equal(prompt.cast(pa.string()), ""), "", model),
-    }
-    used = {fingerprints[index]: texts[index] for index in prompt.indices.unique().to_pylist() if texts[index]}
-    return Published(output, spec, pa.table(published, schema=PUBLISHED_SCHEMA), used)
 
 
 def _write(folder: Path, published: Sequence[Published], done: Mapping[str, Output]) -> None:
