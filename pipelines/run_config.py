@@ -356,6 +356,34 @@ for _settings in (
     setattr(_settings, "__pydantic_config__", ConfigDict(extra="forbid"))  # noqa: B010 (mypy knows no such field)
 
 
+class PublishExclude(Section):
+    """Videos whose captions must not leave."""
+
+    labels: tuple[str, ...] = ()
+    """Labels, whole; `*` stands for any text."""
+    videos: str | None = None
+    """Text file with a video id a line."""
+
+
+class PublishConfig(Section):
+    """Publication on a data hub. Nothing here changes what is computed."""
+
+    licence: str = "cc-by-4.0"
+    """Licence of the captions, as the hub names licences."""
+    model_licence: str | None = None
+    """Licence of the captioner's adapter and of the network; null: the cards say that none was given."""
+    version: str = Field(default="", pattern=r"^[a-z0-9_-]{0,40}$")
+    """Name of this prompt version beside others in one repository; empty: the default one."""
+    hub_ids: dict[str, Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+(@[\w.-]+)?$")]] = Field(
+        default_factory=dict,
+        description="hub id, or id@revision, of each model that a published one needs and that is a folder here, by "
+        "its key: captioner.model, features.visual, features.text, features.codec",
+    )
+    author: str | None = None
+    """Name to cite; null: the owner of the repository."""
+    exclude: PublishExclude = PublishExclude()
+
+
 class Config(Section):
     """Configuration of a whole run."""
 
@@ -372,6 +400,7 @@ class Config(Section):
     flowley: FlowleyConfig
     samples: SamplesConfig = SamplesConfig()
     scores: ScoresConfig = ScoresConfig()
+    publish: PublishConfig = PublishConfig()
     prices: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(
         default_factory=dict,
         description="USD an hour: of a GPU by its name in a plan, like NVIDIA H100 80GB HBM3, and of a core as CPU",

@@ -25,6 +25,7 @@ from pipelines.cli.options import (
 )
 from pipelines.cli.prompt_commands import app as prompts
 from pipelines.cli.prompt_commands import compare
+from pipelines.cli.publication_commands import publish
 from pipelines.commands.forecast import Budget, Forecast, forecast, projected
 from pipelines.commands.keys import all_keys, markdown
 from pipelines.commands.models import fetch_models as fetch
@@ -41,7 +42,7 @@ from pipelines.engine.runner import run_stages
 from pipelines.engine.store import open_store
 from pipelines.errors import UserError, run_command
 from pipelines.progress import human_time
-from pipelines.publication.publish import publish as publish_captions
+from pipelines.publication.publish import published
 from pipelines.report.build import build_report
 from pipelines.report.compare import captions_of, figure, score
 from pipelines.run_config import Config
@@ -53,6 +54,7 @@ app = new_app("From video clips to sound-aware captions, a captioner that hears 
 
 app.add_typer(prompts, name="prompts")
 app.command()(compare)
+app.command()(publish)
 
 Rescan = Annotated[bool, typer.Option("--rescan", help="list a large source again instead of remembering it")]
 Until = Annotated[
@@ -221,13 +223,22 @@ def status(
         values = (one[key] for key in _STATUS_COLUMNS)
         table.add_row(*cells(*("-" if v is None else round(v) if isinstance(v, float) else v for v in values)))
     age_s = round(listing.age_s, 1)
-    data = {"stages": stages, "held_by": holder and str(holder), "source_listing_age_s": age_s}
+    publications = published(storage)
+    data = {
+        "stages": stages,
+        "held_by": holder and str(holder),
+        "source_listing_age_s": age_s,
+        "publications": [asdict(publication) for publication in publications],
+    }
     show(table, data, as_json=as_json)
     if as_json:
         return
     _say_age(listing)
     if holder is not None:
         print(f"held by {holder}")
+    current = {one["name"]: one["fingerprint"] for one in stages}
+    for publication in publications:
+        say(f"published {publication.place}: {publication.state(current)}")
     for one in stages:
         for row in one["quarantine"]:
             say(f"{one['name']}: quarantined {row['row_id']}: {row['error_class']}: {row['message']}")
@@ -298,18 +309,6 @@ def report(config: ConfigPath, overrides: Overrides = [], rescan: Rescan = False
     listing = SourceListing(loaded.source.folder, rescan=rescan)
     print(build_report(loaded, wanted_stages(loaded, listing=listing)))
     _say_age(listing)
-
-
-@app.command()
-def publish(
-    config: ConfigPath,
-    to: Annotated[
-        Path, typer.Option(metavar="DIR", parser=user_path, help="a new folder, or an earlier publication's")
-    ],
-    overrides: Overrides = [],  # noqa: B006
-) -> None:
-    """Write a Hub-ready folder: captions as Parquet and a dataset card; never media."""
-    print(publish_captions(load_config(config, overrides), to))
 
 
 @app.command()

@@ -1,164 +1,245 @@
-"""Dataset publication for a data hub: captions as Parquet and a dataset card, never media."""
+"""Publication of captions and models: to a folder, or to the hub, weights first and the dataset last."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import re
-import shutil
-import uuid
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
 
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-import yaml
-
-from pipelines.engine.store import Output
-from pipelines.errors import UserError
-from pipelines.publication.published_rows import Published, published_rows
-from pipelines.report.templates import render
+from pipelines.engine.fingerprint import digest
+from pipelines.engine.storage import Storage
+from pipelines.engine.store import open_store
+from pipelines.errors import RunError, UserError
+from pipelines.progress import human_bytes
+from pipelines.publication.contents import Changes, Content, Head, refuse_leaks
+from pipelines.publication.dataset_repo import next_edition
+from pipelines.publication.hub_push import HubRepository, Moved
+from pipelines.publication.model_repos import model_edition
+from pipelines.publication.whole_folder import PublicationFolder
 from pipelines.run_config import Config
 
-PUBLICATION = "publication.json"
-"""Record of a publication: stages, fingerprints and file names. A folder that has it can be published to again."""
+What = Literal["captions", "captioner", "flowley"]
+PARTS: tuple[What, ...] = ("captioner", "flowley", "captions")
+"""In the order in which they are published: a dataset's card may speak of models that are there."""
+RECORDS = "publications"
+"""Folder of a store: a record for each place and what was published there last."""
+NOTHING = Head({}, lambda name: b"")
 
-STAGING = ".publication-"
-"""Start of the name of the folder in which a publication is written."""
 
-SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+@dataclass(frozen=True)
+class Publication:
+    """Publication as it is recorded in the store.
 
-
-def publish(config: Config, target: Path) -> Path:
-    """Writes the committed captions of `config` to `target`, and returns it.
-
-    `data/{stage}/{split}.parquet` for stages captions (those that curation kept) and, once done,
-    silent_captions; README.md, a dataset card; prompts.json, the text behind each prompt fingerprint. All of it
-    appears or nothing, and replaces an earlier publication.
-
-    Raises UserError while captions or curation are not done, and for a target that holds anything else.
+    Attributes:
+        place: the folder, or the repository's address.
+        stages: fingerprints of the outputs that it holds.
+        commit, tag: of a repository; empty for a folder.
+        rows: number of captions by configuration.
+        words: what changed.
+        sent_bytes: bytes of the files that were written or sent.
+        finished_at_s: when.
     """
-    if re.match(r"[a-z0-9]+:/", str(target)):
-        raise UserError(f"--to {target}: wanted a local folder; copy it to a bucket from there")
-    target = target.resolve()  # a link is written through
-    _check_target(target)
-    published, done = published_rows(config)
-    with _whole_or_not(target) as folder:
-        _write(folder, published, done)
-    return target
+
+    what: What
+    place: str
+    stages: Mapping[str, str]
+    commit: str = ""
+    tag: str = ""
+    rows: Mapping[str, int] = field(default_factory=dict)
+    words: str = ""
+    sent_bytes: int = 0
+    finished_at_s: float = field(default_factory=time.time)
+
+    def __str__(self) -> str:
+        if not self.sent_bytes:
+            return f"{self.place}: nothing changed; it has these {self.what} already" + self._version()
+        return f"{self.place}: {self.words}, {human_bytes(self.sent_bytes)} sent" + self._version()
+
+    def state(self, current: Mapping[str, str | None]) -> str:
+        """Words on what is published, beside the `current` fingerprints of the stages."""
+        when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(self.finished_at_s))
+        newer = [stage for stage, fingerprint in self.stages.items() if current.get(stage) != fingerprint]
+        beside = f"; here {', '.join(newer)} is another" if newer else "; as here"
+        return f"{self.what} of {when}{self._version()}{beside}"
+
+    def _version(self) -> str:
+        return f" (commit {self.commit[:12]}, tag {self.tag})" if self.commit else ""
 
 
-def _write(folder: Path, published: Sequence[Published], done: Mapping[str, Output]) -> None:
-    for part in published:
-        for split, rows in part.splits.items():
-            file = folder / "data" / part.output.stage / f"{split}.parquet"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            pq.write_table(rows, file, compression="zstd")
-    prompts = {fingerprint: text for part in published for fingerprint, text in part.prompts.items()}
-    (folder / "prompts.json").write_text(json.dumps(prompts, indent=2, ensure_ascii=False, sort_keys=True))
-    (folder / "README.md").write_text(_card(published, done), encoding="utf-8")
-    record = {
-        "stages": {name: output.fingerprint for name, output in done.items()},
-        "files": sorted([*_files(folder), PUBLICATION]),
-    }
-    (folder / PUBLICATION).write_text(json.dumps(record, indent=2))
+@dataclass(frozen=True)
+class _Prepared:
+    """One part of a publication, ready to be sent."""
+
+    what: What
+    place: PublicationFolder | HubRepository
+    head: Head | None
+    wanted: Mapping[str, Content | None]
+    tag: str
+    stages: Mapping[str, str]
+    rows: Mapping[str, int]
+    words: str
+
+    @property
+    def changes(self) -> Changes:
+        return Changes.between(self.head or NOTHING, self.wanted)
+
+    def done(self, commit: str, sent_bytes: int) -> Publication:
+        tag = self.tag if commit else ""
+        return Publication(self.what, self.place.name, self.stages, commit, tag, self.rows, self.words, sent_bytes)
 
 
-def _card(published: Sequence[Published], done: Mapping[str, Output]) -> str:
-    """Dataset card: YAML front matter for loaders, and text for readers."""
-    largest = max(part.rows.num_rows for part in published)
-    configs = [
-        {
-            "config_name": part.output.stage,
-            "data_files": [
-                {"split": split, "path": f"data/{part.output.stage}/{split}.parquet"} for split in part.splits
-            ],
-        }
-        for part in published
-        if part.splits
-    ]
-    matter = {
-        "pretty_name": "Sound captions of video clips",
-        "license": "cc-by-4.0",
-        "language": ["en"],
-        "tags": ["audio-captioning", "video-to-audio", "sound", "synthetic"],
-        "size_categories": [next((name for limit, name in SIZES if largest < limit), "1M<n<10M")],
-        "configs": configs,
-    }
-    front_matter = yaml.safe_dump(matter, sort_keys=False, allow_unicode=True)
-    return render("card.md.jinja", front_matter=front_matter, published=published, left_out=_left_out(done))
+def publish(
+    config: Config,
+    *,
+    what: Sequence[What] = ("captions",),
+    to: Path | None = None,
+    push: str | None = None,
+    private: bool = False,
+    tag: str | None = None,
+    dry_run: bool = False,
+    say: Callable[[str], None] = print,
+) -> list[Publication]:
+    """Publishes committed captions and trained models to a folder or to the hub, and records it in the store.
 
+    Args:
+        what: parts to publish. Several have places of their own: subfolders, or repositories NAME-captioner,
+            NAME-flowley and NAME.
+        to, push: local folder, or repository owner/name; one of them.
+        private: a repository that is made stays private.
+        tag: of the version; None: the next number for captions, the output's fingerprint for a model.
+        dry_run: says what would travel, and writes nothing.
+        say: takes a line for each part, and for each wait.
 
-def _left_out(done: Mapping[str, Output]) -> list[tuple[str, str, str, int]]:
-    """Counts of dropped or quarantined rows, as (stage, what happened, reason, rows)."""
-    curated = done["curation"].rows("rule", "kept")
-    dropped = Counter(curated.filter(pc.invert(curated["kept"]))["rule"].to_pylist())
-    rows = [("curation", "dropped", rule, count) for rule, count in sorted(dropped.items())]
-    for stage, output in done.items():
-        reasons = Counter(output.quarantine()["error_class"].to_pylist())
-        rows += [(stage, "quarantined", reason, count) for reason, count in sorted(reasons.items())]
-    return rows
-
-
-def _check_target(target: Path) -> None:
-    """Raises UserError unless `target` is absent, empty, or an earlier publication with nothing added."""
-    if target.exists() and not target.is_dir():
-        raise UserError(f"{target}: is a file, wanted a folder to publish to; give another path")
-    there = _files(target)
-    if not there:
-        return
-    try:
-        known = set(json.loads((target / PUBLICATION).read_text())["files"])
-    except (OSError, ValueError, TypeError, KeyError):  # none, or none of ours
-        known = set()
-    foreign = sorted(set(there) - known)
-    if foreign:
-        what = f"holds {foreign[0]}" + (f" and {len(foreign) - 1} more files" if len(foreign) > 1 else "")
-        raise UserError(
-            f"{target}: {what} that no earlier publication wrote, and would be replaced; give a new or an empty folder"
-        )
-
-
-def _files(folder: Path) -> list[str]:
-    paths = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if not path.is_dir()]
-    return [path.as_posix() for path in paths if not path.parts[0].startswith(STAGING)]
-
-
-@contextlib.contextmanager
-def _whole_or_not(target: Path) -> Iterator[Path]:
-    """Staging folder inside `target`, whose entries replace those of `target`; an error leaves `target` as it is.
-
-    Inside, because a folder that is linked to, mounted, or somebody's working folder cannot be replaced itself.
+    Raises:
+        UserError: a stage is not done, the place holds something else, or the hub refuses it.
+        RunError: the hub does not answer, or somebody else commits at the same time.
     """
-    is_new = not target.exists()
-    target.mkdir(parents=True, exist_ok=True)
-    for left in target.glob(f"{STAGING}*"):
-        shutil.rmtree(left)
-    staging = target / f"{STAGING}{uuid.uuid4().hex[:12]}"
-    new, old = staging / "new", staging / "old"
-    try:
-        new.mkdir(parents=True)
-        old.mkdir()
-        yield new
-        _swap(target, new, old)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        if is_new:
-            with contextlib.suppress(OSError):  # it is not empty
-                target.rmdir()
+    if (to is None) == (push is None):
+        raise UserError("publish: give a folder with --to, or a repository with --push OWNER/NAME")
+    storage = open_store(config.root)
+    places = [_place(part, what, to, push, say) for part in PARTS if part in what]
+    if push is not None and not dry_run:
+        first = places[0][1]
+        assert isinstance(first, HubRepository)
+        first.require_login()
+    with ExitStack() as stack:
+        prepared = [_prepare(part, place, config, tag, stack) for part, place in places]
+        found: list[Publication] = []
+        for one in prepared:
+            if dry_run:
+                _say_dry(one, say)
+                continue
+            try:
+                found.append(_send(one, storage, private=private, given_tag=tag))
+            except (UserError, RunError) as error:
+                before = "".join(f"; {done.place} is published" for done in found)
+                raise type(error)(f"{error}{before}") from error
+            say(str(found[-1]))
+    return found
 
 
-def _swap(target: Path, new: Path, old: Path) -> None:
-    """Moves the entries of `target` to `old` and those of `new` to `target`; after an error, back."""
-    moved: list[tuple[Path, Path]] = []
+def published(storage: Storage) -> list[Publication]:
+    """Publications that a store has recorded, newest last."""
+    records = map(storage.find_record, sorted(storage.names(RECORDS)))
+    found = [Publication(**record) for record in records if record is not None and "place" in record]
+    return sorted(found, key=lambda one: one.finished_at_s)
+
+
+def _place(
+    part: What, what: Sequence[What], to: Path | None, push: str | None, say: Callable[[str], None]
+) -> tuple[What, PublicationFolder | HubRepository]:
+    if to is not None:
+        return part, PublicationFolder.of(to / part if len(what) > 1 else to)
+    suffix = f"-{part}" if len(what) > 1 and part != "captions" else ""
+    name = (push or "").removeprefix("hf://").removeprefix("datasets/").removeprefix("models/")
+    return part, HubRepository(f"{name}{suffix}", "dataset" if part == "captions" else "model", say)
+
+
+def _prepare(
+    part: What, place: PublicationFolder | HubRepository, config: Config, tag: str | None, stack: ExitStack
+) -> _Prepared:
+    head = place.head()
+    repository = place.repo_id if isinstance(place, HubRepository) else None
     try:
-        for source, to in ((target, old), (new, target)):
-            for entry in sorted(source.iterdir()):
-                if entry != new.parent:
-                    entry.rename(to / entry.name)
-                    moved.append((entry, to / entry.name))
-    except OSError:
-        for entry, now in reversed(moved):
-            now.rename(entry)
-        raise
+        if part == "captions":
+            edition = next_edition(config, head or NOTHING, repository, tag)
+            refuse_leaks(edition.wanted, config)
+            words = ", ".join(f"{name} {change}" for name, change in edition.changes.items() if change)
+            words = words or "the same captions with another card"
+            return _Prepared(part, place, head, edition.wanted, edition.tag, edition.stages, edition.rows, words)
+        model = stack.enter_context(model_edition(part, config, head or NOTHING, repository))
+        used = tag or model.stages[part]
+        return _Prepared(part, place, head, model.wanted, used, model.stages, {}, f"{part} {model.stages[part]}")
+    except UserError as error:
+        raise UserError(f"{place.name}: {error}") from error
+
+
+def _say_dry(one: _Prepared, say: Callable[[str], None]) -> None:
+    changes = one.changes
+    what = f"{len(changes.add)} files, {human_bytes(changes.bytes)}, to send; {len(changes.remove)} to remove"
+    made = "; the repository is made" if one.head is None else ""
+    say(f"{one.place.name}: {what if changes else 'nothing to send'}{made} ({one.words})")
+
+
+def _send(one: _Prepared, storage: Storage, *, private: bool, given_tag: str | None) -> Publication:
+    if isinstance(one.place, PublicationFolder):
+        changes = one.changes
+        if changes:
+            one.place.write(one.head or NOTHING, changes)
+        return _recorded(one.done("", changes.bytes), storage)
+    return _push(one, one.place, storage, private=private, given_tag=given_tag)
+
+
+def _push(
+    one: _Prepared, place: HubRepository, storage: Storage, *, private: bool, given_tag: str | None
+) -> Publication:
+    """Sends one part to its repository: one commit, its tag, and then, if we made it, the public may see it."""
+    head, mark = one.head, _record_name(one.what, f"made:{place.name}")
+    if head is None:
+        storage.write_record(mark, {"made": place.name})
+        head = place.create()
+    is_ours = storage.find_record(mark) is not None
+    try:
+        changes, commit = Changes.between(head, one.wanted), head.commit or ""
+        if changes:
+            if one.tag in place.tags():
+                raise UserError(f"{place.name}: the tag {one.tag} is there, of an earlier version; give another --tag")
+            commit = _commit(one, place, head, changes)
+        for tag in dict.fromkeys((one.tag, given_tag or one.tag)):
+            place.tag(tag, commit)
+        if is_ours and not private:
+            place.open_to_all()
+    except (UserError, RunError) as error:
+        state = "; it was made, and is private until a publication is whole" if is_ours else ""
+        raise type(error)(f"{error}{state}") from error
+    done = _recorded(one.done(commit, changes.bytes), storage)
+    if is_ours:
+        storage.remove(mark)
+    return done
+
+
+def _commit(one: _Prepared, place: HubRepository, head: Head, changes: Changes) -> str:
+    """Commits changes. A commit whose answer was lost counts."""
+    try:
+        return place.commit(changes, head.commit, f"{one.tag}: {one.words}")
+    except Moved:
+        now = place.head()
+        if now is None or now.commit is None or Changes.between(now, one.wanted):
+            raise
+        return now.commit
+
+
+def _recorded(done: Publication, storage: Storage) -> Publication:
+    """The publication, recorded; one that changed nothing leaves the earlier record."""
+    name = _record_name(done.what, done.place)
+    earlier = storage.find_record(name)
+    if done.sent_bytes or earlier is None or earlier.get("commit") != done.commit:
+        storage.write_record(name, asdict(done))
+    return done
+
+
+def _record_name(what: str, place: str) -> str:
+    return f"{RECORDS}/{what}-{digest(place)[:12]}.json"

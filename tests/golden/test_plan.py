@@ -197,7 +197,8 @@ def test_published(
             shown = table.select(["video_id", "start_s", "split", "label", "caption"]).to_pylist()
             found[name] = {"columns": columns, "rows": sorted(shown, key=lambda row: str(row["video_id"]))}
         else:
-            found[name] = re.sub(r"[0-9a-f]{12,}", "#", file.read_text()).splitlines() if file.suffix == ".md" else "-"
+            text = re.sub(r"[0-9a-f]{12,}|[0-9]{4}-[0-9]{2}-[0-9]{2}", "#", file.read_text())
+            found[name] = text.splitlines() if file.suffix == ".md" else "-"
     golden("plan").check("published", found)
 
 

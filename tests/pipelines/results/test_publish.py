@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.errors import UserError
-from pipelines.publication.publish import publish
+from pipelines.publication.publish import publish as publish_parts
 from pipelines.publication.published_rows import clean_text
 from pipelines.report.templates import markdown
 from pipelines.run_config import Config
@@ -22,6 +22,12 @@ import datasets, json, sys
 loaded = {name: datasets.load_dataset(sys.argv[1], name) for name in ("captions", "silent_captions")}
 print(json.dumps({name: {split: list(rows) for split, rows in data.items()} for name, data in loaded.items()}))
 """
+
+
+def publish(config: Config, target: Path) -> Path:
+    """Publishes captions to a folder; returns it."""
+    [done] = publish_parts(config, to=target, say=lambda _: None)
+    return Path(done.place)
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +131,7 @@ def test_what_a_killed_publication_left_is_removed(finished: Config, tmp_path: P
 def test_a_folder_with_other_files_is_left_alone(finished: Config, tmp_path: Path) -> None:
     target = publish(finished, tmp_path / "hub")
     (target / "thesis.tex").write_text("years of work")
-    with pytest.raises(UserError, match=r"thesis\.tex.*give a new or an empty folder"):
+    with pytest.raises(UserError, match=r"thesis\.tex.*give a new or an empty place"):
         publish(finished, target)
     assert (target / "thesis.tex").read_text() == "years of work"
     with pytest.raises(UserError, match="is a file, wanted a folder"):

@@ -1,0 +1,242 @@
+"""Contents of a dataset's repository: Parquet files of each prompt version, a card, prompts and the record."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import yaml
+
+from pipelines.engine.store import Output
+from pipelines.errors import UserError, user_input
+from pipelines.publication.contents import PUBLICATION, Content, Head, read_record, refuse_leak
+from pipelines.publication.published_rows import PUBLISHED_SCHEMA, Published, published_rows
+from pipelines.publication.table_files import Cuts, RowChanges, parquet_file, sorted_rows
+from pipelines.report.templates import render
+from pipelines.run_config import Config, PublishConfig
+from soundcap.prompts import label_matches
+
+SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+DEFAULT = "captions"
+"""Name of the configuration that a reader gets who names none."""
+
+
+@dataclass(frozen=True)
+class Edition:
+    """Next state of a dataset's repository.
+
+    Attributes:
+        wanted: contents by path; None: as it is there.
+        changes: of the rows of each configuration that this publication writes.
+        tag: of the version that these rows are; the earlier one's if no row changes.
+        stages: fingerprints of the outputs behind the rows.
+        rows: number of rows by configuration.
+    """
+
+    wanted: Mapping[str, Content | None]
+    changes: Mapping[str, RowChanges]
+    tag: str
+    stages: Mapping[str, str]
+    rows: Mapping[str, int]
+
+
+def next_edition(config: Config, head: Head, repository: str | None, tag: str | None) -> Edition:
+    """Next state of a dataset's repository for the committed captions of a configuration.
+
+    Args:
+        head: what is there.
+        repository: id on the hub, for the card; None: a folder.
+        tag: name of the version; None: the next number.
+
+    Raises:
+        UserError: captions or curation are not done, nothing is kept, or the place holds something else.
+    """
+    record = read_record(head, "captions")
+    published, done = published_rows(config)
+    published = [_without_excluded(part, config.publish) for part in published]
+    if not any(part.rows.num_rows for part in published):
+        raise UserError("nothing to publish: publish.exclude leaves no caption")
+    known: dict[str, Any] = record.get("configurations", {})
+    configurations, changes = dict(known), {}
+    wanted: dict[str, Content | None] = {}
+    for part in published:
+        name = _name(part.output.stage, config.publish)
+        files, facts = _files(part, name, known.get(name, {}).get("cuts", {}))
+        wanted |= files
+        changes[name] = _row_changes(head, f"data/{name}/", files)
+        configurations[name] = facts | {"left_out": _left_out(done, part), "files": sorted(files)}
+        refuse_leak(f"data/{name}", "\n".join(_texts(part.rows)), config)
+    for name in known.keys() - changes.keys():
+        wanted |= dict.fromkeys(known[name]["files"])
+    versions = list(record.get("versions", []))
+    if any(changes.values()) or not versions:
+        versions.append(
+            {
+                "tag": tag or f"v{len(versions) + 1}",
+                "date": time.strftime("%Y-%m-%d", time.gmtime()),
+                "changes": {name: asdict(one) for name, one in changes.items() if one},
+            }
+        )
+    record = {"what": "captions", "configurations": configurations, "versions": versions}
+    return Edition(
+        wanted | _texts_beside(record, config.publish, repository),
+        changes,
+        versions[-1]["tag"],
+        {name: output.fingerprint for name, output in done.items()},
+        {name: sum(facts["rows"].values()) for name, facts in configurations.items()},
+    )
+
+
+def _name(stage: str, settings: PublishConfig) -> str:
+    """Name of a stage's captions among the repository's configurations."""
+    return f"{stage}-{settings.version}" if settings.version else stage
+
+
+def _without_excluded(part: Published, settings: PublishConfig) -> Published:
+    rows, exclude = part.rows, settings.exclude
+    patterns = tuple(" ".join(label.split()).casefold() for label in exclude.labels)
+    labels = [label for label in rows["label"].unique().to_pylist() if patterns and label_matches(label, patterns)]
+    bad = pc.is_in(rows["label"], value_set=pa.array(labels, pa.string()))
+    if exclude.videos is not None:
+        with user_input():
+            try:
+                listed = Path(exclude.videos).read_text(encoding="utf-8").split("\n")
+            except OSError as error:
+                raise UserError(f"publish.exclude.videos: {exclude.videos}: {error.strerror}; give a file") from error
+        ids = pa.array([line.strip() for line in listed if line.strip()], pa.string())
+        bad = pc.or_(bad, pc.is_in(rows["video_id"], value_set=ids))
+    return Published(part.output, part.spec, rows.filter(pc.invert(bad)), part.prompts)
+
+
+def _files(part: Published, name: str, known: Mapping[str, Any]) -> tuple[dict[str, Content | None], dict[str, Any]]:
+    """Parquet files of a configuration, and its facts for record and card. known: cuts of earlier files, by split."""
+    files: dict[str, Content | None] = {}
+    cuts: dict[str, Any] = {}
+    for split, unsorted in part.splits.items():
+        rows = sorted_rows(unsorted)
+        cut = Cuts.from_record(known[split]) if split in known else None
+        if cut is None or not cut.fit(rows):
+            cut = Cuts.of(rows, rows.num_rows / part.rows.num_rows)
+        cuts[split] = asdict(cut)
+        files |= {f"data/{name}/{split}/{file}": parquet_file(some) for file, some in cut.files(rows).items()}
+    meaning, output = part.spec["meaning"], part.output
+    prompts = meaning["prompts"]
+    facts = {
+        "stage": output.stage,
+        "fingerprint": output.fingerprint,
+        "rows": {split: rows.num_rows for split, rows in part.splits.items()},
+        "labels": len(part.rows["label"].unique()),
+        "model": meaning["model"],
+        "model_licence": output.committed().figures.get("licence", ""),
+        "adapter": part.spec["inputs"].get("captioner", ""),
+        "frames": meaning["frames"],
+        "sampling": meaning["sampling"],
+        "instruction": prompts["instruction"],
+        "warnings": prompts["warnings"],
+        "prompts": part.prompts,
+        "cuts": cuts,
+    }
+    return files, facts
+
+
+def _row_changes(head: Head, folder: str, files: Mapping[str, Content | None]) -> RowChanges:
+    """Changes of the rows under a folder. Of the files there only those that change are read."""
+    there = {path: one for path, one in head.files.items() if path.startswith(folder)}
+    same = {path for path, content in files.items() if path in there and content and there[path].is_of(content)}
+    old = [_table(head.read(path)) for path in sorted(there.keys() - same)]
+    new = [_table(content) for path, content in files.items() if path not in same and isinstance(content, bytes)]
+    return RowChanges.between(old, new)
+
+
+def _table(data: bytes) -> pa.Table:
+    return pq.read_table(io.BytesIO(data))
+
+
+def _texts(rows: pa.Table) -> list[str]:
+    names = [field.name for field in PUBLISHED_SCHEMA if pa.types.is_string(field.type)]
+    return [text for name in names for text in rows[name].unique().to_pylist() if text]
+
+
+def _left_out(done: Mapping[str, Output], part: Published) -> list[tuple[str, str, str, int]]:
+    """Counts of dropped or quarantined rows up to a stage, as (stage, what happened, reason, rows)."""
+    rows: list[tuple[str, str, str, int]] = []
+    if part.output.stage == "captions":
+        curated = done["curation"].rows("rule", "kept")
+        dropped = Counter(curated.filter(pc.invert(curated["kept"]))["rule"].to_pylist())
+        rows = [("curation", "dropped", rule, count) for rule, count in sorted(dropped.items())]
+    for stage in ("clips", part.output.stage):
+        reasons = Counter(done[stage].quarantine()["error_class"].to_pylist())
+        rows += [(stage, "quarantined", reason, count) for reason, count in sorted(reasons.items())]
+    return rows
+
+
+def _texts_beside(record: Mapping[str, Any], settings: PublishConfig, repository: str | None) -> dict[str, Content]:
+    """Card, prompts, citation and record of a repository."""
+    configurations: dict[str, Any] = record["configurations"]
+    prompts = {key: text for one in configurations.values() for key, text in one["prompts"].items()}
+    author = settings.author or (repository or "").partition("/")[0]
+    texts = {
+        "README.md": _card(configurations, record["versions"], settings, repository),
+        "prompts.json": json.dumps(prompts, indent=2, ensure_ascii=False, sort_keys=True),
+    }
+    if author:
+        texts["CITATION.cff"] = _citation(record["versions"][-1], author, settings, repository)
+    paths = [*texts, PUBLICATION, *(path for one in configurations.values() for path in one["files"])]
+    texts[PUBLICATION] = json.dumps({**record, "files": sorted(paths)}, indent=1, ensure_ascii=False, sort_keys=True)
+    return {path: text.encode() for path, text in texts.items()}
+
+
+def _card(
+    configurations: Mapping[str, Any], versions: Sequence[Any], settings: PublishConfig, repository: str | None
+) -> str:
+    """Dataset card: YAML front matter for loaders, and text for readers."""
+    largest = max(sum(one["rows"].values()) for one in configurations.values())
+    names = sorted(configurations, key=lambda name: (name != DEFAULT, name))
+    matter = {
+        "pretty_name": "Sound captions of video clips",
+        "license": settings.licence,
+        "language": ["en"],
+        "tags": ["audio-captioning", "video-to-audio", "sound", "synthetic"],
+        "size_categories": [next((size for limit, size in SIZES if largest < limit), "1M<n<10M")],
+        "configs": [_loading(name, configurations[name], is_default=name == names[0]) for name in names],
+    }
+    return render(
+        "card.md.jinja",
+        front_matter=yaml.safe_dump(matter, sort_keys=False, allow_unicode=True),
+        configurations={name: configurations[name] for name in names},
+        versions=list(reversed(versions)),
+        licence=settings.licence,
+        repository=repository or "path/to/this/folder",
+    )
+
+
+def _loading(name: str, facts: Mapping[str, Any], *, is_default: bool) -> dict[str, Any]:
+    """Entry of a configuration in a card's front matter, by which loaders find its files."""
+    files = [{"split": split, "path": f"data/{name}/{split}/*.parquet"} for split in facts["rows"]]
+    return {"config_name": name, "data_files": files} | ({"default": True} if is_default else {})
+
+
+def _citation(version: Mapping[str, Any], author: str, settings: PublishConfig, repository: str | None) -> str:
+    """Citation file (CFF 1.2.0)."""
+    where = {} if repository is None else {"url": f"https://huggingface.co/datasets/{repository}"}
+    citation = {
+        "cff-version": "1.2.0",
+        "message": "If you use these captions, please cite them.",
+        "type": "dataset",
+        "title": "Sound captions of video clips",
+        "authors": [{"name": author}],
+        "version": version["tag"],
+        "date-released": version["date"],
+        "license": settings.licence.upper() if settings.licence.startswith("cc") else settings.licence,
+        **where,
+    }
+    return yaml.safe_dump(citation, sort_keys=False, allow_unicode=True)
