@@ -21,16 +21,19 @@ def main() -> None:
     """Make what is missing; a second call finds nothing to do, and loads neither torch nor ray."""
     from miniature.world.corpus import generate_corpus
     from pipelines.cli.soundcap import execute
-    from pipelines.report.build import REPORT, build_report
+    from pipelines.report.build import REPORT, build_report, is_report_of
     from pipelines.stages import wanted_stages
 
     started = time.monotonic()
     config, unwarned = load_config(CONFIG), load_config(CONFIG, ["captions.warnings=null"])
+    print("the corpus: up to 2 minutes", flush=True)
     generate_corpus(Path(config.source.folder).parent, clips=CLIPS, seed=SEED, workers=os.cpu_count() or 1)
-    execute(unwarned, until="captions")  # for the scorecard alone: the teacher's captions without warnings
+    print("captions without warnings, for the scorecard alone", flush=True)
+    execute(unwarned, until="captions")
+    print("the run", flush=True)
     computed = execute(config)
     storage = Storage(config.root)
-    if computed or not storage.exists(REPORT) or not storage.exists(SCORECARD):
+    if computed or not storage.exists(SCORECARD) or not is_report_of(config, wanted_stages(config)):
         from miniature.scorecard import write_scorecard  # loads scipy, which takes a second
 
         build_report(config, wanted_stages(config))

@@ -7,6 +7,7 @@ sets only where the interval of the mean difference leaves zero out and enough c
 
 import difflib
 import itertools
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -146,8 +147,11 @@ def _share_named(labels: Sequence[str], caption: str) -> float:
 
 
 def distinct(captions: Sequence[str], n: int) -> float:
-    """Different runs of `n` words, as a share of all (distinct-n); NaN without any. More captions have less."""
-    grams = [gram for caption in captions for gram in _grams(caption.casefold().split(), n)]
+    """Different runs of `n` words, as a share of all (distinct-n); NaN without any. More captions have less.
+
+    Case and punctuation are no difference.
+    """
+    grams = [gram for caption in captions for gram in _grams(re.findall(r"[\w'’-]+", caption.casefold()), n)]
     return len(set(grams)) / len(grams) if grams else float("nan")
 
 
@@ -160,6 +164,7 @@ class Comparison:
         low, high: interval of b - a that holds LEVEL of the drawn differences.
         verdict: "better" or "worse" (b than a), "parts" where neither is better, or "" without a verdict.
         clips_needed: how many clips like these a verdict would take; None with a verdict or without a difference.
+        different: clips in which the two differ; a verdict takes LEAST_DIFFERENT.
     """
 
     name: str
@@ -171,6 +176,7 @@ class Comparison:
     high: float
     verdict: Literal["better", "worse", "parts", ""]
     clips_needed: int | None
+    different: int = 0
 
 
 def compare(a: Sequence[Measure], b: Sequence[Measure]) -> list[Comparison]:
@@ -203,7 +209,7 @@ def _compare(a: Measure | None, b: Measure | None) -> Comparison:
         by_interval = ((high - low) / 2 / abs(mean)) ** 2
         needed = int(np.ceil(len(left) * max(1.0, by_interval, LEAST_DIFFERENT / differ)))
     return Comparison(
-        known.name, known.better, len(left), float(left.mean()), float(right.mean()), low, high, verdict, needed
+        known.name, known.better, len(left), float(left.mean()), float(right.mean()), low, high, verdict, needed, differ
     )
 
 

@@ -15,6 +15,7 @@ TOKENS_A_WORD = 1.4
 NEGATION = re.compile(r"\b(?:not|never|no|nor|without|leave|ignore|omit|avoid|exclude)\b", re.IGNORECASE)
 ASKED_WORDS = re.compile(r"\b(\d+)\s+words\b", re.IGNORECASE)
 EXAMPLES = 3
+ASKING = re.compile(r"\b(?:describe|mention|include|name|report|say|tell)\b", re.IGNORECASE)
 ALIKE = 0.85
 """Likeness of a pattern and a label, of 1, from which one is taken for a misspelt other."""
 
@@ -125,9 +126,13 @@ def _contradictions(prompts: PromptSet, labels: Mapping[str, int]) -> list[str]:
 
 def _asks(text: str) -> list[str]:
     """Clauses that tell the model to say something."""
-    clauses = re.split(r"[.;:!?\n]", text)
-    verbs = re.compile(r"\b(?:describe|mention|include|name|report|say|tell)\b", re.IGNORECASE)
-    return [clause for clause in clauses if verbs.search(clause) and not NEGATION.search(clause)]
+    found = []
+    for sentence in re.split(r"[.!?\n]", text):
+        # What is described stands before a colon ("Rain is real: describe it"), or in the clause of the verb.
+        clauses = re.split(r"[;,]", sentence) if ":" not in sentence else sentence.split(";")
+        verbs = [place for place, clause in enumerate(clauses) if ASKING.search(clause)]
+        found += [clauses[place] for place in verbs if not NEGATION.search(clauses[place])]
+    return found
 
 
 def _listed(labels: Sequence[str]) -> str:
@@ -215,6 +220,15 @@ def _changed(was: NoiseWarning, now: NoiseWarning, labels: Mapping[str, int]) ->
 def changed_clips(old: PromptSet, new: PromptSet, labels: Mapping[str, int]) -> int:
     """Clips of the corpus whose prompt is another: those that are captioned again."""
     return sum(count for label, count in labels.items() if old.render(label) != new.render(label))
+
+
+def changed_violations(old: PromptSet, new: PromptSet) -> list[str]:
+    """Names of the warnings by whose violations curation judges otherwise, though their texts may be the same."""
+    before, after = ({one.name: (one.violations, one.reach()) for one in prompts.warnings} for prompts in (old, new))
+    nothing: tuple[Any, ...] = ((), {})
+    names = sorted(before.keys() | after.keys())
+    pairs = {name: (before.get(name, nothing), after.get(name, nothing)) for name in names}
+    return [name for name, (a, b) in pairs.items() if a != b and (a[0] or b[0])]
 
 
 def _count(labels: Mapping[str, int], warning: NoiseWarning) -> int:

@@ -173,12 +173,14 @@ def compiled(patterns: tuple[str, ...]) -> re.Pattern[str]:
 
 def pattern_fault(patterns: tuple[str, ...]) -> str | None:
     """What is wrong with patterns, or None: no regular expression, or one that matches the text without a word."""
-    try:
-        compiled(patterns)
-        empty = next((pattern for pattern in patterns if re.fullmatch(pattern, "")), None)
-    except re.error as error:
-        return f"{error.pattern!r} is no regular expression: {error.msg}"
-    return None if empty is None else f"{empty!r} matches nothing at all, so every caption would have it; leave it out"
+    for one in (*((pattern,) for pattern in patterns), patterns):  # together, they may still clash
+        try:
+            compiled(one)
+        except re.error as error:
+            return f"{', '.join(one)!r} is no regular expression: {error.msg}"
+        if len(one) == 1 and re.fullmatch(one[0], ""):
+            return f"{one[0]!r} matches nothing at all, so every caption would have it; leave it out"
+    return None
 
 
 def first_match(patterns: tuple[str, ...], text: str) -> str | None:

@@ -27,7 +27,7 @@ from pipelines.stages.captions import read_prompts
 from pipelines.stages.listing import SourceListing
 from pipelines.stages.source import list_source
 from soundcap.caption_scores import LEVEL, Run
-from soundcap.prompt_lint import PromptChange, changed_clips, lint, prompt_changes
+from soundcap.prompt_lint import PromptChange, changed_clips, changed_violations, lint, prompt_changes
 from soundcap.prompts import PromptSet, load_prompts
 
 app = new_app("Prompts: show one, find what is wrong with them, and what an edit reaches.")
@@ -38,13 +38,20 @@ MAX_LABELS = 6
 @app.command(name="show")
 def show_prompt(
     config: ConfigPath,
-    whose: Annotated[str, typer.Argument(metavar="LABEL|CLIP", help="a label, a video's file or its id")],
+    whose: Annotated[
+        str | None,
+        typer.Argument(metavar="[LABEL|CLIP]", help="a label, a video's file or its id; without one labels are listed"),
+    ] = None,
     overrides: Overrides = [],  # noqa: B006
     as_json: AsJson = False,
 ) -> None:
     """Show the prompt of a label or of a video, word by word, and the warnings that do not reach it."""
     loaded = load_config(config, overrides)
     prompts, files = prompts_of(loaded), _files(loaded)
+    if whose is None:
+        for label, count in sorted(_labels(files).items()):
+            say(f"{label or 'clips without a label'}: {count} clips")
+        return
     label = _label_of(whose, files)
     clips = _labels(files)[label]
     spared = [warning.name for warning in prompts.warnings if not warning.reaches(label)]
@@ -90,25 +97,35 @@ def lint_prompts(
 @app.command(name="diff")
 def diff_prompts(
     config: ConfigPath,
-    old: Annotated[str, typer.Argument(metavar="OLD", help="a prompt file, a configuration, or a git revision")],
-    new: Annotated[str | None, typer.Argument(metavar="[NEW]", help="the same; by default what CONFIG has now")] = None,
+    one: Annotated[
+        str, typer.Argument(metavar="EDITED|OLD", help="a prompt file or configuration that is new, or a git revision")
+    ],
+    new: Annotated[str | None, typer.Argument(metavar="[NEW]", help="what is new, where the first is old")] = None,
     overrides: Overrides = [],  # noqa: B006
     as_json: AsJson = False,
 ) -> None:
-    """Show what changes between two prompts, word by word, and how many clips each change reaches."""
+    """Show what changes between two prompts, word by word, and how many clips each change reaches.
+
+    Alone, a file is new against CONFIG's prompts, and a git revision is old against them. Of two the first is old.
+    """
     loaded = load_config(config, overrides)
     labels = _labels(_files(loaded))
-    before = prompts_of(loaded, old)
-    after = prompts_of(loaded, new)
+    is_new = new is None and os.path.isfile(Path(one).expanduser())  # noqa: PTH113 (Path's raises for a long name)
+    before, after = (prompts_of(loaded, named) for named in ((None, one) if is_new else (one, new)))
     changes = prompt_changes(before, after, labels)
     clips, total = changed_clips(before, after, labels), sum(labels.values())
     if as_json:
-        show(None, {"changes": [asdict(one) for one in changes], "clips": clips, "of": total}, as_json=True)
+        found = {"changes": [asdict(change) for change in changes], "clips": clips, "of": total}
+        show(None, found | {"violations": changed_violations(before, after)}, as_json=True)
         return
     for change in changes:
         for line in _told(change):
             say(line)
-    say(f"{clips} of {total} clips get another prompt" + "; nothing is captioned again" * (not clips))
+    judged = changed_violations(before, after)
+    for name in judged:
+        say(f"{name}: other `violations`, by which curation judges the captions that are there")
+    nothing = "; nothing is captioned again" + ", and nothing follows" * (not judged)
+    say(f"{clips} of {total} clips get another prompt" + nothing * (not clips))
 
 
 def compare(
@@ -132,6 +149,9 @@ def compare(
         difference, low, high = (figure(one.name, v, signed=True) for v in (one.b - one.a, one.low, one.high))
         values = (one.clips, figure(one.name, one.a), figure(one.name, one.b), difference, f"{low} to {high}")
         table.add_row(*cells(one.name, *values, verdict_words(one)))
+        if one.name == "kept":
+            own = (figure("kept", share) for share in card.own_kept)
+            table.add_row(*cells("kept by its own rules", one.clips, *own))
     table.add_row(*cells("distinct-2", card.common, *(figure("distinct-2", value) for value in card.distinct)))
     show(table, card.as_json(), as_json=as_json)
     if page is not None:

@@ -26,7 +26,7 @@ from pipelines.cli.options import (
 from pipelines.cli.prompt_commands import app as prompts
 from pipelines.cli.prompt_commands import compare
 from pipelines.cli.publication_commands import publish
-from pipelines.commands.forecast import Budget, Forecast, forecast, projected
+from pipelines.commands.forecast import Budget, Forecast, forecast, projected, total_words
 from pipelines.commands.keys import all_keys, markdown
 from pipelines.commands.models import fetch_models as fetch
 from pipelines.commands.models import model_states
@@ -72,13 +72,15 @@ def init(
     out: Annotated[
         Path, typer.Option("-o", "--out", metavar="FILE", parser=user_path, help="configuration to write")
     ] = Path("mine.yaml"),
-    root: Annotated[str, typer.Option(help="where a run keeps its state")] = "store",
+    root: Annotated[
+        str | None, typer.Option(help="where a run keeps its state; by default named after the configuration")
+    ] = None,
     models: Annotated[
         Models | None, typer.Option(help="real ones, or the demo's toys; by default real if there is a GPU")
     ] = None,
 ) -> None:
     """Look at a folder of videos and write a commented configuration that suits it."""
-    write_config(folder, out, root=root, models=models, say=say)
+    write_config(folder, out, root=f"{out.stem}-store" if root is None else root, models=models, say=say)
 
 
 @app.command()
@@ -121,15 +123,20 @@ def plan(
     show(table, data, as_json=as_json)
     if as_json:
         return
+    if total := total_words(forecasts, loaded.prices):
+        print(total)
+    if any(one.state != "done" for one in plans):
+        print("why: against what ran last in this root. What is unknown is made again unless its inputs are equal.")
     for model in models:
-        if model.revision or model.licence:
-            print(model.words())
+        print(model.words())
     if fault:
         print(fault)
     for change in changes:
         say(str(change))
     if all(one.state == "done" for one in plans):
         print("Nothing to do.")
+    elif all(one.rows_to_run == 0 for one in plans):
+        print("Nothing follows: a run records it, and computes no row and trains nothing.")
     _say_age(listing)
 
 
@@ -161,7 +168,7 @@ def run(
         table.add_row(*cells(one.name, one.clips, figure(one.name, one.mean)))
     table.add_row(*cells("distinct-2", captions.committed().rows_out, figure("distinct-2", distinct_2)))
     show(table)
-    say(projected(load_config(config, overrides)))
+    say(projected(load_config(config, overrides), captions))
 
 
 def _within(budget: Budget, config: Config, until: str | None, *, retry_failed: bool, yes: bool) -> dict[str, Forecast]:

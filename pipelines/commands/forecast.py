@@ -12,8 +12,8 @@ import typer
 from pipelines.engine.plan import StagePlan
 from pipelines.engine.stage import NotYetKnown, Stage
 from pipelines.engine.storage import Storage
-from pipelines.engine.store import open_store
-from pipelines.engine.usage import Projection, measured
+from pipelines.engine.store import Output, open_store
+from pipelines.engine.usage import Projection, Usage, measured
 from pipelines.errors import UserError
 from pipelines.progress import human_bytes, human_time
 from pipelines.run_config import Config
@@ -60,14 +60,14 @@ class Forecast:
     def words(self, prices: Mapping[str, float]) -> str:
         """Forecast in words."""
         if self.parts is None:
-            return "no rate yet"
+            return "no rate yet: a run measures one"
         usd = self.usd(prices)
         found = [human_time(3600 * self.hours)]
         found += [f"{self.gpu_hours:.2g} GPU hours"] * bool(self.gpu_hours)
         found += [human_bytes(self.bytes)] * bool(self.bytes)
         if prices:
             missing = ", ".join(self.unpriced(prices))
-            found.append(f"no price of {missing} in prices" if usd is None else f"{usd:,.2f} USD")
+            found.append(f"no price of {missing} in prices" if usd is None else _usd_words(usd))
         return "up to " * self.is_bound + ", ".join(found)
 
     def as_json(self, prices: Mapping[str, float]) -> dict[str, Any]:
@@ -81,6 +81,20 @@ class Forecast:
             "usd": self.usd(prices) if known and prices else None,
             "devices": sorted({part.device for part in self.parts or ()}),
         }
+
+
+def _usd_words(usd: float) -> str:
+    return "below 0.01 USD" if 0 < usd < 0.01 else f"{usd:,.2f} USD"
+
+
+def total_words(found: Mapping[str, Forecast], prices: Mapping[str, float]) -> str:
+    """Sum of all forecasts in words, or "" without any; stages without a rate are named."""
+    parts = [part for one in found.values() for part in one.parts or ()]
+    if not parts:
+        return ""
+    unknown = [name for name, one in found.items() if one.parts is None]
+    whole = Forecast("all", any(one.is_bound for one in found.values()), parts)
+    return f"all: {whole.words(prices)}" + (f"; besides {', '.join(unknown)}, without a rate yet" if unknown else "")
 
 
 def forecast(
@@ -118,8 +132,11 @@ def _parts(stage: Stage, plan: StagePlan, config: Config, storage: Storage) -> l
     return found or None
 
 
-def projected(config: Config) -> str:
-    """Words on what captioning all videos of the source will take, by the measured rate of this recipe."""
+def projected(config: Config, canary: Output | None = None) -> str:
+    """Words on what captioning all videos of the source will take, by the measured rate of this recipe.
+
+    `canary`: the captions of one, whose own rate is told too if it measured one and another is taken.
+    """
     storage, execution, name = open_store(config.root), config.captions.execution, CaptionsStage.name
     stage = CaptionsStage()
     usage = measured(storage, name, name, stage.recipe(config, storage).shared_digest, execution)
@@ -129,11 +146,17 @@ def projected(config: Config) -> str:
     captions = videos * stage.tasks_a_row(config)
     workers = min(execution.workers, captions)
     found = usage.of_rows(captions, workers)
-    hours = f"{found.gpu_hours:.2g} GPU hours" if usage.gpus_per_worker else f"{found.core_hours:.2g} core hours"
+    core_hours = "" if usage.gpus_per_worker else f", {found.core_hours:.2g} core hours"
+    own = next((Usage(**record) for record in canary.committed().usage), None) if canary is not None else usage
+    beside = ""
+    if own is None:
+        beside = " This canary had all its captions already, and measured nothing."
+    elif own != usage:
+        beside = f" This canary measured {own.rate:.3g} over {own.rows} captions; the rate of the most rows is taken."
     return (
         f"captions: {usage.rate:.3g} captions a second and worker on {usage.device} ({usage.rows} captions, set-up "
-        f"{human_time(usage.start_s)}); all {videos:,} videos of the source: {hours}, {human_time(3600 * found.hours)} "
-        f"with {workers} workers"
+        f"{human_time(usage.start_s)}); all {videos:,} videos of the source with {workers} workers: "
+        f"{Forecast(name, False, [found]).words(config.prices)}{core_hours}.{beside} `soundcap plan`: all stages"
     )
 
 
@@ -155,7 +178,12 @@ class Budget:
         told = "; ".join(excess)
         if sys.stdin.isatty() and typer.confirm(f"{told}. Run all the same?"):
             return
-        raise UserError(f"{told}; nothing was run. Give --yes to run all the same, or measure with --canary N")
+        remedy = "; `soundcap run CONFIG --canary N` measures the captions" if self._lacks_rates(found) else ""
+        raise UserError(f"{told}; nothing was run. Give --yes to run all the same{remedy}")
+
+    def _lacks_rates(self, found: Mapping[str, Forecast]) -> bool:
+        captions = found.get(CaptionsStage.name)
+        return captions is not None and captions.parts is None
 
     def _excess(self, found: Mapping[str, Forecast], prices: Mapping[str, float]) -> list[str]:
         told: list[str] = []
@@ -171,7 +199,11 @@ class Budget:
             money = [one.usd(prices) for one in found.values() if one.parts is not None]
             unpriced = sorted({device for one in found.values() for device in one.unpriced(prices)})
             if unpriced:
-                told.append(f"prices has no {', '.join(unpriced)}; it has {', '.join(sorted(prices)) or 'nothing'}")
+                example = f"prices: {{{unpriced[0]}: USD an hour}}"
+                told.append(
+                    f"prices has no {', '.join(unpriced)}; it has {', '.join(sorted(prices)) or 'nothing'}: "
+                    f"add {example}"
+                )
             usd = sum(value or 0.0 for value in money)
             if usd > self.usd:
                 told.append(f"the run may cost {usd:,.2f} USD, more than --max-usd {self.usd:g}")

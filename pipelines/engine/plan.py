@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -104,12 +105,12 @@ def make_plan(stages: list[Stage], config: Config, storage: Storage, retry_faile
             plan, reason = None, str(unresolved)
         else:
             first = next((plan.name for plan in plans if plan.name not in done), "")
-            again = "; made again unless what it reads comes out equal" if latest(storage, stage.name) else ""
-            reason = f"unknown until {first}{again}{_fault(stage, config, storage)}"
+            reason = f"unknown until {first}{_fault(stage, config, storage)}"
         if plan is None or isinstance(resolved, str):
             no_bounds = {one.name for one in stages if one.is_model or one.is_aside}
             inputs = [plan for plan in plans if plan.name in set(stage.inputs(config)) - no_bounds]
-            plans.append(StagePlan(stage.name, "unknown", reason, None, None, None, _bound(inputs, done)))
+            most = min(_bound(inputs, done), _rows_of_split(stage, done))
+            plans.append(StagePlan(stage.name, "unknown", reason, None, None, None, most))
             continue
         plans.append(plan)
         if plan.state == "done":
@@ -146,6 +147,13 @@ def _bound(inputs: Sequence[StagePlan], done: Mapping[str, Output]) -> int:
         for one in inputs
     )
     return min(most, default=0)
+
+
+def _rows_of_split(stage: Stage, done: Mapping[str, Output]) -> int:
+    """Clips of the split that a stage works on, if it works on one and they are known; else no bound."""
+    if not stage.split or "clips" not in done:
+        return sys.maxsize
+    return int(done["clips"].committed().figures.get(stage.split, sys.maxsize))
 
 
 def _fault(stage: Stage, config: Config, storage: Storage) -> str:

@@ -116,9 +116,11 @@ def _run_one(stage: Stage, resolved: Resolved, held: Lease, say: Callable[[str],
     counts = work.counts
     say(f"{stage.name}: {counts.to_run} of {counts.total} rows to run")
     if counts.total == 0 and not stage.is_aside:
+        whose = f" of the split {stage.split}" if stage.split else ""
+        splits = "; source.test_fraction, or a split column of source.table, decides the split" if stage.split else ""
         raise RunError(
-            f"{stage.name}: got no rows to work on, wanted at least one. "
-            "`soundcap status` shows what the stages before it dropped or quarantined, and why."
+            f"{stage.name}: got no rows{whose} to work on, wanted at least one. "
+            f"`soundcap status` shows what the stages before it dropped or quarantined, and why{splits}."
         )
     result = work.make()
     held.check()

@@ -86,6 +86,7 @@ class Stage(ABC):
         section: section of the configuration, where it has not the stage's name.
         config_keys: configuration key of a part of the recipe's meaning, where it is not `<stage>.<part>`.
         is_model: its output is a model: its rows are examples of a training, and bound nobody else's.
+        split: the split whose clips it works on; empty: all.
         is_aside: it tells of some rows of another stage, perhaps of none, and its number of rows bounds nobody else's.
     """
 
@@ -95,6 +96,7 @@ class Stage(ABC):
     ledgers: ClassVar[tuple[str, ...]] = ()
     is_model: ClassVar[bool] = False
     is_aside: ClassVar[bool] = False
+    split: ClassVar[str] = ""
     reads: ClassVar[tuple[str, ...]] = ()
 
     @property

@@ -131,8 +131,8 @@ class Output:
         if data is None or hashlib.sha256(data).hexdigest() != self.committed().files.get(file):
             what = "is gone" if data is None else "holds other bytes than were written"
             raise RunError(
-                f"{self.storage.address(self.name(file))} {what}; remove the folder {self.folder}, then the same "
-                "command makes it again from the ledger"
+                f"{self.storage.address(self.name(file))} {what}; `soundcap fsck CONFIG --repair` sets it aside, and "
+                "`soundcap run CONFIG` makes it again from the ledger"
             )
         return data
 

@@ -22,6 +22,8 @@ PUBLICATION = "publication.json"
 Content = bytes | Path
 HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}\b")
 TEXT = (".md", ".json", ".cff")
+LEAST_SECRET = 16
+"""Characters of a token at least; a shorter one, as test servers take, may stand in a text by chance."""
 TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "WANDB_API_KEY")
 """Environment variables whose values must not leave."""
 
@@ -144,5 +146,5 @@ def _private(config: Config) -> Iterator[tuple[str, str]]:
     if not host.isalpha():  # one that is a word stands in texts by chance
         yield "this machine's name", host
     for name in TOKENS:
-        if secret := os.environ.get(name):
+        if len(secret := os.environ.get(name, "")) >= LEAST_SECRET:
             yield f"the value of {name}", secret

@@ -30,7 +30,7 @@ from pipelines.stages.clips import PASSED_OVER
 from pipelines.stages.curation import drops_by_label
 from pipelines.stages.flowley import SOUND_CLIPS, SOUNDS_FOLDER
 
-REPORT = "report/index.html"
+REPORT, REPORT_OF = "report/index.html", "report/of.json"
 MAX_CLIPS = 24
 """Clips, and samples, on a page; each takes some 150 KB."""
 MAX_LISTED = 200
@@ -67,6 +67,7 @@ def build_report(config: Config, stages: list[Stage]) -> str:
     page = render(
         "page.html.jinja",
         root=storage.address(),
+        config=config,
         written=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         stages=statuses,
         reads={stage.name: stage.inputs(config) for stage in stages},
@@ -80,7 +81,17 @@ def build_report(config: Config, stages: list[Stage]) -> str:
         samples=_samples(storage, outputs),
     )
     storage.write_bytes(REPORT, page.encode("utf-8", errors="replace"))
+    storage.write_record(REPORT_OF, {"outputs": {status["name"]: status["fingerprint"] for status in statuses}})
     return storage.address(REPORT)
+
+
+def is_report_of(config: Config, stages: list[Stage]) -> bool:
+    """Whether the report that is there shows the outputs of this configuration: those of a root share one page."""
+    storage = open_store(config.root)
+    if not storage.exists(REPORT):
+        return False
+    now = {status["name"]: status["fingerprint"] for status in read_status(stages, config, storage)}
+    return storage.find_record(REPORT_OF) == {"outputs": now}
 
 
 # --- clips and samples ---------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ from soundcap.caption_scores import (
     paragraph_changes,
     word_changes,
 )
-from soundcap.curate import CaptionRow
+from soundcap.curate import CaptionRow, curate
 from soundcap.human_labels import HumanLabels, human_labels, vggsound_id
 from soundcap.prompts import NoiseWarning
 
@@ -199,6 +199,7 @@ class Scorecard:
         only: clips that one side alone has.
         different: clips whose captions differ.
         comparisons: measures, judged by the rules of B's configuration and the warnings of both.
+        own_kept: share of each side that its own configuration keeps.
         distinct: distinct-2 of each side's captions.
         prompt: changes of the prompts' paragraphs.
         pairs: captions that differ, the most changed first.
@@ -212,6 +213,7 @@ class Scorecard:
     only: tuple[int, int]
     different: int
     comparisons: Sequence[Comparison]
+    own_kept: tuple[float, float]
     distinct: tuple[float, float]
     prompt: Sequence[Sequence[Run]]
     pairs: Sequence[CaptionPair]
@@ -233,8 +235,13 @@ class Scorecard:
         for verdict, told in (("better", "B is better in"), ("worse", "B is worse in"), ("parts", "they part in")):
             names = [one.name for one in self.comparisons if one.verdict == verdict]
             words += [f"{told} {', '.join(names)}"] * bool(names)
-        is_told = any(one.verdict for one in self.comparisons)
-        return "; ".join(words if is_told else [*words, "no measure parts them"])
+        if not any(one.verdict for one in self.comparisons):
+            words.append("no measure parts them")
+        judged = next(((one.a, one.b) for one in self.comparisons if one.name == "kept"), self.own_kept)
+        if judged != self.own_kept:
+            a, b = (figure("kept", share) for share in self.own_kept)
+            words.append(f"by its own rules and warnings A keeps {a}, and B {b}")
+        return "; ".join(words)
 
 
 def judged_by(a: Config, b: Config) -> list[NoiseWarning]:
@@ -281,6 +288,7 @@ def compare_sides(a: Side, b: Side) -> Scorecard:
         only=(len(of_a) - len(common), len(of_b) - len(common)),
         different=len(pairs),
         comparisons=compare(*measures),
+        own_kept=(_own_kept(a, rows_a), _own_kept(b, rows_b)),
         distinct=(distinct([row.caption for row in rows_a], 2), distinct([row.caption for row in rows_b], 2)),
         prompt=paragraph_changes(a.paragraphs(), b.paragraphs()),
         pairs=sorted(pairs, key=lambda pair: (-pair.changed, pair.clip_id)),
@@ -288,6 +296,13 @@ def compare_sides(a: Side, b: Side) -> Scorecard:
         without_agreement=without_agreement,
         without_judgements=without_judgements,
     )
+
+
+def _own_kept(side: Side, rows: Sequence[CaptionRow]) -> float:
+    """Share of the captions that a side's own configuration keeps."""
+    config = side.config
+    verdicts = curate(rows, config.curation.rules, judged_by(config, config))
+    return sum(verdict.kept for verdict in verdicts) / len(verdicts)
 
 
 def _by_people(clips: Output | None) -> dict[str, HumanLabels]:
@@ -339,7 +354,10 @@ def verdict_words(one: Comparison) -> str:
         return {"better": "B is better", "worse": "B is worse", "parts": "they differ"}[one.verdict]
     if not one.clips:
         return "no such clip"
-    return "no difference" if one.clips_needed is None else f"none; about {one.clips_needed:,} clips would tell"
+    if one.clips_needed is None:
+        return "equal in each clip" if not one.different else "equal on average"
+    few = f": only {one.different} clips differ" if one.different < LEAST_DIFFERENT else ""
+    return f"none{few}; about {one.clips_needed:,} clips would tell"
 
 
 def write_page(card: Scorecard, a: Side, path: Path) -> None:

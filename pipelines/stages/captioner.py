@@ -58,6 +58,7 @@ class CaptionerStage(Stage):
 
     name = "captioner"
     is_model = True
+    split = "train"
 
     def inputs(self, config: Config) -> tuple[str, ...]:
         return ("clips", "curation") if config.captioner.adapter is None else ()

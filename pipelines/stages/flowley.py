@@ -72,6 +72,7 @@ class FlowleyStage(Stage):
 
     name = "flowley"
     is_model = True
+    split = "train"
     config_keys: ClassVar[Mapping[str, str]] = {"network": "flowley.preset"}
 
     def inputs(self, config: Config) -> tuple[str, ...]:

@@ -55,6 +55,7 @@ class SamplesStage(RowStage):
     """Sampling stage: one row for each test clip, so that an interrupted run resumes."""
 
     name = "samples"
+    split = "test"
     reads = ("features", "flowley")
     ledgers = ("samples",)
     config_keys: ClassVar[Mapping[str, str]] = {

@@ -37,6 +37,7 @@ class ScoresStage(RowStage):
     """Scoring stage: one row for each sample. `scores.json` has the scores of the set."""
 
     name = "scores"
+    split = "test"
     reads = ("samples",)
     ledgers = ("scores",)
     schema = pa.schema([("clip_id", pa.string()), *METRICS])

@@ -135,7 +135,9 @@ def _sampled(found: SourceFolder, size: int) -> SourceFolder:
     """Source of a canary: a sample of the videos that are there, and nothing else."""
     there = found.files.num_rows
     if size > there:
-        raise UserError(f"source.sample: got {size}, but the source has {there} videos; wanted at most that, or null")
+        raise UserError(
+            f"a canary (--canary, source.sample) of {size} videos: the source has {there}; take fewer, or run it whole"
+        )
     places = stratified(found.files["label"].to_pylist(), found.files["name"].to_pylist(), size)
     return SourceFolder(found.folder, found.files.take(places), [], {})
 

@@ -33,13 +33,13 @@ def test_money_is_the_gpus_or_the_cores() -> None:
     assert TEN_HOURS.usd(prices) == 30 and CLIPS.usd(prices) == pytest.approx(0.2)
     assert TEN_HOURS.words(prices) == "2 h 30 min, 10 GPU hours, 30.00 USD"
     assert CLIPS.words({}) == "up to 1 h 00 min"
-    assert UNKNOWN.words(prices) == "no rate yet"
+    assert UNKNOWN.words(prices) == "no rate yet: a run measures one"
 
 
 def test_a_price_table_without_the_machines_kind_says_so() -> None:
     assert TEN_HOURS.usd({"CPU": 0.05}) is None
     assert TEN_HOURS.words({"CPU": 0.05}) == f"2 h 30 min, 10 GPU hours, no price of {H100} in prices"
-    with pytest.raises(UserError, match=f"prices has no {H100}; it has CPU; nothing was run. Give --yes"):
+    with pytest.raises(UserError, match=f"prices has no {H100}; it has CPU: add .* nothing was run. Give --yes"):
         Budget(usd=100).check({"captions": TEN_HOURS}, {"CPU": 0.05}, yes=False)
 
 
@@ -115,7 +115,7 @@ def test_a_bound_of_clips_is_one_of_all_their_candidates(settings: list[str]) ->
     known = StagePlan("captions", "partial", "", 10, 10, "f", 10, {"captions": 20})
     hours = [forecast([stage], [plan], config, storage)["captions"].gpu_hours for plan in (bound, known)]
     assert hours == pytest.approx([0.3, 0.2])
-    assert "all 10 videos of the source: 0.3 GPU hours" in projected(config)
+    assert "with 2 workers: 9 min 00 s, 0.3 GPU hours" in projected(config)
 
 
 def test_each_ledger_takes_what_its_own_rows_take(settings: list[str]) -> None:

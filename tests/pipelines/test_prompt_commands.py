@@ -79,7 +79,10 @@ def test_diff_with_a_revision_a_file_and_a_configuration(config: Path) -> None:
     other["captions"]["warnings"] = None
     (config.parent / "other.yaml").write_text(yaml.safe_dump(other))
     found = json.loads(_prompts("diff", str(config), "other.yaml", "--json").output)
-    assert (found["clips"], found["of"]) == (4, 6) and found["changes"][0]["kind"] == "added"
+    assert (found["clips"], found["of"]) == (4, 6) and found["changes"][0]["kind"] == "removed"
+    assert found["violations"] == ["music"], "curation judges by other words"
+    said = _prompts("show", str(config)).output.splitlines()
+    assert said == ["dog barking: 3 clips", "playing violin: 2 clips", "rain: 1 clips"]
 
 
 @pytest.mark.parametrize("name", ["nonsense", "n" * 300])

@@ -206,7 +206,7 @@ class Store:
         except Killed:
             return None
         except RunError as error:
-            assert "got no rows to work on" in str(error)
+            assert "got no rows" in str(error)
             return None
         finally:
             self.world.writes_left = None

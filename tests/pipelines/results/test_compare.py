@@ -122,7 +122,7 @@ def test_a_canary_shows_its_scorecard_and_what_all_will_take(sides: tuple[Path, 
     assert "violates music" in done.output and "curation" in done.output
     assert "no rate is known for this model" in done.output, "its rows were written here, not captioned"
     done = CliRunner().invoke(app, ["run", str(sides[1]), "--canary", "9"])
-    assert isinstance(done.exception, UserError) and "source.sample: got 9, but the source has 5" in str(done.exception)
+    assert isinstance(done.exception, UserError) and "of 9 videos: the source has 5" in str(done.exception)
 
 
 def test_the_command_prints_a_table_and_json(sides: tuple[Path, Path], tmp_path: Path) -> None:

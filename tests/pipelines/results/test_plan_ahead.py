@@ -46,8 +46,9 @@ def test_a_warning_that_reaches_all_bounds_what_follows(finished: Config, tmp_pa
     clips, captions, *after = _plans(finished, warnings=warnings)
     assert clips.state == "done" and captions.rows_to_run == captions.rows_total == captions.rows_at_most
     for one in after:
-        assert one.state == "unknown" and one.rows_at_most == captions.rows_total
-        assert one.reason.startswith("unknown until captions; made again unless what it reads comes out equal")
+        most = 3 if one.name == "captioner" else captions.rows_total  # it learns from the train split alone
+        assert one.state == "unknown" and one.rows_at_most == most
+        assert one.reason.startswith("unknown until captions")
 
 
 def test_what_the_plan_foresees_is_what_the_run_commits(

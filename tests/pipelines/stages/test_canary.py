@@ -47,5 +47,5 @@ def test_a_sample_of_the_source(tmp_path: Path) -> None:
     found = list_source(load_config(DEMO, [*settings, "source.sample=6"]))
     assert Counter(found.files["label"].to_pylist()) == {"dog": 3, "rain": 3}
     assert not found.refused and not found.passed_over
-    with pytest.raises(UserError, match="source.sample: got 21, but the source has 20 videos"):
+    with pytest.raises(UserError, match="of 21 videos: the source has 20; take fewer"):
         list_source(load_config(DEMO, [*settings, "source.sample=21"]))
