@@ -137,12 +137,12 @@ class HubRepository:
 
     def tag(self, name: str, commit: str) -> None:
         """Tags a commit. Raises UserError if the tag stands for another one."""
-        there = self.tags()
-        if there.get(name) == commit:
-            return
-        if name in there:
-            raise UserError(f"{self.name}: the tag {name} is there, of commit {there[name][:12]}; give another --tag")
-        self._ask(lambda: self._api.create_tag(self.repo_id, tag=name, revision=commit, repo_type=self.kind))
+        if name not in self.tags():
+            where = {"revision": commit, "repo_type": self.kind}
+            self._ask(lambda: self._api.create_tag(self.repo_id, tag=name, exist_ok=True, **where))  # of a lost answer
+        there = self.tags().get(name, "")
+        if there != commit:
+            raise UserError(f"{self.name}: the tag {name} is there, of commit {there[:12]}; give another --tag")
 
     def _ask(self, call: Callable[[], Answer], *passed: type[Exception]) -> Answer:
         """Answer of a call; waits and tries again while the hub is busy. Errors of `passed` are the caller's.
@@ -151,7 +151,6 @@ class HubRepository:
             UserError: the hub refuses it.
             RunError: it does not answer.
         """
-        import httpx
         from huggingface_hub.errors import HfHubHTTPError
 
         for left in reversed(range(TRIES)):
@@ -164,7 +163,9 @@ class HubRepository:
                         raise
                     raise self._refusal(error) from error
                 wait_s, why = _wait_s(error.response, left), f"answers {status}"
-            except (httpx.TransportError, ConnectionError) as error:
+            except Exception as error:
+                if not _is_connections(error):
+                    raise
                 if not left:
                     raise RunError(
                         f"{self.name}: the connection to the hub ends ({one_line(error)}); run the same command again"
@@ -185,6 +186,12 @@ class HubRepository:
         if status in (400, 422):
             return UserError(f"{self.name}: the hub refuses it: {told}")
         return RunError(f"{self.name}: the hub answers {status or told}; run the same command again")
+
+
+def _is_connections(error: Exception) -> bool:
+    """Whether an error is the connection's. The client's HTTP library goes by several names."""
+    names = {kind.__name__ for kind in type(error).__mro__ if kind.__module__.startswith("httpx")}
+    return "TransportError" in names or isinstance(error, ConnectionError)
 
 
 def _wait_s(response: Any, left: int) -> float:
