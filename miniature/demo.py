@@ -20,7 +20,7 @@ SCORECARD = "report/scorecard.html"
 def main() -> None:
     """Make what is missing; a second call finds nothing to do, and loads neither torch nor ray."""
     from miniature.world.corpus import generate_corpus
-    from pipelines.cli.soundcap import execute
+    from pipelines.cli.running import execute
     from pipelines.report.build import REPORT, build_report, is_report_of
     from pipelines.stages import wanted_stages
 

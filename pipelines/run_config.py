@@ -381,6 +381,9 @@ class PublishConfig(Section):
     )
     author: str | None = None
     """Name to cite; null: the owner of the repository."""
+    gate: tuple[str, ...] = ("*",)
+    """Measures of `soundcap compare` in which a release may not be worse than what is published; `*` stands for any
+    text. None: no gate."""
     exclude: PublishExclude = PublishExclude()
 
 

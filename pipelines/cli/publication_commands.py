@@ -8,23 +8,33 @@ from typing import Annotated, Literal
 import typer
 
 from pipelines.cli.options import ConfigPath, Overrides, say, user_path
+from pipelines.cli.running import MaxGpuHours, MaxUsd, Yes, execute, within
+from pipelines.commands.forecast import Budget
 from pipelines.config_file import load_config
-from pipelines.publication.publish import PARTS
+from pipelines.errors import UserError
+from pipelines.publication.gate import worse_than_published
+from pipelines.publication.publish import PARTS, place_of
 from pipelines.publication.publish import publish as publish_parts
+
+To = Annotated[
+    Path | None, typer.Option(metavar="DIR", parser=user_path, help="a new folder, or an earlier publication's")
+]
+Push = Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="a repository of the Hugging Face Hub")]
+Private = Annotated[bool, typer.Option("--private", help="a repository that is made stays private")]
+Tag = Annotated[str | None, typer.Option(metavar="TAG", help="of this version; else it gets a number")]
+Parts = Annotated[
+    Literal["captions", "captioner", "flowley", "all"],
+    typer.Option(help="all: weights in OWNER/NAME-captioner and -flowley, captions in OWNER/NAME"),
+]
 
 
 def publish(
     config: ConfigPath,
-    to: Annotated[
-        Path | None, typer.Option(metavar="DIR", parser=user_path, help="a new folder, or an earlier publication's")
-    ] = None,
-    push: Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="a repository of the Hugging Face Hub")] = None,
-    what: Annotated[
-        Literal["captions", "captioner", "flowley", "all"],
-        typer.Option(help="all: weights in OWNER/NAME-captioner and -flowley, captions in OWNER/NAME"),
-    ] = "captions",
-    private: Annotated[bool, typer.Option("--private", help="a repository that is made stays private")] = False,
-    tag: Annotated[str | None, typer.Option(metavar="TAG", help="of this version; else it gets a number")] = None,
+    to: To = None,
+    push: Push = None,
+    what: Parts = "captions",
+    private: Private = False,
+    tag: Tag = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would travel; write nothing")] = False,
     overrides: Overrides = [],  # noqa: B006
 ) -> None:
@@ -39,3 +49,33 @@ def publish(
         dry_run=dry_run,
         say=say,
     )
+
+
+def release(
+    config: ConfigPath,
+    to: To = None,
+    push: Push = None,
+    what: Parts = "all",
+    private: Private = False,
+    tag: Tag = None,
+    force: Annotated[bool, typer.Option("--force", help="publish although the gate says no; it is recorded")] = False,
+    overrides: Overrides = [],  # noqa: B006
+    max_gpu_hours: MaxGpuHours = None,
+    max_usd: MaxUsd = None,
+    yes: Yes = False,
+) -> None:
+    """Run what is missing, and publish it unless the captions are worse than those that they replace."""
+    loaded = load_config(config, overrides)
+    parts = PARTS if what == "all" else (what,)
+    place = place_of(parts, "captions", to, push)
+    until = {"captions": "curation", "captioner": "captioner"}.get(what)
+    expected = within(Budget(max_gpu_hours, max_usd), loaded, until, retry_failed=False, yes=yes)
+    execute(loaded, until=until, expected=expected)
+    worse = "" if "captions" not in parts else worse_than_published(config, overrides, loaded, place, force=force)
+    if worse and not force:
+        raise UserError(
+            f"the captions are worse than those at {place} in {worse}; nothing was published. `soundcap compare` shows "
+            "it, publish.gate is the rule, and --force publishes all the same"
+        )
+    note = f"published although worse in {worse}" if worse else ""
+    publish_parts(loaded, what=parts, to=to, push=push, private=private, tag=tag, note=note, say=say)

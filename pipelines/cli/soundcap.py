@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.table import Table
@@ -25,8 +24,9 @@ from pipelines.cli.options import (
 )
 from pipelines.cli.prompt_commands import app as prompts
 from pipelines.cli.prompt_commands import compare
-from pipelines.cli.publication_commands import publish
-from pipelines.commands.forecast import Budget, Forecast, forecast, projected, total_words
+from pipelines.cli.publication_commands import publish, release
+from pipelines.cli.running import MaxGpuHours, MaxUsd, Yes, execute, within
+from pipelines.commands.forecast import Budget, forecast, projected, total_words
 from pipelines.commands.keys import all_keys, markdown
 from pipelines.commands.models import fetch_models as fetch
 from pipelines.commands.models import model_states
@@ -38,14 +38,11 @@ from pipelines.engine.lease import lease, read_holder
 from pipelines.engine.ledger import DAMAGED
 from pipelines.engine.model_pins import ask_new, pinned
 from pipelines.engine.plan import make_plan, read_status
-from pipelines.engine.runner import run_stages
 from pipelines.engine.store import open_store
 from pipelines.errors import UserError, run_command
-from pipelines.progress import human_time
 from pipelines.publication.publish import published
 from pipelines.report.build import build_report
 from pipelines.report.compare import captions_of, figure, score
-from pipelines.run_config import Config
 from pipelines.stages import STAGES, wanted_stages
 from pipelines.stages.clips import source_changes
 from pipelines.stages.listing import SourceListing
@@ -55,14 +52,12 @@ app = new_app("From video clips to sound-aware captions, a captioner that hears 
 app.add_typer(prompts, name="prompts")
 app.command()(compare)
 app.command()(publish)
+app.command()(release)
 
 Rescan = Annotated[bool, typer.Option("--rescan", help="list a large source again instead of remembering it")]
 Until = Annotated[
     str | None, typer.Option(metavar="STAGE", help=f"stop after one of {', '.join(stage.name for stage in STAGES)}")
 ]
-MaxGpuHours = Annotated[float | None, typer.Option(min=0, help="ask before a run that may take more")]
-MaxUsd = Annotated[float | None, typer.Option(min=0, help="ask before a run that may cost more, by the key prices")]
-Yes = Annotated[bool, typer.Option("--yes", help="do not ask")]
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="try quarantined rows again")]
 
 
@@ -155,7 +150,7 @@ def run(
     sample = [] if canary is None else [f"source.sample={canary}"]
     loaded = load_config(config, [*overrides, *sample])
     until = until or (None if canary is None else "curation")
-    expected = _within(Budget(max_gpu_hours, max_usd), loaded, until, retry_failed=retry_failed, yes=yes)
+    expected = within(Budget(max_gpu_hours, max_usd), loaded, until, retry_failed=retry_failed, yes=yes)
     execute(loaded, until=until, retry_failed=retry_failed, expected=expected)
     if canary is None:
         return
@@ -169,48 +164,6 @@ def run(
     table.add_row(*cells("distinct-2", captions.committed().rows_out, figure("distinct-2", distinct_2)))
     show(table)
     say(projected(load_config(config, overrides), captions))
-
-
-def _within(budget: Budget, config: Config, until: str | None, *, retry_failed: bool, yes: bool) -> dict[str, Forecast]:
-    """Forecast of a run within its budget; without a budget nothing is foreseen. Raises UserError beyond it."""
-    listing = SourceListing(config.source.folder, rescan=False)
-    stages = wanted_stages(config, until, listing=listing)
-    if budget == Budget():
-        return {}
-    storage = open_store(config.root)
-    found = forecast(stages, make_plan(stages, config, storage, retry_failed), config, storage)
-    for one in found.values():
-        say(f"{one.stage}: takes {one.words(config.prices)}")
-    budget.check(found, config.prices, yes=yes)
-    return found
-
-
-def execute(
-    config: Config,
-    *,
-    until: str | None = None,
-    retry_failed: bool = False,
-    expected: Mapping[str, Forecast] | None = None,
-) -> bool:
-    """Runs the stages and prints a summary table, with what was `expected` of them beside what they took.
-
-    Returns False if every stage was already done.
-    """
-    runs = run_stages(wanted_stages(config, until), config, retry_failed=retry_failed, say=say)
-    nothing_to_do = not any(one.is_new for one in runs)
-    table = Table("stage", "rows in", "computed now", "out", "quarantined", "fingerprint", "figures")
-    for one in runs:
-        manifest = one.manifest
-        counts = (manifest.rows_in, one.rows_computed, manifest.rows_out, manifest.rows_quarantined)
-        table.add_row(*cells(manifest.stage, *counts, manifest.fingerprint, _figures(manifest.figures)))
-    show(table)
-    for one in runs:
-        if one.is_new and (foreseen := (expected or {}).get(one.manifest.stage)) is not None:
-            words = foreseen.words(config.prices)
-            say(f"{one.manifest.stage}: {words} expected, {human_time(one.manifest.seconds)} taken")
-    if nothing_to_do:
-        print("Nothing to do: every stage that was asked for is done.")
-    return not nothing_to_do
 
 
 @app.command()
@@ -337,7 +290,7 @@ def submit(
     from pipelines.submit import submit as submit_job
 
     loaded = load_config(config, overrides)
-    _within(Budget(max_gpu_hours, max_usd), loaded, until, retry_failed=retry_failed, yes=yes)
+    within(Budget(max_gpu_hours, max_usd), loaded, until, retry_failed=retry_failed, yes=yes)
     job_id = submit_job(
         loaded, address=address, wait=wait, say=say, until=until, retry_failed=retry_failed, credentials=credentials
     )
@@ -407,11 +360,6 @@ def _say_age(listing: SourceListing) -> None:
 
 def _number(value: int | None) -> str:
     return "-" if value is None else str(value)
-
-
-def _figures(figures: dict[str, Any]) -> str:
-    flat = {k: v for k, v in figures.items() if isinstance(v, int | float | str) and v != ""}
-    return ", ".join(f"{key} {value}" for key, value in flat.items())
 
 
 def main() -> None:

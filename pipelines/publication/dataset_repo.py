@@ -49,13 +49,14 @@ class Edition:
     rows: Mapping[str, int]
 
 
-def next_edition(config: Config, head: Head, repository: str | None, tag: str | None) -> Edition:
+def next_edition(config: Config, head: Head, repository: str | None, tag: str | None, note: str = "") -> Edition:
     """Next state of a dataset's repository for the committed captions of a configuration.
 
     Args:
         head: what is there.
         repository: id on the hub, for the card; None: a folder.
         tag: name of the version; None: the next number.
+        note: stands beside the version in the card.
 
     Raises:
         UserError: captions or curation are not done, nothing is kept, or the place holds something else.
@@ -84,6 +85,7 @@ def next_edition(config: Config, head: Head, repository: str | None, tag: str | 
                 "tag": tag or f"v{len(versions) + 1}",
                 "date": time.strftime("%Y-%m-%d", time.gmtime()),
                 "changes": {name: asdict(one) for name, one in changes.items() if one},
+                "note": note,
             }
         )
     record = {"what": "captions", "configurations": configurations, "versions": versions}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pipelines.engine.fingerprint import digest
 from pipelines.engine.storage import Storage
@@ -20,6 +20,7 @@ from pipelines.publication.hub_push import HubRepository, Moved
 from pipelines.publication.model_repos import model_edition
 from pipelines.publication.whole_folder import PublicationFolder
 from pipelines.run_config import Config
+from pipelines.stages.captions import read_prompts
 
 What = Literal["captions", "captioner", "flowley"]
 PARTS: tuple[What, ...] = ("captioner", "flowley", "captions")
@@ -38,6 +39,8 @@ class Publication:
         stages: fingerprints of the outputs that it holds.
         commit, tag: of a repository; empty for a folder.
         rows: number of captions by configuration.
+        judged_by: what the warnings of the prompts forbid, for the gate of a later release: name, labels, except_labels
+            and violations of each.
         words: what changed.
         sent_bytes: bytes of the files that were written or sent.
         finished_at_s: when.
@@ -49,6 +52,7 @@ class Publication:
     commit: str = ""
     tag: str = ""
     rows: Mapping[str, int] = field(default_factory=dict)
+    judged_by: Sequence[Mapping[str, Any]] = ()
     words: str = ""
     sent_bytes: int = 0
     finished_at_s: float = field(default_factory=time.time)
@@ -81,6 +85,7 @@ class _Prepared:
     stages: Mapping[str, str]
     rows: Mapping[str, int]
     words: str
+    judged_by: Sequence[Mapping[str, Any]] = ()
 
     @property
     def changes(self) -> Changes:
@@ -88,7 +93,9 @@ class _Prepared:
 
     def done(self, commit: str, sent_bytes: int) -> Publication:
         tag = self.tag if commit else ""
-        return Publication(self.what, self.place.name, self.stages, commit, tag, self.rows, self.words, sent_bytes)
+        return Publication(
+            self.what, self.place.name, self.stages, commit, tag, self.rows, self.judged_by, self.words, sent_bytes
+        )
 
 
 def publish(
@@ -100,6 +107,7 @@ def publish(
     private: bool = False,
     tag: str | None = None,
     dry_run: bool = False,
+    note: str = "",
     say: Callable[[str], None] = print,
 ) -> list[Publication]:
     """Publishes committed captions and trained models to a folder or to the hub, and records it in the store.
@@ -111,6 +119,7 @@ def publish(
         private: a repository that is made stays private.
         tag: of the version; None: the next number for captions, the output's fingerprint for a model.
         dry_run: says what would travel, and writes nothing.
+        note: on a version of captions, for the card and the record.
         say: takes a line for each part, and for each wait.
 
     Raises:
@@ -126,7 +135,7 @@ def publish(
         assert isinstance(first, HubRepository)
         first.require_login()
     with ExitStack() as stack:
-        prepared = [_prepare(part, place, config, tag, stack) for part, place in places]
+        prepared = [_prepare(part, place, config, tag, note, stack) for part, place in places]
         found: list[Publication] = []
         for one in prepared:
             if dry_run:
@@ -139,6 +148,11 @@ def publish(
                 raise type(error)(f"{error}{before}") from error
             say(str(found[-1]))
     return found
+
+
+def place_of(what: Sequence[What], part: What, to: Path | None, push: str | None) -> str:
+    """Address at which a part is published."""
+    return _place(part, what, to, push, print)[1].name
 
 
 def published(storage: Storage) -> list[Publication]:
@@ -159,22 +173,31 @@ def _place(
 
 
 def _prepare(
-    part: What, place: PublicationFolder | HubRepository, config: Config, tag: str | None, stack: ExitStack
+    part: What, place: PublicationFolder | HubRepository, config: Config, tag: str | None, note: str, stack: ExitStack
 ) -> _Prepared:
     head = place.head()
     repository = place.repo_id if isinstance(place, HubRepository) else None
     try:
         if part == "captions":
-            edition = next_edition(config, head or NOTHING, repository, tag)
+            edition = next_edition(config, head or NOTHING, repository, tag, note)
             refuse_leaks(edition.wanted, config)
             words = ", ".join(f"{name} {change}" for name, change in edition.changes.items() if change)
             words = words or "the same captions with another card"
-            return _Prepared(part, place, head, edition.wanted, edition.tag, edition.stages, edition.rows, words)
+            judged = _judged_by(config)
+            return _Prepared(
+                part, place, head, edition.wanted, edition.tag, edition.stages, edition.rows, words, judged
+            )
         model = stack.enter_context(model_edition(part, config, head or NOTHING, repository))
         used = tag or model.stages[part]
         return _Prepared(part, place, head, model.wanted, used, model.stages, {}, f"{part} {model.stages[part]}")
     except UserError as error:
         raise UserError(f"{place.name}: {error}") from error
+
+
+def _judged_by(config: Config) -> list[dict[str, Any]]:
+    """What the warnings of a configuration's captions forbid."""
+    prompts = read_prompts(config.captions.instruction, config.captions.warnings)
+    return [{"name": one.name, "violations": one.violations, **one.reach()} for one in prompts.warnings]
 
 
 def _say_dry(one: _Prepared, say: Callable[[str], None]) -> None:

@@ -261,8 +261,11 @@ def score(config: Config, output: Output) -> tuple[list[Measure], float]:
     return measures, distinct([row.caption for row in rows], 2)
 
 
-def compare_sides(a: Side, b: Side) -> Scorecard:
-    """Scorecard of two sides. Raises UserError if no clip has a caption in both."""
+def compare_sides(a: Side, b: Side, judged: Sequence[NoiseWarning] = ()) -> Scorecard:
+    """Scorecard of two sides. Raises UserError if no clip has a caption in both.
+
+    `judged`: warnings by which both are judged beside their own, such as those of an earlier configuration.
+    """
     without_agreement, without_judgements = _without_agreement(a, b), _without_judgements(a, b)
     of_a, of_b = (
         side.rows(with_agreement=not without_agreement, with_judgements=not without_judgements) for side in (a, b)
@@ -275,6 +278,7 @@ def compare_sides(a: Side, b: Side) -> Scorecard:
         )
     rows_a, rows_b = [of_a[clip_id] for clip_id in common], [of_b[clip_id] for clip_id in common]
     rules, warnings = b.config.curation.rules, judged_by(a.config, b.config)
+    warnings += [warning for warning in judged if warning.name not in {one.name for one in warnings}]
     by_people = _by_people(a.clips) | _by_people(b.clips)
     measures = [measure(rows, rules, warnings, by_people) for rows in (rows_a, rows_b)]
     pairs = [
