@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -30,6 +31,10 @@ MOVED_KEYS = {
 """New names of moved keys, for the error message. Old names are not read."""
 
 
+DEEPEST = 20
+"""Levels of a configuration, beyond which nothing is looked into."""
+
+
 class _Loader(yaml.SafeLoader):
     """YAML loader that refuses a key that is given twice, of which the last would win in silence.
 
@@ -46,6 +51,10 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_Loader.yaml_implicit_resolvers = {  # no key takes a date
+    first: [(tag, regex) for tag, regex in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
 
 
@@ -61,16 +70,20 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         data = yaml.load(file.read_text(), _Loader)
     except RecursionError as error:
         raise UserError(f"{path}: nested too deeply for a configuration") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 text (byte {error.start}: {error.reason}); save it so") from error
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
         raise UserError(f"{path}: got {type(data).__name__}, wanted a mapping with keys like root and source")
     for override in overrides:
         _apply(data, override)
     try:
-        text = json.dumps(data, default=str)
+        text = json.dumps(data, default=str, allow_nan=False)
     except (ValueError, RecursionError, TypeError) as error:
-        raise UserError(f"{path}: a section holds itself, or has a key that is no text ({error})") from error
+        infinite = next(_infinite(data, ""), None) if isinstance(error, ValueError) else None
+        told = infinite or f"a section holds itself, or has a key that is no text ({error})"
+        raise UserError(f"{path}: {told}") from error
     try:
         # Strict in JSON's terms: else `true` and "1" are numbers, though a list may stay a tuple's value.
         return Config.model_validate_json(text, strict=True)
@@ -86,7 +99,7 @@ def parse_assignment(assignment: str, example: str) -> tuple[str, Any]:
         raise UserError(f"--set {assignment}: wanted key=value, for example --set {example}")
     try:
         return key, yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"--set {assignment}: the value is not valid YAML; quote it if it is text") from error
 
 
@@ -94,11 +107,20 @@ def _apply(data: dict[str, Any], override: str) -> None:
     key, value = parse_assignment(override, "clips.fps=25")
     parts = key.split(".")
     for part in parts[:-1]:
-        inner = data.setdefault(part, {})
+        inner = data[part] = {} if data.get(part) is None else data[part]
         if not isinstance(inner, dict):
             raise UserError(f"--set {override}: {part} is a value, not a section")
         data = inner
     data[parts[-1]] = value
+
+
+def _infinite(value: Any, key: str, depth: int = 0) -> Iterator[str]:
+    """Messages on the numbers below a key that are not finite."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield f"{key}: got {value}, wanted a finite number"
+    elif isinstance(value, dict | list) and depth < DEEPEST:
+        for name, part in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _infinite(part, f"{key}.{name}".lstrip("."), depth + 1)
 
 
 def _explain(fault: dict[str, Any]) -> str:
@@ -114,6 +136,8 @@ def _explain(fault: dict[str, Any]) -> str:
         told = str(fault["ctx"]["error"])
         return f"{key}.{told}" if dataclasses.is_dataclass(_type_at(fault["loc"])) else told
     wanted = fault["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+    if wanted == "an object":
+        wanted = "keys with values, or this section left out"
     if fault["type"] == "string_type" and isinstance(fault["input"], bool | int | float):
         wanted = "text: put it in quotes, as it is to be read"  # 0012 is 10 already
     return f"{key}: got {fault['input']!r}, wanted {wanted}"

@@ -7,9 +7,10 @@ block control speed and placement only, and are never hashed. Paths are relative
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from flowley.network.presets import preset
 from flowley.sampling.solvers import SampleSettings
@@ -29,10 +30,15 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
+def _at_home(path: str) -> str:
+    """Path in which `~` is the user's home."""
+    return str(Path(path).expanduser()) if path.startswith("~") else path
+
+
 class ModelRef(Section):
     """Reference to a checkpoint: a local folder, or a hub id with a revision."""
 
-    path: str
+    path: Annotated[str, AfterValidator(_at_home)]
     """Local folder, or hub id."""
     revision: str | None = None
     """Commit, branch or tag of a hub id; a store keeps the first commit of a branch. Of a folder the content counts."""
@@ -239,7 +245,7 @@ class CodecConfig(Section):
 
     name: Literal["log_mel", "mmaudio_16k", "oobleck", "audioldm2", "log_mel_pca"] = "log_mel"
     """Codec; docs/architecture.md says where each is from."""
-    path: str | None = None
+    path: Annotated[str, AfterValidator(_at_home)] | None = None
     """Folder or hub id of its weights."""
     revision: str | None = None
     """Commit, branch or tag of a hub id."""

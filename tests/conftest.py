@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.hub_server import Hub
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("first") is None)
@@ -54,20 +56,11 @@ def s3_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def hub_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    """URL and folder of a small model hub's server process; the folder's `downloads.log` names what was downloaded."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    folder = tmp_path_factory.mktemp("hub")
-    command = [sys.executable, "-m", "tests.hub_server", str(folder), str(folder / "downloads.log"), str(port)]
-    server = subprocess.Popen(command, cwd=Path(__file__).parents[1])
-    try:
-        _wait_for(f"http://127.0.0.1:{port}/", server)
-        yield f"http://127.0.0.1:{port}", folder
-    finally:
-        server.kill()
-        server.wait()
+def hub_server() -> Iterator[Hub]:
+    """Server of a model hub, for all tests; each starts with `forget`."""
+    server = Hub()
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="session")

@@ -139,8 +139,8 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Compare two sets of captions of the same clips: what changed, and whether it is better."""
-    if page is not None and (page.is_dir() or not page.parent.is_dir()):
-        what = "is a folder" if page.is_dir() else f"{page.parent} is no folder"
+    if page is not None and (page.is_dir() or not page.parent.is_dir() or not os.access(page.parent, os.W_OK)):
+        what = "is a folder" if page.is_dir() else f"{page.parent} is no folder, or cannot be written to"
         raise UserError(f"--page {page}: {what}; give a file in a folder that is there")
     of_a, of_b = (Side.of(named, overrides, canary) for named in (a, b))
     card = compare_sides(of_a, of_b)
@@ -174,13 +174,15 @@ def prompts_of(config: Config, named: str | None = None) -> PromptSet:
     section = config.captions
     if named is None:
         return read_prompts(section.instruction, section.warnings)
+    if not named:
+        raise UserError("got an empty name; give a prompt file, a configuration or a git revision")
     file = Path(named).expanduser()
     if not os.path.isfile(file):  # noqa: PTH113 (Path's raises for a name that is too long)
         return _at_revision(section, named)
     with user_input():
         try:
             keys = set(yaml.safe_load(file.read_text(encoding="utf-8")) or ())
-        except (yaml.YAMLError, UnicodeDecodeError, TypeError, RecursionError):
+        except (yaml.YAMLError, ValueError, TypeError, RecursionError):
             keys = {"warnings"}  # read_prompts says what is wrong with it
     if "captions" in keys:
         other = load_config(named).captions
@@ -204,7 +206,7 @@ def _at_revision(section: CaptionsConfig, revision: str) -> PromptSet:
 
 def _of_git(name: str, revision: str, into: Path) -> Path:
     path = Path(name).resolve()
-    command = ["git", "-C", str(path.parent), "show", f"{revision}:./{path.name}"]
+    command = ["git", "-C", str(path.parent), "show", "--end-of-options", f"{revision}:./{path.name}"]
     try:
         done = subprocess.run(command, capture_output=True, check=False)
     except FileNotFoundError as error:

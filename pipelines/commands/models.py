@@ -23,7 +23,7 @@ from pipelines.engine.storage import Storage
 from pipelines.engine.store import mark_store, open_store
 from pipelines.errors import UserError
 from pipelines.run_config import CodecConfig, Config
-from pipelines.stages.model_refs import codec_files
+from pipelines.stages.model_refs import check_type, codec_files
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,9 @@ def fetch_models(config: Config, to: str | None, *, update: bool, say: Callable[
     unknown = [f"{path}@{revision}" for path, revision in wanted if f"{path}@{revision}" not in known]
     if unknown:
         raise UserError(fault or f"{unknown[0]}: the hub does not answer")
+    for key, one in references(config).items():
+        if (pin := known.get(f"{one.path}@{one.revision}")) is not None:
+            check_type(key, str(one.path), pin.model_type)
     open_store(storage.url, write=True)
     with lease(storage, say):
         mark_store(storage)

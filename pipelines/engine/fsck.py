@@ -107,6 +107,8 @@ def repair(storage: Storage, findings: list[Finding]) -> None:
     outdated += [record for record in _mirrors(storage) if any(mirrored_file(record, "") in name for name in files)]
     for name in dict.fromkeys([*files, *outdated]):
         storage.move(name, f"{DAMAGED}/{name}")
+    if PINS in files:
+        storage.write_record(PINS, {})  # else it would seem to be gone by accident
 
 
 def _needs_any(storage: Storage, manifest: str, files: list[str]) -> bool:

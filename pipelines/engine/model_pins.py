@@ -85,6 +85,11 @@ def read_pins(storage: Storage) -> dict[str, Pin]:
             f"{storage.address(PINS)}: not what was written, so the commits of branches are not known; put it back "
             "from a copy, or let `soundcap fsck CONFIG --repair` set it aside: the next run asks the hub again"
         )
+    if record is None and (mirrored := sorted(storage.names(MODELS))):
+        raise UserError(
+            f"{storage.address(PINS)}: is gone, but the store has files of hub models, such as {mirrored[0]}; put it "
+            "back from a copy, or remove the folder models: then the hub is asked again, whose branches may have moved"
+        )
     return {} if record is None else {name: Pin(**pin) for name, pin in record.items()}
 
 

@@ -321,7 +321,13 @@ def _without_doubles(files: pa.Table) -> tuple[pa.Table, list[Refused]]:
     kept = kept_of_same(files)
     is_kept = pc.equal(files["name"], kept)
     others = zip(*(column.filter(pc.invert(is_kept)).to_pylist() for column in (files["name"], kept)), strict=True)
-    refused = [Refused(name, "DuplicateSource", f"{name}: the same bytes as {same}") for name, same in others]
+    labels = dict(zip(files["name"].to_pylist(), files["label"].to_pylist(), strict=True))
+    refused = []
+    for name, same in others:
+        told = f"{name}: the same bytes as {same}"
+        if labels[name] and labels[name] != labels[same]:
+            told += f", which has another label, {labels[same]!r} and not {labels[name]!r}"
+        refused.append(Refused(name, "DuplicateSource", told))
     return files.filter(is_kept), refused
 
 

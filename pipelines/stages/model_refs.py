@@ -60,7 +60,7 @@ def model_of(reference: ModelRef | CodecConfig, key: str, storage: Storage) -> M
     """
     if not is_on_hub(reference, key):
         folder = Path(str(reference.path)).resolve()  # workers run in other working directories
-        _check_type(key, str(reference.path), _type_of(folder))
+        check_type(key, str(reference.path), _type_of(folder))
         return Model("files:" + _digest_of(str(folder), _listing(folder)), str(folder), licence=licence_of(folder))
     path, revision = str(reference.path), str(reference.revision)
     pins = read_pins(storage)
@@ -69,7 +69,7 @@ def model_of(reference: ModelRef | CodecConfig, key: str, storage: Storage) -> M
     commit = revision if pin is None else pin.commit
     if not is_commit(commit):
         raise Unresolved(f"unresolved: {key}.revision: got {revision!r} of {path}, whose commit is not known")
-    _check_type(key, path, None if pin is None else pin.model_type)
+    check_type(key, path, None if pin is None else pin.model_type)
     return Model(f"{path}@{commit}", path, commit, None if pin is None else pin.licence)
 
 
@@ -77,13 +77,18 @@ def _type_of(folder: Path) -> str | None:
     """`model_type` of a checkpoint folder, or None if it does not say."""
     try:
         config = json.loads((folder / "config.json").read_bytes())
+    except FileNotFoundError:
+        return ""
     except (OSError, ValueError):  # told where it is loaded
         return None
     return config.get("model_type") if isinstance(config, dict) else None
 
 
-def _check_type(key: str, path: str, model_type: str | None) -> None:
+def check_type(key: str, path: str, model_type: str | None) -> None:
+    """Raises UserError for a model type that a configuration key does not take; None: it is not known."""
     wanted = WANTED_TYPES.get(key)
+    if wanted is not None and model_type == "":
+        raise UserError(f"{key}: {path} has no config.json; wanted a checkpoint folder, as `save_pretrained` writes it")
     if wanted is not None and model_type is not None and model_type not in wanted:
         raise UserError(f"{key}: {path} is a {model_type!r} checkpoint, wanted one of type {', '.join(sorted(wanted))}")
 

@@ -22,6 +22,7 @@ NAMED = 3
 SEEN = "source.parquet"
 """File of an output of `clips`: the videos that it saw, quarantined ones too, with the columns SEEN_COLUMNS."""
 SEEN_COLUMNS = ("name", "sha256", "label", "split")
+MAY_BE_SAME = "not hashed yet at this place or time: equal ones count as changed until a run hashes them"
 MAY_BE_RENAMED = "not hashed yet: a renamed one counts as added and removed until a run hashes it"
 
 
@@ -107,12 +108,14 @@ def _of_videos(before: pa.Table, now: pa.Table) -> list[SourceChange]:
     is_other = pc.is_in(come, value_set=gone.combine_chunks())
     removed = gone.filter(pc.invert(pc.is_in(gone, value_set=come.combine_chunks())))
     added = pc.invert(is_other)
-    may_be_renamed = len(removed) and pc.any(pc.is_null(now["sha256"].take(new_left).filter(added))).as_py()
+    unhashed = pc.is_null(now["sha256"].take(new_left))
+    may_be_same = pc.any(unhashed.filter(is_other)).as_py()
+    may_be_renamed = len(removed) and pc.any(unhashed.filter(added)).as_py()
     arrows = [f"{a} -> {b}" for a, b in _first_names(before, now, renamed)]
     return [
         _named("added", come.filter(added), MAY_BE_RENAMED if may_be_renamed else ""),
         _named("removed", removed),
-        _named("changed", come.filter(is_other)),
+        _named("changed", come.filter(is_other), MAY_BE_SAME if may_be_same else ""),
         SourceChange("renamed", len(renamed.old), arrows),
         _named("relabelled", _relabelled(before, now)),
     ]

@@ -25,6 +25,10 @@ def test_shipped_configurations_are_valid() -> None:
         ("clips.fps=true", "clips.fps: got True, wanted integer"),
         ('clips.fps="25"', "clips.fps: got '25', wanted integer"),
         ("prices={CPU: true}", "prices.CPU: got True, wanted number"),
+        ("clips.duration_s=.inf", "clips.duration_s: got inf, wanted a finite number"),
+        ("curation.rules.min_peak=1e400", "curation.rules.min_peak: got inf, wanted a finite number"),
+        ("clips.crf=0b_", "the value is not valid YAML; quote it if it is text"),
+        ("curation.rules=null", "curation.rules: got None, wanted keys with values, or this section left out"),
         ("captions.model.revision=0012", "captions.model.revision: got 10, wanted text: put it in quotes"),
         ("captions.instruction=true", "captions.instruction: got True, wanted text: put it in quotes"),
         ("clips.fsp=25", "clips.fsp: unknown key; did you mean fps?"),
@@ -86,3 +90,18 @@ def test_a_key_that_is_given_twice_is_refused(tmp_path: Path) -> None:
     config.write_text(DEMO.read_text() + "\nclips:\n  fps: 10\n")
     with pytest.raises(UserError, match="the key clips is given twice"):
         load_config(config)
+
+
+def test_dates_home_and_empty_sections_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/people/ann")
+    settings = ["source.folder=2024-02-30", "captions.model.path=~/omni", "agreement=null"]
+    config = load_config(DEMO, [*settings, "agreement.model.path=~/clap"])
+    assert config.source.folder == "2024-02-30", "no key takes a date"
+    assert config.captions.model.path == "/people/ann/omni"
+    assert config.agreement is not None and config.agreement.model.path == "/people/ann/clap"
+
+
+def test_another_encoding_is_said(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_bytes(DEMO.read_text().encode("utf-16"))
+    with pytest.raises(UserError, match="is not UTF-8 text .byte .*; save it so"):
+        load_config(tmp_path / "c.yaml")

@@ -24,6 +24,7 @@ from pipelines.engine.store import Output, latest
 from pipelines.errors import UserError
 from pipelines.run_config import Config
 from pipelines.stages import STAGES
+from tests.hub_server import Hub, Repository
 
 ROOT = Path(__file__).parents[2]
 FIRST, SECOND = "1" * 40, "2" * 40
@@ -31,26 +32,22 @@ CARD = "---\nlicense: apache-2.0\n---\n# A model\n"
 
 
 @pytest.fixture
-def hub(hub_url: tuple[str, Path], tiny_omni: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Hub with the model tiny/omni, of two commits, and this process on a node that has none of its files."""
-    url, folder = hub_url
-    for model in folder.iterdir():
-        shutil.rmtree(model) if model.is_dir() else model.unlink()
+def hub(hub_server: Hub, tiny_omni: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repository:
+    """Repository of the hub's model tiny/omni, of two commits, and this process on a node without its files."""
+    hub_server.forget()
+    made = hub_server.repositories["model", "tiny/omni"] = Repository(main=FIRST)
     for commit in (FIRST, SECOND):
-        shutil.copytree(tiny_omni, folder / "tiny" / "omni" / commit)
+        folder = tmp_path / commit
+        shutil.copytree(tiny_omni, folder)
         for name, text in (("README.md", f"{CARD}{commit}"), ("pytorch_model.bin", "other"), ("logo.png", "picture")):
-            (folder / "tiny" / "omni" / commit / name).write_text(text)
-    _set_main(folder, FIRST)
+            (folder / name).write_text(text)
+        made.add_folder(commit, folder)
     (tmp_path / "node").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "node"))
-    for name, value in _environment(url, tmp_path).items():
+    for name, value in _environment(hub_server.url, tmp_path).items():
         monkeypatch.setenv(name, value)
-    _use(url, tmp_path / "node", monkeypatch)
-    return folder
-
-
-def _set_main(hub: Path, commit: str) -> None:
-    (hub / "tiny" / "omni" / "refs.json").write_text(json.dumps({"main": commit}))
+    _use(hub_server.url, tmp_path / "node", monkeypatch)
+    return made
 
 
 def _environment(url: str, folder: Path) -> dict[str, str]:
@@ -88,18 +85,15 @@ def _settings(tmp_path: Path, model: str, revision: str, *overrides: str) -> lis
     return [f"root={tmp_path}/store", f"source.folder={tmp_path}/films", f"captions.model={named}", *overrides]
 
 
-def _downloads(hub: Path) -> list[str]:
-    log = hub / "downloads.log"
-    return sorted(log.read_text().split()) if log.exists() else []
-
-
 @pytest.fixture
 def no_lines() -> list[str]:
     return []
 
 
 @pytest.mark.parametrize("key", ["captioner.model", "features.text", "features.visual", "agreement.model"])
-def test_a_model_of_the_wrong_type_is_told_before_a_run(hub: Path, tiny_omni: Path, tmp_path: Path, key: str) -> None:
+def test_a_model_of_the_wrong_type_is_told_before_a_run(
+    hub: Repository, hub_server: Hub, tiny_omni: Path, tmp_path: Path, key: str
+) -> None:
     """Of a folder, and of the hub, of which nothing is downloaded."""
     told = f"{key}: .* is a 'qwen2_5_omni' checkpoint, wanted one of type "
     for path, revision in ((str(tiny_omni), "null"), ("tiny/omni", "main")):
@@ -111,10 +105,10 @@ def test_a_model_of_the_wrong_type_is_told_before_a_run(hub: Path, tiny_omni: Pa
         stage = next(one for one in STAGES if one.name == key.partition(".")[0])
         with pytest.raises(UserError, match=told):
             stage.recipe(config, storage)
-    assert not [name for name in _downloads(hub) if not name.endswith("config.json")]
+    assert not [name for name in hub_server.downloads if not name.endswith("config.json")]
 
 
-def test_a_store_keeps_the_commit_that_it_learned(hub: Path, tmp_path: Path, no_lines: list[str]) -> None:
+def test_a_store_keeps_the_commit_that_it_learned(hub: Repository, tmp_path: Path, no_lines: list[str]) -> None:
     config = _config(tmp_path)
     storage = Storage(config.root)
     pins, fault = ask_new(config, storage)
@@ -122,7 +116,7 @@ def test_a_store_keeps_the_commit_that_it_learned(hub: Path, tmp_path: Path, no_
     assert fault == "" and storage.is_empty(), "asking has written something"
 
     fetch_models(config, None, update=False, say=no_lines.append)
-    _set_main(hub, SECOND)
+    hub.main = SECOND
     assert ask_new(config, storage) == ({}, ""), "a recorded commit was asked for again"
     [state] = [one for one in model_states(config, storage, {}) if one.revision]
     assert (state.commit, state.licence, state.is_mirrored) == (FIRST, "apache-2.0", True)
@@ -133,7 +127,12 @@ def test_a_store_keeps_the_commit_that_it_learned(hub: Path, tmp_path: Path, no_
 
 
 def test_only_what_a_model_needs_is_mirrored_and_nothing_twice(
-    hub: Path, tiny_omni: Path, tmp_path: Path, no_lines: list[str], monkeypatch: pytest.MonkeyPatch
+    hub: Repository,
+    hub_server: Hub,
+    tiny_omni: Path,
+    tmp_path: Path,
+    no_lines: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = _config(tmp_path)
     [first] = fetch_models(config, None, update=False, say=no_lines.append)
@@ -143,17 +142,17 @@ def test_only_what_a_model_needs_is_mirrored_and_nothing_twice(
     folder = Path(storage.path(mirror_of("tiny/omni", FIRST)))
     there = {file.name: file.stat().st_size for file in folder.iterdir() if file.name != model_files.FILES}
     assert there == wanted and first.bytes == first.new_bytes == sum(wanted.values())
-    assert _downloads(hub) == sorted(f"tiny/omni/{FIRST}/{name}" for name in wanted)
+    assert sorted(hub_server.downloads) == sorted(f"tiny/omni/{FIRST}/{name}" for name in wanted)
     assert any("GiB, from the hub to" in line for line in no_lines)
 
     [again] = fetch_models(config, None, update=False, say=no_lines.append)
-    assert (again.bytes, again.new_bytes) == (first.bytes, 0) and len(_downloads(hub)) == len(wanted)
+    assert (again.bytes, again.new_bytes) == (first.bytes, 0) and len(hub_server.downloads) == len(wanted)
     _cut_off(monkeypatch, tmp_path)
     assert local_folder(storage, "tiny/omni", FIRST) == str(folder), "a mirror on a disk was copied"
 
 
 def test_nodes_without_the_hub_read_the_mirror_in_a_bucket_once(
-    hub: Path, s3_url: str, tiny_omni: Path, tmp_path: Path, no_lines: list[str], monkeypatch: pytest.MonkeyPatch
+    hub: Repository, s3_url: str, tiny_omni: Path, tmp_path: Path, no_lines: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from transformers import AutoConfig
 
@@ -171,7 +170,7 @@ def test_nodes_without_the_hub_read_the_mirror_in_a_bucket_once(
     model_files._held.close()
 
 
-def test_processes_of_a_node_fetch_a_model_once(hub: Path, tmp_path: Path) -> None:
+def test_processes_of_a_node_fetch_a_model_once(hub: Repository, hub_server: Hub, tmp_path: Path) -> None:
     script = (
         "from pipelines.engine.model_files import local_folder\n"
         "from pipelines.engine.storage import Storage\n"
@@ -183,7 +182,7 @@ def test_processes_of_a_node_fetch_a_model_once(hub: Path, tmp_path: Path) -> No
     said = [process.communicate(timeout=120)[0].splitlines() for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0]
     assert len({lines[-1] for lines in said}) == 1 and Path(said[0][-1]).is_dir()
-    assert len(_downloads(hub)) == len(set(_downloads(hub))) > 5, "files were fetched twice"
+    assert len(hub_server.downloads) == len(set(hub_server.downloads)) > 5, "files were fetched twice"
     assert sum("from the hub to" in " ".join(lines) for lines in said) == 1
 
 
@@ -198,10 +197,9 @@ def test_processes_of_a_node_fetch_a_model_once(hub: Path, tmp_path: Path) -> No
     ],
 )
 def test_what_the_hub_refuses_is_one_line(
-    hub: Path, tmp_path: Path, no_lines: list[str], model: str, revision: str, message: str
+    hub: Repository, hub_server: Hub, tmp_path: Path, no_lines: list[str], model: str, revision: str, message: str
 ) -> None:
-    (hub / "tiny" / "gated").mkdir()
-    (hub / "tiny" / "gated" / "gated").touch()
+    hub_server.repositories["model", "tiny/gated"] = Repository(is_gated=True)
     config = _config(tmp_path, model=model, revision=revision)
     with pytest.raises(UserError, match=message) as error:
         fetch_models(config, None, update=False, say=no_lines.append)
@@ -209,7 +207,7 @@ def test_what_the_hub_refuses_is_one_line(
     assert not (tmp_path / "store").exists()
 
 
-def test_a_model_of_a_damaged_mirror_is_not_loaded(hub: Path, tmp_path: Path, no_lines: list[str]) -> None:
+def test_a_model_of_a_damaged_mirror_is_not_loaded(hub: Repository, tmp_path: Path, no_lines: list[str]) -> None:
     """Zeros amid its weights leave the size as it is: captions would be other ones, in silence."""
     config = _config(tmp_path)
     fetch_models(config, None, update=False, say=no_lines.append)
@@ -224,11 +222,11 @@ def test_a_model_of_a_damaged_mirror_is_not_loaded(hub: Path, tmp_path: Path, no
         local_folder(storage, "tiny/omni", FIRST)
 
 
-def test_a_damaged_record_of_commits_moves_no_branch(hub: Path, tmp_path: Path, no_lines: list[str]) -> None:
+def test_a_damaged_record_of_commits_moves_no_branch(hub: Repository, tmp_path: Path, no_lines: list[str]) -> None:
     config = _config(tmp_path)
     fetch_models(config, None, update=False, say=no_lines.append)
     storage = Storage(config.root)
-    _set_main(hub, SECOND)
+    hub.main = SECOND
     storage.write_bytes(PINS, storage.read_bytes(PINS)[:100])
     with pytest.raises(UserError, match=r"pins.json: not what was written.*fsck CONFIG --repair"):
         ask_new(config, storage)
@@ -236,9 +234,14 @@ def test_a_damaged_record_of_commits_moves_no_branch(hub: Path, tmp_path: Path, 
     assert finding.name == PINS
     repair(storage, [finding])
     assert ask_new(config, storage)[0]["tiny/omni@main"].commit == SECOND
+    storage.remove(PINS)
+    with pytest.raises(
+        UserError, match=r"pins.json: is gone, but the store has files of hub models, such as models/tiny"
+    ):
+        ask_new(config, storage)
 
 
-def test_one_model_that_the_hub_refuses_leaves_the_others(hub: Path, tmp_path: Path) -> None:
+def test_one_model_that_the_hub_refuses_leaves_the_others(hub: Repository, tmp_path: Path) -> None:
     config = _config(tmp_path, "captioner.model={path: tiny/omni, revision: main}", revision="f" * 40)
     pins, fault = ask_new(config, Storage(config.root))
     assert (
@@ -247,7 +250,7 @@ def test_one_model_that_the_hub_refuses_leaves_the_others(hub: Path, tmp_path: P
     )
 
 
-def test_a_damaged_mirror_is_found_and_fetched_again(hub: Path, tmp_path: Path, no_lines: list[str]) -> None:
+def test_a_damaged_mirror_is_found_and_fetched_again(hub: Repository, tmp_path: Path, no_lines: list[str]) -> None:
     config = _config(tmp_path)
     fetch_models(config, None, update=False, say=no_lines.append)
     storage = Storage(config.root)
@@ -263,7 +266,7 @@ def test_a_damaged_mirror_is_found_and_fetched_again(hub: Path, tmp_path: Path, 
 
 
 @pytest.mark.timeout(600)
-def test_a_run_pins_a_branch_and_a_plan_follows(hub: Path, tmp_path: Path) -> None:
+def test_a_run_pins_a_branch_and_a_plan_follows(hub: Repository, hub_server: Hub, tmp_path: Path) -> None:
     (tmp_path / "films").mkdir()
     tones = ["-f", "lavfi", "-i", "testsrc=size=96x96:rate=24:duration=4", "-f", "lavfi", "-i", "sine=duration=4"]
     subprocess.run(["ffmpeg", "-v", "error", *tones, str(tmp_path / "films" / "a.mp4")], check=True)
@@ -288,10 +291,10 @@ def test_a_run_pins_a_branch_and_a_plan_follows(hub: Path, tmp_path: Path) -> No
     output = Output(storage, "captions", str(latest(storage, "captions")))
     assert output.spec()["meaning"]["model"] == f"tiny/omni@{FIRST}"
     assert output.committed().figures["licence"] == "apache-2.0"
-    weights = [name for name in _downloads(hub) if name.endswith((".safetensors", ".bin", ".png"))]
+    weights = [name for name in hub_server.downloads if name.endswith((".safetensors", ".bin", ".png"))]
     assert weights == [f"tiny/omni/{FIRST}/model.safetensors"], "not once, or more than was needed"
 
-    _set_main(hub, SECOND)
+    hub.main = SECOND
     assert _soundcap("plan", settings)["stages"][1]["state"] == "done", "the hub's branch moved the store"
     assert _call("fetch-models", settings, {}, "--update").returncode == 0
     reason = _soundcap("plan", settings)["stages"][1]["reason"]

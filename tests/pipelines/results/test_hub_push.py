@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from pipelines.publication.publish import RECORDS, publish, published
 from pipelines.run_config import Config
 from pipelines.stages.captioner import CaptionerStage
 from pipelines.stages.flowley import FlowleyStage
-from tests.writable_hub import READER, STRANGER, WRITER, Repository, WritableHub
+from tests.hub_server import READER, STRANGER, WRITER, Blob, Hub, Repository
 
 ROOT = Path(__file__).parents[3]
 SOUNDS = ("dataset", "lab/sounds")
@@ -39,16 +39,10 @@ print(json.dumps(found))
 """
 
 
-@pytest.fixture(scope="module")
-def hub() -> Iterator[WritableHub]:
-    found = WritableHub()
-    yield found
-    found.close()
-
-
 @pytest.fixture
-def client(hub: WritableHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WritableHub:
+def client(hub_server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     """The hub, without repositories, as that of this process's client."""
+    hub = hub_server
     hub.forget()
     for name, value in {"ENDPOINT": hub.url, "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True}.items():
         monkeypatch.setattr(huggingface_hub.constants, name, value)
@@ -67,7 +61,7 @@ def config(finished: Config, tmp_path: Path) -> Config:
 
 
 @pytest.fixture
-def push(client: WritableHub) -> Callable[..., list[str]]:
+def push(client: Hub) -> Callable[..., list[str]]:
     """Pushes captions to lab/sounds; returns what was said."""
 
     def run(config: Config, **options: Any) -> list[str]:
@@ -94,9 +88,7 @@ def _plain(rules: Any) -> dict[str, Any]:
     return {name: getattr(rules, name) for name in rules.__slots__}
 
 
-def test_a_dataset_goes_round(
-    client: WritableHub, push: Callable[..., list[str]], config: Config, tmp_path: Path
-) -> None:
+def test_a_dataset_goes_round(client: Hub, push: Callable[..., list[str]], config: Config, tmp_path: Path) -> None:
     """First version, nothing new, a version with fewer rows; both versions load from the server."""
     [said] = push(config, dry_run=True)
     assert "to send; 0 to remove; the repository is made" in said and not client.repositories
@@ -130,7 +122,7 @@ def test_a_dataset_goes_round(
     assert all(row["source"] == "captions" for row in loaded["default"]), "the default is another configuration"
 
 
-def _call(command: list[str], hub: WritableHub, home: Path) -> Any:
+def _call(command: list[str], hub: Hub, home: Path) -> Any:
     """JSON that a process of the real client prints."""
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **hub.environment(str(home))}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
@@ -140,7 +132,7 @@ def _call(command: list[str], hub: WritableHub, home: Path) -> Any:
 
 @pytest.mark.parametrize("name", ["plain", "other-1"])
 def test_versions_beside_the_default_keep_their_files(
-    client: WritableHub, push: Callable[..., list[str]], config: Config, name: str
+    client: Hub, push: Callable[..., list[str]], config: Config, name: str
 ) -> None:
     push(config)
     before = client.repositories[SOUNDS].head.files
@@ -158,7 +150,7 @@ def test_versions_beside_the_default_keep_their_files(
     ]
 
 
-def test_models_go_round(client: WritableHub, config: Config, tiny_vl: Path, tmp_path: Path) -> None:
+def test_models_go_round(client: Hub, config: Config, tiny_vl: Path, tmp_path: Path) -> None:
     """The adapter on its base, and the network, load from the server with what their cards say."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -212,7 +204,7 @@ def test_models_go_round(client: WritableHub, config: Config, tiny_vl: Path, tmp
     assert _call([sys.executable, "-c", program], client, tmp_path) == pytest.approx(wanted)
 
 
-def _example(hub: WritableHub, name: str) -> str:
+def _example(hub: Hub, name: str) -> str:
     """Code that a model's card shows."""
     card = hub.repositories["model", name].head.files["README.md"].data.decode()
     return card.split("```python\n")[1].split("```")[0]
@@ -239,7 +231,7 @@ def test_xet_is_left_on() -> None:
     ],
 )
 def test_refusals_are_one_line_and_make_nothing(
-    client: WritableHub, config: Config, monkeypatch: pytest.MonkeyPatch, token: str, repository: str, message: str
+    client: Hub, config: Config, monkeypatch: pytest.MonkeyPatch, token: str, repository: str, message: str
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", token)
     monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", "/nowhere")
@@ -250,10 +242,8 @@ def test_refusals_are_one_line_and_make_nothing(
 
 
 def test_a_repository_of_something_else_is_left_alone(
-    client: WritableHub, push: Callable[..., list[str]], config: Config
+    client: Hub, push: Callable[..., list[str]], config: Config
 ) -> None:
-    from tests.writable_hub import Blob
-
     made = client.repositories[SOUNDS] = Repository(is_private=False)
     made.commit("theirs", {"train.csv": Blob(b"a,b", is_lfs=False)})
     with pytest.raises(UserError, match=r"hf://datasets/lab/sounds: holds train.csv that no earlier publication wrote"):
@@ -272,7 +262,7 @@ def test_a_repository_of_something_else_is_left_alone(
     ("kind", "status"), [("create", 429), ("create", 503), ("commit", 429), ("commit", 500), ("tag", 502)]
 )
 def test_a_busy_hub_is_waited_for(
-    client: WritableHub, push: Callable[..., list[str]], config: Config, kind: str, status: int
+    client: Hub, push: Callable[..., list[str]], config: Config, kind: str, status: int
 ) -> None:
     client.fail_next(kind, status=status, times=2, Retry_After="0")
     lines = push(config)
@@ -282,7 +272,7 @@ def test_a_busy_hub_is_waited_for(
 
 
 def test_a_hub_that_stays_busy_ends_the_push_and_the_next_completes_it(
-    client: WritableHub, push: Callable[..., list[str]], config: Config
+    client: Hub, push: Callable[..., list[str]], config: Config
 ) -> None:
     client.fail_next("commit", status=503, times=hub_push.TRIES, Retry_After="0")
     with pytest.raises(RunError, match=r"answers 503; run the same command again; it was made, and is private until"):
@@ -296,7 +286,7 @@ def test_a_hub_that_stays_busy_ends_the_push_and_the_next_completes_it(
 
 @pytest.mark.parametrize("kind", ["commit", "tag"])
 def test_a_lost_answer_is_no_second_version(
-    client: WritableHub, push: Callable[..., list[str]], config: Config, kind: str, monkeypatch: pytest.MonkeyPatch
+    client: Hub, push: Callable[..., list[str]], config: Config, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hub_push, "_wait_s", lambda *_: 0.0)
     client.fail_next(kind, after=True)
@@ -307,7 +297,7 @@ def test_a_lost_answer_is_no_second_version(
 
 
 def test_a_commit_of_somebody_else_is_not_overwritten(
-    client: WritableHub, push: Callable[..., list[str]], config: Config
+    client: Hub, push: Callable[..., list[str]], config: Config
 ) -> None:
     push(config)
     made = client.repositories[SOUNDS]
@@ -318,7 +308,7 @@ def test_a_commit_of_somebody_else_is_not_overwritten(
 
 
 def test_a_tag_of_another_version_is_refused_before_anything_is_sent(
-    client: WritableHub, push: Callable[..., list[str]], config: Config
+    client: Hub, push: Callable[..., list[str]], config: Config
 ) -> None:
     push(config, tag="paper")
     made = client.repositories[SOUNDS]
@@ -330,7 +320,7 @@ def test_a_tag_of_another_version_is_refused_before_anything_is_sent(
 
 @pytest.mark.parametrize("kind", ["path", "token", "variable"])
 def test_what_must_not_leave_is_found_before_it_is_sent(
-    client: WritableHub, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+    client: Hub, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     secret = {"path": f"{config.root}/notes", "token": "hf_" + "a1B2" * 8, "variable": "correct-horse-battery"}[kind]
     monkeypatch.setenv("WANDB_API_KEY", "correct-horse-battery")
@@ -340,7 +330,7 @@ def test_what_must_not_leave_is_found_before_it_is_sent(
     assert not client.repositories and not client.sent
 
 
-def test_nothing_of_this_machine_is_sent(client: WritableHub, push: Callable[..., list[str]], config: Config) -> None:
+def test_nothing_of_this_machine_is_sent(client: Hub, push: Callable[..., list[str]], config: Config) -> None:
     import base64
     import socket
 
@@ -352,7 +342,7 @@ def test_nothing_of_this_machine_is_sent(client: WritableHub, push: Callable[...
 
 
 def test_excluded_labels_and_videos_do_not_leave(
-    client: WritableHub, push: Callable[..., list[str]], config: Config, tmp_path: Path
+    client: Hub, push: Callable[..., list[str]], config: Config, tmp_path: Path
 ) -> None:
     import io
 

@@ -15,7 +15,7 @@ from pipelines.engine.runner import run_stages
 from pipelines.engine.stage import Refused
 from pipelines.engine.storage import Storage
 from pipelines.stages.clips import ClipsStage
-from pipelines.stages.source_changes import MAY_BE_RENAMED, SEEN_COLUMNS, SourceChange, find_changes
+from pipelines.stages.source_changes import MAY_BE_RENAMED, MAY_BE_SAME, SEEN_COLUMNS, SourceChange, find_changes
 
 DEMO = Path(__file__).parents[3] / "configs" / "demo.yaml"
 Video = tuple[str, str | None, str, str | None]
@@ -39,7 +39,7 @@ def _table(*videos: Video) -> pa.Table:
         ((A, ("x.mp4", "2", "rain", "test"), C), ["1 renamed (b.mp4 -> x.mp4)"]),
         ((A, ("x.mp4", None, "rain", "test"), C), [f"1 added (x.mp4); {MAY_BE_RENAMED}", "1 removed (b.mp4)"]),
         ((A, ("b.mp4", "9", "rain", "test"), C), ["1 changed (b.mp4)"]),
-        ((A, ("b.mp4", None, "rain", "test"), C), ["1 changed (b.mp4)"]),
+        ((A, ("b.mp4", None, "rain", "test"), C), [f"1 changed (b.mp4); {MAY_BE_SAME}"]),
         ((("a.mp4", "1", "cat", None), B, C), ["1 relabelled (a.mp4)"]),
         ((A, ("b.mp4", "2", "rain", "train"), C), ["1 relabelled (b.mp4)"]),
         ((("a.mp4", "1", "dog", "test"), B, C), ["1 relabelled (a.mp4)"]),
