@@ -369,6 +369,8 @@ class PublishExclude(Section):
     """Labels, whole; `*` stands for any text."""
     videos: str | None = None
     """Text file with a video id a line."""
+    licences: tuple[str, ...] = ()
+    """Licences, as the column `licence` of source.table names them."""
 
 
 class PublishConfig(Section):

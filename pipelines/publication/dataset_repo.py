@@ -23,6 +23,7 @@ from pipelines.publication.published_rows import PUBLISHED_SCHEMA, Published, pu
 from pipelines.publication.table_files import Cuts, RowChanges, parquet_file, sorted_rows
 from pipelines.report.templates import render
 from pipelines.run_config import Config, PublishConfig
+from pipelines.stages.source import videos_of_licences
 from soundcap.prompts import label_matches
 
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
@@ -63,7 +64,8 @@ def next_edition(config: Config, head: Head, repository: str | None, tag: str | 
     """
     record = read_record(head, "captions")
     published, done = published_rows(config)
-    published = [_without_excluded(part, config.publish) for part in published]
+    kept_back = _kept_back(config)
+    published = [_without_excluded(part, config.publish.exclude.labels, kept_back) for part in published]
     if not any(part.rows.num_rows for part in published):
         raise UserError("nothing to publish: publish.exclude leaves no caption")
     known: dict[str, Any] = record.get("configurations", {})
@@ -103,19 +105,31 @@ def _name(stage: str, settings: PublishConfig) -> str:
     return f"{stage}-{settings.version}" if settings.version else stage
 
 
-def _without_excluded(part: Published, settings: PublishConfig) -> Published:
-    rows, exclude = part.rows, settings.exclude
-    patterns = tuple(" ".join(label.split()).casefold() for label in exclude.labels)
-    labels = [label for label in rows["label"].unique().to_pylist() if patterns and label_matches(label, patterns)]
-    bad = pc.is_in(rows["label"], value_set=pa.array(labels, pa.string()))
+def _kept_back(config: Config) -> pa.Array:
+    """Ids of the videos that the configuration keeps back, by themselves or by their licence."""
+    exclude, ids = config.publish.exclude, set()
     if exclude.videos is not None:
         with user_input():
             try:
-                listed = Path(exclude.videos).read_text(encoding="utf-8").split("\n")
+                lines = Path(exclude.videos).read_text(encoding="utf-8").split("\n")
             except OSError as error:
                 raise UserError(f"publish.exclude.videos: {exclude.videos}: {error.strerror}; give a file") from error
-        ids = pa.array([line.strip() for line in listed if line.strip()], pa.string())
-        bad = pc.or_(bad, pc.is_in(rows["video_id"], value_set=ids))
+        ids |= {line.strip() for line in lines} - {""}
+    if exclude.licences:
+        if config.source.table is None:
+            raise UserError("publish.exclude.licences: source.table is null; a table with a column licence is wanted")
+        ids |= videos_of_licences(config.source.table, exclude.licences)
+    return pa.array(sorted(ids), pa.string())
+
+
+def _without_excluded(part: Published, labels: Sequence[str], kept_back: pa.Array) -> Published:
+    """Published data without some labels and videos. Of a video in a folder the name alone counts too."""
+    rows, patterns = part.rows, tuple(" ".join(label.split()).casefold() for label in labels)
+    excluded = [label for label in rows["label"].unique().to_pylist() if patterns and label_matches(label, patterns)]
+    names = pc.replace_substring_regex(rows["video_id"], r"^.*/", "")
+    bad = pc.is_in(rows["label"], value_set=pa.array(excluded, pa.string()))
+    for ids in (rows["video_id"], names):
+        bad = pc.or_(bad, pc.is_in(ids, value_set=kept_back))
     return Published(part.output, part.spec, rows.filter(pc.invert(bad)), part.prompts)
 
 
@@ -215,6 +229,7 @@ def _card(
         "card.md.jinja",
         front_matter=yaml.safe_dump(matter, sort_keys=False, allow_unicode=True),
         configurations={name: configurations[name] for name in names},
+        first_split=next(iter(configurations[names[0]]["rows"]), "train"),
         versions=list(reversed(versions)),
         licence=settings.licence,
         repository=repository or "path/to/this/folder",

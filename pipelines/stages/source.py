@@ -7,7 +7,7 @@ Hashing 200,000 files takes hours of reading, so digests are kept in a ledger ke
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -56,6 +56,7 @@ TABLE = TableKind(
         "start_s": ("start", "start_seconds", "start_time", "start_sec"),
         "label": ("labels", "class", "category", "positive_labels"),
         "split": ("train_test_split", "set", "subset"),
+        "licence": ("license", "licence_name", "license_name"),
     },
     required=(frozenset({"file"}), frozenset({"video_id", "start_s"})),
     bare=("video_id", "start_s", "label", "split"),
@@ -235,7 +236,8 @@ def _read_table(path: str) -> _Listed:
     """Rows of the source's table. Raises UserError that names the bad line."""
     table = read_table(path, TABLE)
     nothing = [""] * len(table.lines)
-    files, ids, starts, labels, splits = (table.columns.get(name, nothing) for name in TABLE.columns)
+    names = ("file", "video_id", "start_s", "label", "split")
+    files, ids, starts, labels, splits = (table.columns.get(name, nothing) for name in names)
     starts_s = [_start_s(text, table, row) if text else 0.0 for row, text in enumerate(starts)]
     wanted = [
         file or f"{video_id}_{int(start_s):06d}" for file, video_id, start_s in zip(files, ids, starts_s, strict=True)
@@ -245,6 +247,20 @@ def _read_table(path: str) -> _Listed:
             raise UserError(f"{table.where(row)}: names no file; {TABLE.wanted}")
     listed = [_split(text, table, row) for row, text in enumerate(splits)] if "split" in table.columns else None
     return _Listed(files, wanted, table.lines, (labels, listed or [None] * len(wanted), ids, starts_s))
+
+
+def videos_of_licences(path: str, licences: Collection[str]) -> set[str]:
+    """Video ids of a source's table whose licence is one of these, in any case; a file's is its name without suffix.
+
+    Raises UserError for a table without licences.
+    """
+    table = read_table(path, TABLE)
+    if "licence" not in table.columns:
+        raise UserError(f"source.table: {path} has no column licence, by which videos could be kept back")
+    nothing, wanted = [""] * len(table.lines), {licence.casefold() for licence in licences}
+    columns = (table.columns.get(name, nothing) for name in ("file", "video_id", "licence"))
+    found = zip(*columns, strict=True)
+    return {video_id or file.rpartition(".")[0] or file for file, video_id, one in found if one.casefold() in wanted}
 
 
 def _start_s(text: str, table: UserTable, row: int) -> float:

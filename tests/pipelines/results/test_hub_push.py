@@ -120,6 +120,8 @@ def test_a_dataset_goes_round(client: Hub, push: Callable[..., list[str]], confi
     counts = {name: sum(splits.values()) for name, splits in loaded.items() if name != "default"}
     assert counts == {"captions@v1": 3, "captions@main": 1, "silent_captions@v2": 4}
     assert all(row["source"] == "captions" for row in loaded["default"]), "the default is another configuration"
+    program = _example(client, "lab/sounds", "dataset") + "\nimport json; print(json.dumps(captions.num_rows))"
+    assert sum(_call([sys.executable, "-c", program], client, tmp_path).values()) == 1
 
 
 def _call(command: list[str], hub: Hub, home: Path) -> Any:
@@ -204,9 +206,9 @@ def test_models_go_round(client: Hub, config: Config, tiny_vl: Path, tmp_path: P
     assert _call([sys.executable, "-c", program], client, tmp_path) == pytest.approx(wanted)
 
 
-def _example(hub: Hub, name: str) -> str:
-    """Code that a model's card shows."""
-    card = hub.repositories["model", name].head.files["README.md"].data.decode()
+def _example(hub: Hub, name: str, kind: str = "model") -> str:
+    """Code that a card shows."""
+    card = hub.repositories[kind, name].head.files["README.md"].data.decode()
     return card.split("```python\n")[1].split("```")[0]
 
 
@@ -367,6 +369,9 @@ def test_excluded_labels_and_videos_do_not_leave(
     push(excluding)
     wanted = [row for row in everything if row["video_id"] != video and row["label"] != label]
     assert sorted(map(str, rows())) == sorted(map(str, wanted)) and len(wanted) < len(everything)
+    by_licence = exclude.model_copy(update={"licences": ("cc-by",)})
+    with pytest.raises(UserError, match="source.table: .*vggsound.csv has no column licence"):
+        push(config.model_copy(update={"publish": config.publish.model_copy(update={"exclude": by_licence})}))
     missing = exclude.model_copy(update={"videos": str(tmp_path / "none.txt")})
     with pytest.raises(UserError, match="publish.exclude.videos: .*none.txt: No such file"):
         push(config.model_copy(update={"publish": config.publish.model_copy(update={"exclude": missing})}))

@@ -9,7 +9,7 @@ from pipelines.config_file import load_config
 from pipelines.engine.storage import Storage
 from pipelines.errors import UserError
 from pipelines.run_config import Config
-from pipelines.stages.source import SourceHashes, list_source
+from pipelines.stages.source import SourceHashes, list_source, videos_of_licences
 
 DEMO = Path(__file__).parents[3] / "configs" / "demo.yaml"
 
@@ -195,3 +195,14 @@ def test_a_file_that_could_not_be_read_is_tried_again_in_each_run(
     hashes.complete(1, print)
     files, refused, _ = hashes.read()
     assert files.num_rows == 3 and "UnreadableSource" not in [one.error_class for one in refused]
+
+
+def test_videos_of_licences(tmp_path: Path) -> None:
+    table = tmp_path / "list.csv"
+    table.write_text("video_id,start,label,License\na,0,dog,CC-BY\nb,3,dog,own\nc,0,rain,\n")
+    assert videos_of_licences(str(table), ["cc-by"]) == {"a"} and videos_of_licences(str(table), ["x"]) == set()
+    table.write_text("file,license\ncat/a.b.mp4,own\nb,CC-BY\n")
+    assert videos_of_licences(str(table), ["own", "cc-by"]) == {"cat/a.b", "b"}
+    table.write_text("file,label\na.mp4,dog\n")
+    with pytest.raises(UserError, match="list.csv has no column licence"):
+        videos_of_licences(str(table), ["own"])
