@@ -1,6 +1,7 @@
 """One driver a root, on a disk and in a bucket: a living one is named, a dead one is taken over."""
 
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -52,9 +53,15 @@ def test_a_silent_holder_is_taken_over_and_the_wait_is_said(storage: Storage, co
 def test_who_lost_the_root_stops(storage: Storage) -> None:
     with lease(storage, print) as held:
         storage.write_bytes(LEASE, json.dumps(asdict(Holder(host="elsewhere"))).encode())
-        threading.Event().wait(1.5)
-        with pytest.raises(RunError, match="taken over by process .* on elsewhere"):
-            held.check()
+        told = ""
+        for _ in range(200):  # the beat comes late on busy cores
+            threading.Event().wait(0.1)
+            try:
+                held.check()
+            except RunError as error:
+                told = str(error)
+                break
+        assert re.search("taken over by process .* on elsewhere", told), f"still held: {told!r}"
     holder = read_holder(storage)
     assert holder is not None and holder.host == "elsewhere", "the other's lease is left alone"
 
