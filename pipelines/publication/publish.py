@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -27,6 +28,7 @@ PARTS: tuple[What, ...] = ("captioner", "flowley", "captions")
 """In the order in which they are published: a dataset's card may speak of models that are there."""
 RECORDS = "publications"
 """Folder of a store: a record for each place and what was published there last."""
+TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}(?<!\.lock)(?<!\.)")
 NOTHING = Head({}, lambda name: b"")
 
 
@@ -128,6 +130,8 @@ def publish(
     """
     if (to is None) == (push is None):
         raise UserError("publish: give a folder with --to, or a repository with --push OWNER/NAME")
+    if tag is not None and not TAG.fullmatch(tag):
+        raise UserError(f"--tag {tag!r}: wanted letters, digits, dots, dashes and underscores, like v2 or 2026-11")
     storage = open_store(config.root)
     places = [_place(part, what, to, push, say) for part in PARTS if part in what]
     if push is not None and not dry_run:

@@ -318,6 +318,9 @@ def test_a_tag_of_another_version_is_refused_before_anything_is_sent(
     with pytest.raises(UserError, match="the tag paper is there, of an earlier version; give another --tag"):
         push(_keeping(config, 7), tag="paper")
     assert len(made.commits) == 2
+    for tag in ("a b", "", "-x", "a..", "x.lock", "ü"):
+        with pytest.raises(UserError, match="--tag .*: wanted letters"):
+            push(config, tag=tag)
 
 
 @pytest.mark.parametrize("kind", ["path", "token", "variable"])
