@@ -12,9 +12,13 @@ from pipelines.cli.running import MaxGpuHours, MaxUsd, Yes, execute, within
 from pipelines.commands.forecast import Budget
 from pipelines.config_file import load_config
 from pipelines.errors import UserError
+from pipelines.publication.export import ExportOptions, Names, Source
+from pipelines.publication.export import export as export_captions
+from pipelines.publication.export_formats import FORMATS, SHARD_GB, SHARD_SAMPLES
 from pipelines.publication.gate import worse_than_published
 from pipelines.publication.publish import PARTS, place_of
 from pipelines.publication.publish import publish as publish_parts
+from pipelines.publication.token_limits import OnLong
 
 To = Annotated[
     Path | None, typer.Option(metavar="DIR", parser=user_path, help="a new folder, or an earlier publication's")
@@ -79,3 +83,29 @@ def release(
         )
     note = f"published although worse in {worse}" if worse else ""
     publish_parts(loaded, what=parts, to=to, push=push, private=private, tag=tag, note=note, say=say)
+
+
+def export(
+    config: ConfigPath,
+    form: Annotated[str, typer.Option("--format", metavar="FORMAT", help=f"one of {', '.join(FORMATS)}")],
+    to: Annotated[
+        Path, typer.Option(metavar="DIR", parser=user_path, help="a new folder, or an earlier export's of this format")
+    ],
+    source: Annotated[Source, typer.Option(help="stage whose captions are exported")] = "captions",
+    names: Annotated[
+        Names, typer.Option(help="call videos as the source's files, or as the store's clips, by their ids")
+    ] = "source",
+    media_root: Annotated[
+        str, typer.Option(metavar="PATH", help="what paths of videos begin with; else they are relative")
+    ] = "",
+    on_long: Annotated[OnLong, typer.Option(help="captions beyond the target's token limit")] = "warn",
+    with_media: Annotated[
+        bool, typer.Option("--with-media", help="webdataset: the normalised clips too; only with the rights to them")
+    ] = False,
+    shard_samples: Annotated[int, typer.Option(min=1, help="webdataset: most samples of a shard")] = SHARD_SAMPLES,
+    shard_gb: Annotated[float, typer.Option(min=0.001, help="webdataset: most GB of a shard")] = SHARD_GB,
+    overrides: Overrides = [],  # noqa: B006
+) -> None:
+    """Write captions as other projects' loaders read them: tables, JSON lines, or tar shards."""
+    options = ExportOptions(source, names, media_root, on_long, with_media, shard_samples, shard_gb)
+    export_captions(load_config(config, overrides), form, to, options, say=say)
