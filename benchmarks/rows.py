@@ -49,7 +49,16 @@ def measure(folder: Path, clips: int, *, with_s3: bool, rescan: bool) -> dict[st
         "status": ["status", config, *again],
         "noop_run": ["run", config, "--until", "captions"],
         "publish": ["publish", config, "--to", str(folder / "published")],
-        "export": ["export", config, "--format", "mmaudio", "--to", str(folder / "exported")],
+        "export": [
+            "export",
+            config,
+            "--format",
+            "mmaudio",
+            "--source",
+            "silent_captions",
+            "--to",
+            str(folder / "exported"),
+        ],
         "report": ["report", config],
     }
     figures: dict[str, float | None] = {"clips": clips}

@@ -7,7 +7,8 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from posixpath import basename, splitext
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -29,7 +30,7 @@ from pipelines.publication.export_formats import (
     write_shards,
     write_tables,
 )
-from pipelines.publication.published_rows import Published, published_rows
+from pipelines.publication.published_rows import PUBLISHED_SCHEMA, Published, published_rows
 from pipelines.publication.token_limits import OnLong, TokenLimit, find_tokenizer
 from pipelines.publication.whole_folder import STAGING, whole_or_not
 from pipelines.run_config import Config
@@ -38,6 +39,8 @@ Source = Literal["captions", "silent_captions"]
 Names = Literal["source", "clip"]
 BATCH_ROWS = 4_096
 GB = 10**9
+MEDIA = {"mp4": "video", "flac": "audio"}
+"""Columns of a clip's files, by their suffixes."""
 CLIP_COLUMNS = ("clip_id", "source_name", "video", "audio")
 
 
@@ -193,7 +196,7 @@ def _videos(
     if odd := next((path for path in called if CONTROL.search(path)), None):
         raise UserError(f"export: {odd!r} has control characters, which a table cannot hold; rename it{remedy}")
     if {"name", "file"} & form.fields:
-        stems = [PurePosixPath(path).stem for path in called]
+        stems = [_stem(path) for path in called]
         twice = next((stem for stem, count in Counter(stems).items() if count > 1), None)
         if twice is not None:
             raise UserError(f"export: two videos are called {twice!r}, which {name} cannot tell apart{remedy}")
@@ -224,16 +227,19 @@ def _samples(
     exported: Exported,
 ) -> Iterator[Sample]:
     """Samples by split and clip id, batch by batch; what is left out, cut and written is counted in `exported`."""
-    of_clip = pa.array(videos["clip_id"].combine_chunks())
     root = options.media_root and options.media_root.rstrip("/") + "/"
+    of_clip = videos["clip_id"].combine_chunks()
     for split, rows in part.splits.items():
+        clips = videos.take(pc.index_in(rows["clip_id"], value_set=of_clip)).select(
+            ["called", "video", "audio"] if options.with_media else ["called"]
+        )
+        wanted = rows.select(["label", "caption"] if form.tables else PUBLISHED_SCHEMA.names)
         for start in range(0, rows.num_rows, BATCH_ROWS):
-            batch = rows.slice(start, BATCH_ROWS)
-            files = videos.take(pc.index_in(batch["clip_id"], value_set=of_clip)).to_pylist()
-            for row, file in zip(_readable(batch.to_pylist(), limit, options.on_long, exported), files, strict=True):
+            batch = _readable(_dicts(wanted.slice(start, BATCH_ROWS)), limit, options.on_long, exported)
+            for row, clip in zip(batch, _dicts(clips.slice(start, BATCH_ROWS)), strict=True):
                 if row is None:
                     continue
-                sample = _sample(row, file, split, exported.rows[split], root)
+                sample = _sample(row, clip, split, exported.rows[split], root)
                 if form.takes_for_missing(sample):
                     exported.missing += 1
                     continue
@@ -241,11 +247,22 @@ def _samples(
                 yield sample
 
 
-def _sample(row: Mapping[str, Any], file: Mapping[str, Any], split: str, number: int, root: str) -> Sample:
-    path, caption, label = PurePosixPath(file["called"]), row["caption"], row["label"]
-    media = {suffix: file[kind] for suffix, kind in (("mp4", "video"), ("flac", "audio")) if file[kind]}
+def _sample(row: Mapping[str, Any], clip: Mapping[str, Any], split: str, number: int, root: str) -> Sample:
+    called, caption, label = clip["called"], row["caption"], row["label"]
+    media = {suffix: clip[kind] for suffix, kind in MEDIA.items() if clip.get(kind)}
     scene = caption if label in PANDAS_MISSING else label
-    return Sample(split, number, path.stem, path.name, f"{root}{file['called']}", scene, caption, row, media)
+    return Sample(split, number, _stem(called), basename(called), f"{root}{called}", scene, caption, row, media)
+
+
+def _dicts(rows: pa.Table) -> list[dict[str, Any]]:
+    """Rows as `to_pylist` has them, in half its time."""
+    names = rows.column_names
+    return [dict(zip(names, row, strict=True)) for row in zip(*(rows[name].to_pylist() for name in names), strict=True)]
+
+
+def _stem(path: str) -> str:
+    """Name of a file without folder and suffix."""
+    return splitext(basename(path))[0]
 
 
 def _readable(

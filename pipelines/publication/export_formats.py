@@ -27,6 +27,8 @@ PANDAS_MISSING = frozenset(
      "NULL", "NaN", "None", "n/a", "nan", "null"]
 )  # fmt: skip
 """Texts that `pandas.read_csv` takes for no text, in quotes too."""
+to_json = json.JSONEncoder(ensure_ascii=False).encode
+"""JSON of a value, on one line."""
 SHARD_SAMPLES, SHARD_GB = 10_000, 1.0
 
 
@@ -39,7 +41,7 @@ class Sample(NamedTuple):
         file: its name without folder.
         path: its path, as the operator wants it.
         scene: its label; where there is none, the caption.
-        row: columns of PUBLISHED_SCHEMA.
+        row: columns of PUBLISHED_SCHEMA; for tables label and caption alone.
         media: storage names of the clip's files by suffix.
     """
 
@@ -102,9 +104,13 @@ class Format:
         """Fields of a sample that its tables have."""
         return {field for table in self.tables for field in table.columns.values()}
 
+    @cached_property
+    def _has_missing(self) -> bool:
+        return any(table.takes_missing for table in self.tables)
+
     def takes_for_missing(self, sample: Sample) -> bool:
         """Whether its reader would take the caption, or the name that it has, for missing."""
-        if not any(table.takes_missing for table in self.tables):
+        if not self._has_missing:
             return False
         return sample.caption in PANDAS_MISSING or ("name" in self.fields and sample.name in PANDAS_MISSING)
 
@@ -170,7 +176,7 @@ def write_jsonl(folder: Path, samples: Iterable[Sample]) -> None:
     for split, of_split in groupby(samples, key=attrgetter("split")):
         with (folder / f"{split}.jsonl").open("w", encoding="utf-8", newline="\n") as file:
             for sample in of_split:
-                file.write(json.dumps({**sample.row, "file": sample.path}, ensure_ascii=False) + "\n")
+                file.write(to_json({**sample.row, "file": sample.path}) + "\n")
 
 
 def write_shards(
@@ -198,7 +204,7 @@ class _Shard:
 
     def add(self, sample: Sample, storage: Storage | None) -> None:
         with ExitStack() as stack:
-            text = json.dumps(sample.row, ensure_ascii=False).encode()
+            text = to_json(sample.row).encode()
             members: dict[str, tuple[int, IO[bytes]]] = {"json": (len(text), io.BytesIO(text))}
             if storage is not None:
                 members |= dict(_open_media(sample, storage, stack))
