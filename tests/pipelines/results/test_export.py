@@ -270,6 +270,7 @@ def test_counts_are_those_of_transformers(hostile: Config) -> None:
 
 def test_a_mirror_in_the_store_has_the_tokenizer(hostile: Config, tmp_path: Path) -> None:
     storage, commit = open_store(str(tmp_path / "store"), write=True), "ab" * 20
+    write_pins(storage, {f"some/clip@{commit}": Pin(commit, "apache-2.0", "clip", "")})
     for file in clip_tokenizer(tmp_path / "clip").iterdir():
         storage.write_bytes(f"models/some/clip/{commit}/{file.name}", file.read_bytes())
     assert find_tokenizer(ModelRef(path="some/clip", revision=commit), storage, "CLIP") is not None
