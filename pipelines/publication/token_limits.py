@@ -80,7 +80,7 @@ class TokenLimit:
 
 
 def estimated_tokens(text: str) -> int:
-    """Upper estimate of the tokens of an English caption: by words; by characters, where words are long.
+    """Estimate, from above, of the tokens of an English caption: by words; by characters, where words are long.
 
     Each byte of other scripts counts as one.
     """
