@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -17,14 +16,11 @@ import pyarrow.parquet as pq
 import yaml
 
 from pipelines.engine.store import Output
-from pipelines.errors import UserError, user_input
 from pipelines.publication.contents import PUBLICATION, Content, Head, read_record, refuse_leak
 from pipelines.publication.published_rows import PUBLISHED_SCHEMA, Published, published_rows
 from pipelines.publication.table_files import Cuts, RowChanges, parquet_file, sorted_rows
 from pipelines.report.templates import render
 from pipelines.run_config import Config, PublishConfig
-from pipelines.stages.source import videos_of_licences
-from soundcap.prompts import label_matches
 
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 DEFAULT = "captions"
@@ -64,10 +60,6 @@ def next_edition(config: Config, head: Head, repository: str | None, tag: str | 
     """
     record = read_record(head, "captions")
     published, done = published_rows(config)
-    kept_back = _kept_back(config)
-    published = [_without_excluded(part, config.publish.exclude.labels, kept_back) for part in published]
-    if not any(part.rows.num_rows for part in published):
-        raise UserError("nothing to publish: publish.exclude leaves no caption")
     known: dict[str, Any] = record.get("configurations", {})
     configurations, changes = dict(known), {}
     wanted: dict[str, Content | None] = {}
@@ -103,34 +95,6 @@ def next_edition(config: Config, head: Head, repository: str | None, tag: str | 
 def _name(stage: str, settings: PublishConfig) -> str:
     """Name of a stage's captions among the repository's configurations."""
     return f"{stage}-{settings.version}" if settings.version else stage
-
-
-def _kept_back(config: Config) -> pa.Array:
-    """Ids of the videos that the configuration keeps back, by themselves or by their licence."""
-    exclude, ids = config.publish.exclude, set()
-    if exclude.videos is not None:
-        with user_input():
-            try:
-                lines = Path(exclude.videos).read_text(encoding="utf-8").split("\n")
-            except OSError as error:
-                raise UserError(f"publish.exclude.videos: {exclude.videos}: {error.strerror}; give a file") from error
-        ids |= {line.strip() for line in lines} - {""}
-    if exclude.licences:
-        if config.source.table is None:
-            raise UserError("publish.exclude.licences: source.table is null; a table with a column licence is wanted")
-        ids |= videos_of_licences(config.source.table, exclude.licences)
-    return pa.array(sorted(ids), pa.string())
-
-
-def _without_excluded(part: Published, labels: Sequence[str], kept_back: pa.Array) -> Published:
-    """Published data without some labels and videos. Of a video in a folder the name alone counts too."""
-    rows, patterns = part.rows, tuple(" ".join(label.split()).casefold() for label in labels)
-    excluded = [label for label in rows["label"].unique().to_pylist() if patterns and label_matches(label, patterns)]
-    names = pc.replace_substring_regex(rows["video_id"], r"^.*/", "")
-    bad = pc.is_in(rows["label"], value_set=pa.array(excluded, pa.string()))
-    for ids in (rows["video_id"], names):
-        bad = pc.or_(bad, pc.is_in(ids, value_set=kept_back))
-    return Published(part.output, part.spec, rows.filter(pc.invert(bad)), part.prompts)
 
 
 def _files(part: Published, name: str, known: Mapping[str, Any]) -> tuple[dict[str, Content | None], dict[str, Any]]:

@@ -19,6 +19,7 @@ from pipelines.run_config import Config
 from pipelines.stages import wanted_stages
 from pipelines.stages.captioner import ADAPTER_FOLDER
 from pipelines.stages.flowley import MODEL_FOLDER
+from pipelines.stages.listing import SourceListing
 
 ModelKind = Literal["captioner", "flowley"]
 
@@ -66,7 +67,8 @@ def model_edition(kind: ModelKind, config: Config, head: Head, repository: str |
 def _done(config: Config) -> tuple[dict[str, Output], dict[str, str]]:
     """Committed outputs of this configuration, and each stage's state."""
     storage = open_store(config.root)
-    plans = make_plan(wanted_stages(config), config, storage)
+    listing = SourceListing(config.source.folder, rescan=False)
+    plans = make_plan(wanted_stages(config, listing=listing), config, storage)
     done = {p.name: Output(storage, p.name, p.fingerprint) for p in plans if p.state == "done" and p.fingerprint}
     return done, {p.name: f"{p.state.replace('_', ' ')} ({p.reason})" for p in plans}
 

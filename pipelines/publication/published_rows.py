@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -12,9 +14,12 @@ import pyarrow.compute as pc
 from pipelines.engine.fingerprint import digest
 from pipelines.engine.plan import make_plan
 from pipelines.engine.store import Output, open_store, text_columns
-from pipelines.errors import CONTROL, UserError
+from pipelines.errors import CONTROL, UserError, user_input
 from pipelines.run_config import Config
 from pipelines.stages import wanted_stages
+from pipelines.stages.listing import SourceListing
+from pipelines.stages.source import videos_of_licences
+from soundcap.prompts import label_matches
 
 PUBLISHED_SCHEMA = pa.schema(
     [
@@ -48,7 +53,8 @@ class Published:
 def published_rows(config: Config) -> tuple[list[Published], dict[str, Output]]:
     """Data of `captions` (those that curation kept) and, once done, `silent_captions`; and all outputs behind them.
 
-    Raises UserError while captions or curation are not done, or without any row.
+    What `publish.exclude` keeps back is not among them. Raises UserError while captions or curation are not done, or
+    without any row.
     """
     done, states = _done_outputs(config)
     for stage in ("captions", "curation"):
@@ -64,7 +70,39 @@ def published_rows(config: Config) -> tuple[list[Published], dict[str, Output]]:
         published.append(_published(done["silent_captions"], clips, clips["clip_id"]))
     if not any(part.rows.num_rows for part in published):
         raise UserError("nothing to publish: curation kept no caption; `soundcap report CONFIG` shows why")
+    kept_back = _kept_back(config)
+    published = [_without_excluded(part, config.publish.exclude.labels, kept_back) for part in published]
+    if not any(part.rows.num_rows for part in published):
+        raise UserError("nothing to publish: publish.exclude leaves no caption")
     return published, done
+
+
+def _kept_back(config: Config) -> pa.Array:
+    """Ids of the videos that the configuration keeps back, by themselves or by their licence."""
+    exclude, ids = config.publish.exclude, set()
+    if exclude.videos is not None:
+        with user_input():
+            try:
+                lines = Path(exclude.videos).read_text(encoding="utf-8").split("\n")
+            except OSError as error:
+                raise UserError(f"publish.exclude.videos: {exclude.videos}: {error.strerror}; give a file") from error
+        ids |= {line.strip() for line in lines} - {""}
+    if exclude.licences:
+        if config.source.table is None:
+            raise UserError("publish.exclude.licences: source.table is null; a table with a column licence is wanted")
+        ids |= videos_of_licences(config.source.table, exclude.licences)
+    return pa.array(sorted(ids), pa.string())
+
+
+def _without_excluded(part: Published, labels: Sequence[str], kept_back: pa.Array) -> Published:
+    """Published data without some labels and videos. Of a video in a folder the name alone counts too."""
+    rows, patterns = part.rows, tuple(" ".join(label.split()).casefold() for label in labels)
+    excluded = [label for label in rows["label"].unique().to_pylist() if patterns and label_matches(label, patterns)]
+    names = pc.replace_substring_regex(rows["video_id"], r"^.*/", "")
+    bad = pc.is_in(rows["label"], value_set=pa.array(excluded, pa.string()))
+    for ids in (rows["video_id"], names):
+        bad = pc.or_(bad, pc.is_in(ids, value_set=kept_back))
+    return Published(part.output, part.spec, rows.filter(pc.invert(bad)), part.prompts)
 
 
 def clean_text(text: str) -> str:
@@ -75,7 +113,8 @@ def clean_text(text: str) -> str:
 def _done_outputs(config: Config) -> tuple[dict[str, Output], dict[str, str]]:
     """Committed outputs of this configuration, and each stage's state, up to silent_captions."""
     storage = open_store(config.root)
-    plans = make_plan(wanted_stages(config, "silent_captions"), config, storage)
+    listing = SourceListing(config.source.folder, rescan=False)
+    plans = make_plan(wanted_stages(config, "silent_captions", listing=listing), config, storage)
     done = {p.name: Output(storage, p.name, p.fingerprint) for p in plans if p.state == "done" and p.fingerprint}
     return done, {p.name: f"{p.state.replace('_', ' ')} ({p.reason})" for p in plans}
 

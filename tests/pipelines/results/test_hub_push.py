@@ -56,7 +56,7 @@ def client(hub_server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture
 def config(finished: Config, tmp_path: Path) -> Config:
     """A finished store of its own, which is published."""
-    shutil.copytree(finished.root, tmp_path / "store")
+    shutil.copytree(finished.root, tmp_path / "store", ignore=shutil.ignore_patterns(RECORDS))
     return finished.model_copy(update={"root": str(tmp_path / "store")})
 
 
