@@ -12,12 +12,13 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.engine.exclusion import EXCLUSION, read_exclusion
 from pipelines.engine.ledger import DAMAGED, LEDGERS, LIVE, Damage, Ledger, Part, names_any
 from pipelines.engine.model_files import FILES, MODELS, mirrored_file
 from pipelines.engine.model_pins import PINS
 from pipelines.engine.storage import Storage
 from pipelines.engine.store import LATEST, MANIFEST, ROWS, SHA256_SUFFIX, Output
-from pipelines.errors import RunError
+from pipelines.errors import RunError, UserError
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,12 @@ def forget_rows(storage: Storage, files: list[str]) -> int:
     """Takes the rows that name any of these files out of all ledgers, so that they are made again; returns how many."""
     if not files:
         return 0
-    return sum(Ledger.of_any_schema(storage, name).forget(files) for name in _ledgers(storage))
+    return sum(Ledger.of_any_schema(storage, name).forget(files) for name in ledger_names(storage))
 
 
 def fsck(storage: Storage) -> Iterator[Finding]:
     """Reads every file of the store that has a recorded digest, and yields what is damaged or gone. Changes nothing."""
-    for name in _ledgers(storage):
+    for name in ledger_names(storage):
         ledger = Ledger.of_any_schema(storage, name)
         tables, damaged = ledger.load(ledger.parts())
         yield from (_damaged_part(ledger, damage) for damage in damaged)
@@ -90,6 +91,10 @@ def fsck(storage: Storage) -> Iterator[Finding]:
     for info in storage.files(recursive=True):
         if info.name.rpartition("/")[2] in (LIVE, LATEST) and storage.find_record(info.name) is None:
             yield Finding(info.name, "its content is not what was written", "nothing: --repair writes it again")
+    try:
+        read_exclusion(storage)
+    except UserError:
+        yield Finding(EXCLUSION, "it is gone, or not what was written", "no run starts: put it back from a copy")
     if storage.exists(PINS) and storage.find_record(PINS) is None:
         cost = "the commits of branches: after --repair the next run asks the hub for them"
         yield Finding(PINS, "its content is not what was written", cost)
@@ -97,11 +102,12 @@ def fsck(storage: Storage) -> Iterator[Finding]:
 
 def repair(storage: Storage, findings: list[Finding]) -> None:
     """Sets damaged files aside, so that the next run makes what they cost. The caller holds the root's lease."""
-    for name in _ledgers(storage):
+    for name in ledger_names(storage):
         ledger = Ledger.of_any_schema(storage, name)
         _, ledger.damaged = ledger.load(ledger.parts())
         ledger.settle()
-    files = [finding.name for finding in findings if not finding.name.startswith(f"{LEDGERS}/")]
+    names = [finding.name for finding in findings if finding.name != EXCLUSION]  # without it videos would come back
+    files = [name for name in names if not name.startswith(f"{LEDGERS}/")]
     forget_rows(storage, files)
     outdated = [manifest for manifest in _manifests(storage) if _needs_any(storage, manifest, files)]
     outdated += [record for record in _mirrors(storage) if any(mirrored_file(record, "") in name for name in files)]
@@ -154,7 +160,8 @@ def _problem(storage: Storage, name: str, sha256: str) -> str:
         return "a folder is in its place"
 
 
-def _ledgers(storage: Storage) -> list[str]:
+def ledger_names(storage: Storage) -> list[str]:
+    """Names of the ledgers that are there."""
     places = [info.name.split("/") for info in storage.files(LEDGERS, recursive=True)]
     return sorted({place[1] for place in places if len(place) == 3})  # others are none of ours
 
@@ -162,6 +169,12 @@ def _ledgers(storage: Storage) -> list[str]:
 def _mirrors(storage: Storage) -> list[str]:
     """Records of mirrored models."""
     return [info.name for info in storage.files(MODELS, recursive=True) if info.name.endswith(f"/{FILES}")]
+
+
+def manifest_places(storage: Storage) -> list[tuple[str, str]]:
+    """Stage and fingerprint of each output that has a manifest, damaged ones too."""
+    places = [name.split("/") for name in _manifests(storage)]
+    return [(stage, fingerprint) for stage, fingerprint, _ in places]
 
 
 def _manifests(storage: Storage) -> list[str]:

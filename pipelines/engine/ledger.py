@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Protocol, runtime_checkable
@@ -206,6 +206,33 @@ class Ledger:
         self._record(live)
         return forgotten
 
+    def erase(self, is_bad: Callable[[pa.Table], np.ndarray]) -> int:
+        """Takes rows out for good, by a mask of each part's table; returns how many.
+
+        Only the driver calls this. No byte of them stays, in merged or damaged parts neither. After a kill the same
+        call goes on.
+        """
+        live, erased = self._live(), 0
+        kept: list[Part] = []
+        gone = list(live.retired)
+        for part in self.parts(live):
+            [*tables], damaged = self.load([part])
+            gone += [str(part)] * bool(damaged)
+            for table in tables:
+                mask = is_bad(table)
+                erased += int(mask.sum())
+                if not mask.any():
+                    kept.append(part)
+                    continue
+                gone.append(str(part))
+                if not mask.all():
+                    kept.append(self._write_part(_without_unused_texts(table.filter(pa.array(~mask))), part.level))
+        if gone:
+            self._record(_Live(kept, dict.fromkeys(gone, time.time())))  # so that no reader counts them twice
+            self.storage.remove_many([f"{self.folder}/{name}" for name in gone])
+            self._record(_Live(kept))
+        return erased
+
     def parts(self, live: _Live | None = None) -> list[Part]:
         """Parts in the manifest's order, and behind them those that it does not have yet."""
         listed = [info.name.rpartition("/")[2] for info in self.storage.files(self.folder)]  # before the manifest
@@ -268,6 +295,15 @@ def names_any(rows: pa.Table, files: Sequence[str]) -> np.ndarray:
     texts = [column.cast(pa.string()) for column in rows.columns if _is_text(column.type)]
     mask: np.ndarray = np.any([pc.is_in(text, value_set=names).to_numpy() for text in texts], axis=0)
     return mask
+
+
+def _without_unused_texts(table: pa.Table) -> pa.Table:
+    """Table whose shared texts are those of its rows: a filtered one still has the texts of the others."""
+    for place, column in enumerate(table.schema):
+        if pa.types.is_dictionary(column.type):
+            texts = table[column.name].cast(column.type.value_type).dictionary_encode().cast(column.type)
+            table = table.set_column(place, column, texts)
+    return table
 
 
 def _is_text(kind: pa.DataType) -> bool:

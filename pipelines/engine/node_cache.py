@@ -16,7 +16,7 @@ import socket
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -46,7 +46,7 @@ def on_this_node(storage: Storage, names: Sequence[str], say: Callable[[str], No
     if storage.is_local:
         yield {name: Path(storage.path(name)) for name in names}
         return
-    cache = _Cache(Path(tempfile.gettempdir()) / f"soundcap.cache-{os.getuid()}")
+    cache = _Cache(copies_folder())
     infos = {cache.place(storage, info): info for info in _infos(storage, names)}
     with cache.in_use([place.name for place in infos]):
         missing = [info.size for place, info in infos.items() if not _is_whole(place, info)]
@@ -55,6 +55,20 @@ def on_this_node(storage: Storage, names: Sequence[str], say: Callable[[str], No
         cache.make_room(sum(missing))
         cache.fetch(storage, infos)
         yield {info.name: place for place, info in infos.items()}
+
+
+def copies_folder() -> Path:
+    """Folder of this user's copies on this node. It need not exist."""
+    return Path(tempfile.gettempdir()) / f"soundcap.cache-{os.getuid()}"
+
+
+def drop_copies(names: Collection[str]) -> int:
+    """Removes this node's copies of files by the last part of their names, of any store; returns how many."""
+    wanted = {Path(name).name for name in names}
+    copies = [path for path in copies_folder().glob("*-*") if path.name.partition("-")[2] in wanted]
+    for path in copies:
+        path.unlink(missing_ok=True)
+    return len(copies)
 
 
 def _infos(storage: Storage, names: Sequence[str]) -> list[FileInfo]:

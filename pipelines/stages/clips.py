@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.engine.exclusion import read_exclusion
 from pipelines.engine.fingerprint import digest, file_sha256, table_digest
 from pipelines.engine.ledger import Failed, Ledger
 from pipelines.engine.recipe import Recipe, per_row, unhashed
@@ -60,6 +61,7 @@ CLIP = pa.schema(
 )
 SETTINGS = fields(NormaliserSettings)
 CLIP_ID_CHARS = 16
+MEDIA_FOLDER = "media"
 PASSED_OVER = "passed_over.json"
 """Names of the source's files that are no rows, by what they are."""
 
@@ -91,6 +93,9 @@ class HashedSource:
             "told": table_digest(files.select(["name", "split", "label", "video_id", "start_s"])),
             "absent": digest(absent),
         }
+
+
+_NO_SOURCE = HashedSource(read=lambda: KnownFiles(pa.table({}), [], {}))
 
 
 @dataclass(frozen=True)
@@ -162,9 +167,11 @@ class ClipsStage(RowStage):
         """Nothing to check: this stage runs first."""
 
     def work_recipes(self, config: Config, storage: Storage) -> Mapping[str, Recipe]:
-        return {"clips": _recipe(config, HashedSource(read=lambda: KnownFiles(pa.table({}), [], {})))}
+        return {"clips": _recipe(config, _NO_SOURCE)}
 
     def recipe_to_run(self, config: Config, storage: Storage, say: Callable[[str], None]) -> ClipRecipe:
+        if unfinished := read_exclusion(storage).unfinished:
+            say(f"clips: not all of these is forgotten yet: `soundcap forget CONFIG {' '.join(unfinished)}` goes on")
         listing = SourceListing(config.source.folder, rescan=True)
         hashes = SourceHashes(list_source(config, listing), storage)
         for kind, names in hashes.source.passed_over.items():
@@ -174,6 +181,10 @@ class ClipsStage(RowStage):
             if change.kind != "on disk but unlisted":  # it is passed over, which was just said
                 say(f"clips: {change}")
         return _known_recipe(config, storage, listing, hashes)  # so that the next plan knows it
+
+    def identity(self, config: Config) -> ClipIdentity:
+        """Recipe of the clips' ids under a configuration."""
+        return _recipe(config, _NO_SOURCE).identity
 
     def rows(self, context: Context) -> Rows:
         recipe: ClipRecipe = context.recipe
@@ -208,7 +219,9 @@ class ClipsStage(RowStage):
     def finish(self, context: Context, rows: pa.Table, made: Mapping[str, pa.Table]) -> dict[str, Any]:
         passed_over = context.recipe.source.found.passed_over
         context.output.write_json(PASSED_OVER, passed_over)
-        record_seen(context.output, context.recipe.source.found.files)
+        files = context.recipe.source.found.files
+        clip_ids = context.recipe.identity.clip_ids(files["sha256"].to_pylist())
+        record_seen(context.output, files.append_column("clip", pa.array(clip_ids, pa.string())))
         of_split = Counter(rows["split"].to_pylist())
         for split, lacking in (("train", "no stage can train"), ("test", "samples and scores have nothing to show")):
             if not of_split[split]:
@@ -266,7 +279,7 @@ def _changes(last: Output | None, hashes: SourceHashes) -> list[SourceChange]:
     seen = None
     with contextlib.suppress(RunError):  # it is gone or damaged
         seen = None if last is None else read_seen(last)
-    return find_changes(seen, hashes.known(), hashes.source.refused, hashes.source.passed_over)
+    return find_changes(seen, *hashes.known())
 
 
 def _known_recipe(
@@ -293,7 +306,8 @@ def _known_recipe(
         unlisted = unlisted_digest(source.passed_over)
         return {"counts": [total, missing, refused], "digest": known, "unlisted": unlisted}
 
-    of = [storage.url, config.source.table, table, config.source.split, hashed, HashRecipe.code_version]
+    exclusion = read_exclusion(storage).digest
+    of = [storage.url, config.source.table, table, config.source.split, hashed, HashRecipe.code_version, exclusion]
     whose = digest([storage.url, config.source.sample])[:8]  # a canary's beside that of the whole source
     fact = listing.fact(f"source-{whose}", of, look)
     if fact["digest"] is None:
@@ -361,7 +375,7 @@ class ClipWorker:
                         return None
             except MediaError as error:
                 return Failed(type(error).__name__, one_line(error))
-            stem = f"media/{clip_id[:2]}/{clip_id}"
+            stem = f"{MEDIA_FOLDER}/{clip_id[:2]}/{clip_id}"
             kept = keep_file(self.storage, video, f"{stem}.mp4", "video")
             kept |= keep_file(self.storage, audio, f"{stem}.flac", "audio") if clip.has_audio else {"audio": ""}
         return {**kept, **asdict(clip)}

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 
 SAMPLE_ID_CHARS = 24
+SAMPLES_FOLDER = "samples/media"
 PLACE = ("av_file", "av_row")
 SOUND = pa.schema([*file_columns("video"), *file_columns("audio")])
 
@@ -136,7 +137,7 @@ class SampleWorker:
     def _keep(self, task: dict[str, Any], wave: np.ndarray) -> dict[str, Any] | Failed:
         import soundfile
 
-        stem = f"samples/media/{task['sample_id']}"
+        stem = f"{SAMPLES_FOLDER}/{task['sample_id']}"
         try:
             with scratch("sample") as folder:
                 video, sound = folder / "sample.mp4", folder / "sample.flac"

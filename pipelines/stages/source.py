@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.engine.exclusion import FORGOTTEN, read_exclusion
 from pipelines.engine.ledger import Failed, Ledger
 from pipelines.engine.local_listing import BROKEN_LINK, LISTED_FOLDER, NO_FILE, NOT_UTF_8, SPECIAL_FILE
 from pipelines.engine.recipe import Recipe
@@ -330,11 +331,12 @@ class KnownFiles(NamedTuple):
 
 
 class SourceHashes:
-    """SHA-256 of every file of a source, from the ledger `sources`."""
+    """SHA-256 of every file of a source, from the ledger `sources`. Forgotten videos are refused, and not hashed."""
 
     def __init__(self, source: SourceFolder, storage: Storage) -> None:
-        self.source, self.ledger = source, Ledger(storage, HASHES, SHA256)
-        files = source.files
+        self._exclusion, self.ledger = read_exclusion(storage), Ledger(storage, HASHES, SHA256)
+        files, forgotten = self._without_forgotten(source.files)
+        self.source = replace(source, files=files, refused=[*source.refused, *forgotten])
         sizes = files["size"].cast(pa.string())
         tasks = files.select(["name", "version"]).append_column("size", sizes)
         self.worker = HashWorker(source.folder)
@@ -345,13 +347,22 @@ class SourceHashes:
         """Number of files that were never hashed; files that could not be read are not among them."""
         return int(is_missing(self.rows.keys, self.ledger.read(), retry_failed=False).sum())
 
-    def known(self) -> pa.Table:
+    def _without_forgotten(self, files: pa.Table) -> tuple[pa.Table, list[Refused]]:
+        """Files that are not forgotten, by video id and, once hashed, by their bytes; and the others, refused."""
+        is_forgotten = self._exclusion.has(files)
+        names = files.filter(is_forgotten)["name"].to_pylist() if self._exclusion else []
+        remedy = "its video was forgotten on request; remove the file from the source"
+        return files.filter(pc.invert(is_forgotten)), [Refused(name, FORGOTTEN, f"{name}: {remedy}") for name in names]
+
+    def known(self) -> KnownFiles:
         """Files that can be read, with `sha256`: null where a file is not hashed yet."""
         made = self.ledger.read(SHA256.names)
         places = pc.index_in(self.rows.keys, value_set=made["key"].combine_chunks())
         made = made.take(places)
         files = self.source.files.append_column("sha256", made["sha256"])
-        return files.filter(pc.equal(pc.fill_null(made["error_class"], ""), ""))
+        files = files.filter(pc.equal(pc.fill_null(made["error_class"], ""), ""))
+        files, forgotten = self._without_forgotten(files)
+        return KnownFiles(files, [*self.source.refused, *forgotten], self.source.passed_over)
 
     def complete(self, workers: int, say: Callable[[str], None]) -> None:
         """Computes and stores the missing digests: in this process if that is quick, else over Ray.
@@ -381,4 +392,5 @@ class SourceHashes:
         bad = made.filter(pc.invert(is_good)).select(["error_class", "message"])
         names = files.filter(pc.invert(is_good))["name"].to_pylist()
         refused = [Refused(name, *row.values()) for name, row in zip(names, bad.to_pylist(), strict=True)]
-        return KnownFiles(files.filter(is_good), self.source.refused + refused, self.source.passed_over)
+        files, forgotten = self._without_forgotten(files.filter(is_good))
+        return KnownFiles(files, [*self.source.refused, *refused, *forgotten], self.source.passed_over)

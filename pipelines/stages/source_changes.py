@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.engine.exclusion import FORGOTTEN
 from pipelines.engine.fingerprint import digest
 from pipelines.engine.stage import Refused
 from pipelines.engine.storage import parquet_bytes, parquet_table
@@ -17,10 +18,13 @@ from pipelines.engine.store import Output
 from pipelines.media.kinds import VIDEO
 from pipelines.stages.source import MISSING_FILE, NOT_IN_TABLE
 
-Kind = Literal["added", "removed", "changed", "renamed", "relabelled", "listed but missing", "on disk but unlisted"]
+Kind = Literal[
+    "added", "removed", "changed", "renamed", "relabelled", "listed but missing", "on disk but unlisted", "forgotten"
+]
 NAMED = 3
 SEEN = "source.parquet"
-"""File of an output of `clips`: the videos that it saw, quarantined ones too, with the columns SEEN_COLUMNS."""
+"""File of an output of `clips`: the videos that it saw, quarantined ones too, with SEEN_COLUMNS,
+`video_id` and `clip`, the id of the clip of its bytes. By it a video is found that is to be forgotten."""
 SEEN_COLUMNS = ("name", "sha256", "label", "split")
 MAY_BE_SAME = "not hashed yet at this place or time: equal ones count as changed until a run hashes them"
 MAY_BE_RENAMED = "not hashed yet: a renamed one counts as added and removed until a run hashes it"
@@ -39,6 +43,7 @@ class SourceChange:
       bytes the one counts that `kept_of_same` names.
     - listed but missing: a row of the table without a file, whether it ever had one or not.
     - on disk but unlisted: a video without a row in the table.
+    - forgotten: a video that is there and is kept out, because it was forgotten on request.
     """
 
     kind: Kind
@@ -53,8 +58,8 @@ class SourceChange:
 
 
 def record_seen(output: Output, files: pa.Table) -> None:
-    """Records the videos that an output saw: hashed files, with SEEN_COLUMNS among their columns."""
-    output.write_bytes(SEEN, parquet_bytes(files.select(SEEN_COLUMNS).sort_by("name")))
+    """Records the videos that an output saw: hashed files, with the columns of SEEN among theirs."""
+    output.write_bytes(SEEN, parquet_bytes(files.select([*SEEN_COLUMNS, "video_id", "clip"]).sort_by("name")))
 
 
 def read_seen(output: Output) -> pa.Table:
@@ -73,9 +78,12 @@ def find_changes(
         refused, passed_over: as of SourceFolder.
     """
     missing = [one.row_id for one in refused if one.error_class == MISSING_FILE]
+    forgotten = pa.array([one.row_id for one in refused if one.error_class == FORGOTTEN], pa.string())
+    if before is not None:  # a forgotten video is not removed: its file is there
+        before = before.filter(pc.invert(pc.is_in(before["name"], value_set=forgotten)))
     changes = [] if before is None else _of_videos(before, now)
     changes += [_named("listed but missing", pa.array(missing, pa.string()))]
-    changes += [_named("on disk but unlisted", _unlisted(passed_over))]
+    changes += [_named("on disk but unlisted", _unlisted(passed_over)), _named("forgotten", forgotten)]
     return [change for change in changes if change.count]
 
 
