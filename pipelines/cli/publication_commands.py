@@ -15,6 +15,7 @@ from pipelines.errors import UserError
 from pipelines.publication.export import ExportOptions, Names, Source
 from pipelines.publication.export import export as export_captions
 from pipelines.publication.export_formats import FORMATS, SHARD_GB, SHARD_SAMPLES
+from pipelines.publication.forget import forget as forget_videos
 from pipelines.publication.gate import worse_than_published
 from pipelines.publication.publish import PARTS, place_of
 from pipelines.publication.publish import publish as publish_parts
@@ -109,3 +110,18 @@ def export(
     """Write captions as other projects' loaders read them: tables, JSON lines, or tar shards."""
     options = ExportOptions(source, names, media_root, on_long, with_media, shard_samples, shard_gb)
     export_captions(load_config(config, overrides), form, to, options, say=say)
+
+
+def forget(
+    config: ConfigPath,
+    videos: Annotated[
+        list[str],
+        typer.Argument(metavar="VIDEO_ID...", help="as the source has them; -- before one that begins with -"),
+    ],
+    rewrite_history: Annotated[
+        bool, typer.Option("--rewrite-history", help="delete tags and commits on the Hub that hold them")
+    ] = False,
+    overrides: Overrides = [],  # noqa: B006
+) -> None:
+    """Remove videos from the store for good, keep them out of it, and say which publications still hold them."""
+    forget_videos(load_config(config, overrides), videos, rewrite_history=rewrite_history, say=say)

@@ -24,7 +24,7 @@ from pipelines.cli.options import (
 )
 from pipelines.cli.prompt_commands import app as prompts
 from pipelines.cli.prompt_commands import compare
-from pipelines.cli.publication_commands import export, publish, release
+from pipelines.cli.publication_commands import export, forget, publish, release
 from pipelines.cli.running import MaxGpuHours, MaxUsd, Yes, execute, within
 from pipelines.commands.forecast import Budget, forecast, projected, total_words
 from pipelines.commands.keys import all_keys, markdown
@@ -54,6 +54,7 @@ app.command()(compare)
 app.command()(publish)
 app.command()(release)
 app.command()(export)
+app.command()(forget)
 
 Rescan = Annotated[bool, typer.Option("--rescan", help="list a large source again instead of remembering it")]
 Until = Annotated[

@@ -15,7 +15,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
-from pipelines.engine.store import Output
+from pipelines.engine.exclusion import Exclusion, read_exclusion
+from pipelines.engine.store import Output, open_store
 from pipelines.publication.contents import PUBLICATION, Content, Head, read_record, refuse_leak
 from pipelines.publication.published_rows import PUBLISHED_SCHEMA, Published, published_rows
 from pipelines.publication.table_files import Cuts, RowChanges, parquet_file, sorted_rows
@@ -61,17 +62,29 @@ def next_edition(config: Config, head: Head, repository: str | None, tag: str | 
     record = read_record(head, "captions")
     published, done = published_rows(config)
     known: dict[str, Any] = record.get("configurations", {})
+    exclusion = read_exclusion(open_store(config.root))
     configurations, changes = dict(known), {}
     wanted: dict[str, Content | None] = {}
+    forgotten: set[str] = set()
     for part in published:
         name = _name(part.output.stage, config.publish)
-        files, facts = _files(part, name, known.get(name, {}).get("cuts", {}))
+        files, facts = _files(part, name, known.get(name, {}).get("cuts", {}), exclusion)
         wanted |= files
-        changes[name] = _row_changes(head, f"data/{name}/", files)
+        old, new = _differing(head, f"data/{name}/", files)
+        changes[name] = RowChanges.between(old, new)
+        forgotten |= _forgotten(old, exclusion)
         configurations[name] = facts | {"left_out": _left_out(done, part), "files": sorted(files)}
         refuse_leak(f"data/{name}", "\n".join(_texts(part.rows)), config)
-    for name in known.keys() - changes.keys():
-        wanted |= dict.fromkeys(known[name]["files"])
+    for name in sorted(known.keys() - changes.keys()):
+        files = _kept_files(head, known[name]["files"], exclusion)
+        wanted |= files
+        if any(content is not None for content in files.values()) or len(files) < len(known[name]["files"]):
+            old, new = _differing(head, f"data/{name}/", files)
+            changes[name] = RowChanges.between(old, new)
+            forgotten |= _forgotten(old, exclusion)
+            configurations[name] = _facts_of_kept(known[name], head, files, exclusion)
+            if not files:
+                del configurations[name]
     versions = list(record.get("versions", []))
     if any(changes.values()) or not versions:
         versions.append(
@@ -79,7 +92,7 @@ def next_edition(config: Config, head: Head, repository: str | None, tag: str | 
                 "tag": tag or f"v{len(versions) + 1}",
                 "date": time.strftime("%Y-%m-%d", time.gmtime()),
                 "changes": {name: asdict(one) for name, one in changes.items() if one},
-                "note": note,
+                "note": "; ".join(filter(None, (note, _words_on_forgotten(len(forgotten))))),
             }
         )
     record = {"what": "captions", "configurations": configurations, "versions": versions}
@@ -97,7 +110,49 @@ def _name(stage: str, settings: PublishConfig) -> str:
     return f"{stage}-{settings.version}" if settings.version else stage
 
 
-def _files(part: Published, name: str, known: Mapping[str, Any]) -> tuple[dict[str, Content | None], dict[str, Any]]:
+def _words_on_forgotten(videos: int) -> str:
+    return f"{videos} video{'s' * (videos > 1)} forgotten on request" if videos else ""
+
+
+def _forgotten(tables: Sequence[pa.Table], exclusion: Exclusion) -> set[str]:
+    """Ids of the forgotten videos in some tables."""
+    return {video for rows in tables for video in rows.filter(exclusion.has(rows))["video_id"].to_pylist()}
+
+
+def _kept_files(head: Head, paths: Sequence[str], exclusion: Exclusion) -> dict[str, Content | None]:
+    """Files of a configuration that is not written anew, without the rows of forgotten videos; None: as it is there."""
+    files: dict[str, Content | None] = dict.fromkeys(paths)
+    for path in paths if exclusion else ():
+        rows = _table(head.read(path))
+        kept = rows.filter(pc.invert(exclusion.has(rows)))
+        if not kept.num_rows:
+            del files[path]
+        elif kept.num_rows < rows.num_rows:
+            files[path] = parquet_file(kept)
+    return files
+
+
+def _facts_of_kept(
+    facts: Mapping[str, Any], head: Head, files: Mapping[str, Content | None], exclusion: Exclusion
+) -> dict[str, Any]:
+    """Facts of such a configuration, whose rows became fewer."""
+    rows: dict[str, int] = {}
+    cuts: dict[str, Any] = {}
+    clips, labels = set(exclusion.clips.to_pylist()), set[str]()
+    for split in facts["rows"]:
+        paths = [path for path in sorted(files) if path.split("/")[-2] == split]
+        tables = [_table(head.read(path) if (data := files[path]) is None else data) for path in paths]
+        if tables:
+            table = pa.concat_tables(tables)
+            rows[split] = table.num_rows
+            labels |= set(table["label"].to_pylist())
+            cuts[split] = asdict(Cuts.from_record(facts["cuts"][split]).without(clips, sorted_rows(table)))
+    return {**facts, "rows": rows, "cuts": cuts, "labels": len(labels), "files": sorted(files)}
+
+
+def _files(
+    part: Published, name: str, known: Mapping[str, Any], exclusion: Exclusion
+) -> tuple[dict[str, Content | None], dict[str, Any]]:
     """Parquet files of a configuration, and its facts for record and card. known: cuts of earlier files, by split."""
     files: dict[str, Content | None] = {}
     cuts: dict[str, Any] = {}
@@ -106,6 +161,7 @@ def _files(part: Published, name: str, known: Mapping[str, Any]) -> tuple[dict[s
         cut = Cuts.from_record(known[split]) if split in known else None
         if cut is None or not cut.fit(rows):
             cut = Cuts.of(rows, rows.num_rows / part.rows.num_rows)
+        cut = cut.without(exclusion.clips.to_pylist(), rows)
         cuts[split] = asdict(cut)
         files |= {f"data/{name}/{split}/{file}": parquet_file(some) for file, some in cut.files(rows).items()}
     meaning, output = part.spec["meaning"], part.output
@@ -128,17 +184,17 @@ def _files(part: Published, name: str, known: Mapping[str, Any]) -> tuple[dict[s
     return files, facts
 
 
-def _row_changes(head: Head, folder: str, files: Mapping[str, Content | None]) -> RowChanges:
-    """Changes of the rows under a folder. Of the files there only those that change are read."""
+def _differing(head: Head, folder: str, files: Mapping[str, Content | None]) -> tuple[list[pa.Table], list[pa.Table]]:
+    """Tables under a folder, as they are there and as they are wanted, of the files that change."""
     there = {path: one for path, one in head.files.items() if path.startswith(folder)}
-    same = {path for path, content in files.items() if path in there and content and there[path].is_of(content)}
+    same = {path for path, data in files.items() if path in there and (data is None or there[path].is_of(data))}
     old = [_table(head.read(path)) for path in sorted(there.keys() - same)]
     new = [_table(content) for path, content in files.items() if path not in same and isinstance(content, bytes)]
-    return RowChanges.between(old, new)
+    return old, new
 
 
-def _table(data: bytes) -> pa.Table:
-    return pq.read_table(io.BytesIO(data))
+def _table(data: Content) -> pa.Table:
+    return pq.read_table(io.BytesIO(data) if isinstance(data, bytes) else data)
 
 
 def _texts(rows: pa.Table) -> list[str]:

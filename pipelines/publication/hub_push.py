@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pipelines.errors import RunError, UserError, one_line
 from pipelines.publication.contents import Changes, Head, Identity
+from pipelines.scratch import scratch
 
 RepoType = Literal["dataset", "model"]
 TRIES, LONGEST_WAIT_S = 6, 120.0
@@ -28,11 +31,13 @@ class HubRepository:
         repo_id: owner/name.
         kind: of repository.
         say: takes a line about each wait.
+        tries: of each call while the hub is busy or does not answer.
     """
 
     repo_id: str
     kind: RepoType
     say: Callable[[str], None]
+    tries: int = TRIES
     _api: Any = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -72,9 +77,10 @@ class HubRepository:
             info = self._ask(lambda: self._api.repo_info(self.repo_id, repo_type=self.kind), RepositoryNotFoundError)
         except RepositoryNotFoundError:
             return None
-        return self._head_at(info.sha)
+        return self.head_at(info.sha)
 
-    def _head_at(self, commit: str) -> Head:
+    def head_at(self, commit: str) -> Head:
+        """State at a commit."""
         tree = self._ask(
             lambda: list(self._api.list_repo_tree(self.repo_id, recursive=True, revision=commit, repo_type=self.kind))
         )
@@ -90,9 +96,11 @@ class HubRepository:
     def _read(self, path: str, commit: str) -> bytes:
         from huggingface_hub import hf_hub_download
 
-        found = self._ask(lambda: hf_hub_download(self.repo_id, path, revision=commit, repo_type=self.kind))
-        with open(found, "rb") as file:  # noqa: PTH123
-            return file.read()
+        with scratch("hub") as folder:  # not the client's cache, which would keep rows that are to go
+            found = self._ask(
+                lambda: hf_hub_download(self.repo_id, path, revision=commit, repo_type=self.kind, cache_dir=folder)
+            )
+            return Path(found).read_bytes()
 
     def create(self) -> Head:
         """Makes the repository, private until its first commit is whole."""
@@ -132,8 +140,14 @@ class HubRepository:
 
     def tags(self) -> dict[str, str]:
         """Commits by tag."""
-        refs = self._ask(lambda: self._api.list_repo_refs(self.repo_id, repo_type=self.kind))
-        return {one.name: one.target_commit for one in refs.tags}
+        return {one.name: one.target_commit for one in self._refs().tags}
+
+    def branches(self) -> dict[str, str]:
+        """Newest commits of the branches beside the main one, by name."""
+        return {one.name: one.target_commit for one in self._refs().branches if one.name != "main"}
+
+    def _refs(self) -> Any:
+        return self._ask(lambda: self._api.list_repo_refs(self.repo_id, repo_type=self.kind))
 
     def tag(self, name: str, commit: str) -> None:
         """Tags a commit. Raises UserError if the tag stands for another one."""
@@ -144,6 +158,35 @@ class HubRepository:
         if there != commit:
             raise UserError(f"{self.name}: the tag {name} is there, of commit {there[:12]}; give another --tag")
 
+    def history(self, revision: str = "main") -> list[str]:
+        """Commits of a branch or tag, the newest first."""
+        where = {"repo_type": self.kind, "revision": revision}
+        return [one.commit_id for one in self._ask(lambda: self._api.list_repo_commits(self.repo_id, **where))]
+
+    def squash(self, tags: Sequence[str], again: Sequence[str]) -> str:
+        """Deletes tags, makes one commit of the main branch and sets the tags `again` to it; returns it."""
+        for tag in tags:
+            self._untag(tag)
+        words = "Earlier versions were removed on request"
+        self._ask(partial(self._api.super_squash_history, self.repo_id, commit_message=words, repo_type=self.kind))
+        head = self.head()
+        if head is None or head.commit is None:
+            raise RunError(f"{self.name}: its history is one commit now, and the hub does not show it; try again")
+        for tag in again:
+            self._untag(tag)
+            self.tag(tag, head.commit)
+        return head.commit
+
+    def _untag(self, tag: str) -> None:
+        self._ask(partial(self._api.delete_tag, self.repo_id, tag=tag, repo_type=self.kind))
+
+    def delete_contents(self, sha256: Collection[str]) -> None:
+        """Deletes stored files by their SHA-256 for good. No commit is to have them any more."""
+        stored = self._ask(lambda: list(self._api.list_lfs_files(self.repo_id, repo_type=self.kind)))
+        gone = [one for one in stored if one.file_oid in sha256]
+        if gone:
+            self._ask(lambda: self._api.permanently_delete_lfs_files(self.repo_id, gone, repo_type=self.kind))
+
     def _ask(self, call: Callable[[], Answer], *passed: type[Exception]) -> Answer:
         """Answer of a call; waits and tries again while the hub is busy. Errors of `passed` are the caller's.
 
@@ -153,7 +196,7 @@ class HubRepository:
         """
         from huggingface_hub.errors import HfHubHTTPError
 
-        for left in reversed(range(TRIES)):
+        for left in reversed(range(self.tries)):
             try:
                 return call()
             except HfHubHTTPError as error:
@@ -162,7 +205,7 @@ class HubRepository:
                     if isinstance(error, passed):
                         raise
                     raise self._refusal(error) from error
-                wait_s, why = _wait_s(error.response, left), f"answers {status}"
+                wait_s, why = _wait_s(error.response, self.tries - 1 - left), f"answers {status}"
             except Exception as error:
                 if not _is_connections(error):
                     raise
@@ -170,7 +213,7 @@ class HubRepository:
                     raise RunError(
                         f"{self.name}: the connection to the hub ends ({one_line(error)}); run the same command again"
                     ) from error
-                wait_s, why = _wait_s(None, left), "does not answer"
+                wait_s, why = _wait_s(None, self.tries - 1 - left), "does not answer"
             self.say(f"{self.name}: the hub {why}; trying again in {wait_s:.0f} s")
             time.sleep(wait_s)
         raise AssertionError("the last try returns or raises")
@@ -194,10 +237,10 @@ def _is_connections(error: Exception) -> bool:
     return "TransportError" in names or isinstance(error, ConnectionError)
 
 
-def _wait_s(response: Any, left: int) -> float:
-    """Time to wait: what the hub asks for, or twice as long each time."""
+def _wait_s(response: Any, number: int) -> float:
+    """Time to wait after so many tries: what the hub asks for, or twice as long each time."""
     asked = None if response is None else response.headers.get("Retry-After")
     with contextlib.suppress(ValueError):
         if asked is not None:
             return min(float(asked), LONGEST_WAIT_S)
-    return float(min(2 ** (TRIES - 1 - left), LONGEST_WAIT_S))
+    return float(min(2**number, LONGEST_WAIT_S))

@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -164,6 +164,11 @@ def published(storage: Storage) -> list[Publication]:
     records = map(storage.find_record, sorted(storage.names(RECORDS)))
     found = [Publication(**record) for record in records if record is not None and "place" in record]
     return sorted(found, key=lambda one: one.finished_at_s)
+
+
+def record_moved(storage: Storage, publication: Publication, commit: str) -> None:
+    """Records that what a publication sent is another commit now."""
+    storage.write_record(_record_name(publication.what, publication.place), asdict(replace(publication, commit=commit)))
 
 
 def _place(

@@ -57,7 +57,7 @@ def published_rows(config: Config) -> tuple[list[Published], dict[str, Output]]:
     without any row.
     """
     done, states = _done_outputs(config)
-    for stage in ("captions", "curation"):
+    for stage in ("captions", "curation", "clips"):
         if stage not in done:
             raise UserError(
                 f"nothing to publish: stage {stage} is {states[stage]}, wanted done; "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from operator import itemgetter
@@ -54,6 +54,12 @@ class Cuts:
         """Whether a table is about as large as the one that they were made for."""
         now: int = rows.num_rows
         return self.rows <= GROWTH * now and now <= GROWTH * max(self.rows, LEAST_ROWS)
+
+    def without(self, clips: Collection[str], rows: pa.Table) -> Cuts:
+        """The same cuts of sorted rows, with no start at one of these clips, which are not among them."""
+        keys = _keys(rows)
+        moved = [keys[bisect_left(keys, one) :][:1] if one[1] in clips else [one] for one in self.starts]
+        return Cuts(self.rows, [start for one in moved for start in one])
 
     def files(self, rows: pa.Table) -> dict[str, pa.Table]:
         """Sorted rows by the name of their file; a file without a row is left out."""
