@@ -58,6 +58,7 @@ class Commit:
     oid: str
     title: str
     files: Mapping[str, Blob]
+    parent: str = ""
 
 
 @dataclass
@@ -85,10 +86,23 @@ class Repository:
         blobs = {path: Blob(data, path.endswith(LFS_SUFFIXES)) for path, data in files.items()}
         self.commits.append(Commit(oid, "given", blobs))
 
-    def commit(self, title: str, files: Mapping[str, Blob]) -> Commit:
-        parent = self.commits[-1].oid if self.commits else ""
+    def history(self, commit: Commit | None) -> list[Commit]:
+        """A commit and those before it, the newest first."""
+        found = []
+        while commit is not None:
+            found.append(commit)
+            commit = self.at(commit.parent) if commit.parent else None
+        return found
+
+    def prune(self) -> None:
+        """Drops the commits that neither the branch nor a tag leads to."""
+        reached = {one.oid for name in ("main", *self.tags) for one in self.history(self.at(name))}
+        self.commits[:] = [commit for commit in self.commits if commit.oid in reached]
+
+    def commit(self, title: str, files: Mapping[str, Blob], *, is_root: bool = False) -> Commit:
+        parent = self.commits[-1].oid if self.commits and not is_root else ""
         named = json.dumps([parent, title, sorted((path, blob.oid) for path, blob in files.items())])
-        self.commits.append(Commit(hashlib.sha1(named.encode()).hexdigest(), title, files))
+        self.commits.append(Commit(hashlib.sha1(named.encode()).hexdigest(), title, files, parent))
         return self.head
 
 
@@ -163,6 +177,9 @@ _ROUTES = {
     "untag": ("DELETE", rf"/api/{_REPO}/tag/(?P<tag>[^/]+)"),
     "squash": ("POST", rf"/api/{_REPO}/super-squash/(?P<revision>[^/]+)"),
     "info": ("GET", rf"/api/{_REPO}(?:/revision/(?P<revision>[^/]+))?"),
+    "commits": ("GET", rf"/api/{_REPO}/commits/(?P<revision>[^/]+)"),
+    "stored": ("GET", rf"/api/{_REPO}/lfs-files"),
+    "unstore": ("POST", rf"/api/{_REPO}/lfs-files/batch"),
     "batch": ("POST", r"/(?P<prefix>datasets/)?(?P<id>[^/]+/[^/]+)\.git/info/lfs/objects/batch"),
     "upload": ("PUT", r"/objects/(?P<oid>[0-9a-f]{64})"),
     "download": ("GET", r"/(?P<prefix>datasets/)?(?P<id>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)"),
@@ -239,7 +256,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._problem(404 if who else 401, "RepoNotFound", "Repository not found")
         if repository.is_gated:
             return self._problem(403, "GatedRepo", "Access to this repository is restricted")
-        writes = ("settings", "preupload", "batch", "commit", "tag", "untag", "squash")
+        writes = ("settings", "preupload", "batch", "commit", "tag", "untag", "squash", "stored", "unstore")
         if kind in writes and not may_write:
             return self._problem(403, "", f"Forbidden: you don't have write access to {named['id']}")
         return getattr(self, "_" + kind.replace("-", "_"))(key, repository, named, body, query)
@@ -370,13 +387,28 @@ class _Handler(BaseHTTPRequestHandler):
     def _untag(self, key: Any, repository: Repository, named: Any, body: bytes, query: Any) -> Any:
         if repository.tags.pop(named["tag"], None) is None:
             return self._problem(404, "RevisionNotFound", "no such tag")
+        repository.prune()
         return 204, b"", {}
 
     def _squash(self, key: Any, repository: Repository, named: Any, body: bytes, query: Any) -> Any:
         files = repository.head.files
-        kept = [commit for commit in repository.commits if commit.oid in repository.tags.values()]
-        repository.commits[:] = kept
-        repository.commit("Super-squash branch 'main'", files)
+        repository.commit(json.loads(body)["message"], files, is_root=True)
+        repository.prune()
+        return 200, {}, {}
+
+    def _commits(self, key: Any, repository: Repository, named: Any, body: bytes, query: Any) -> Any:
+        line = repository.history(repository.at(named["revision"]))
+        facts = {"authors": [{"user": "lab"}], "date": "2026-01-01T00:00:00.000Z", "message": ""}
+        return 200, [{"id": commit.oid, "title": commit.title, **facts} for commit in line], {}
+
+    def _stored(self, key: Any, repository: Repository, named: Any, body: bytes, query: Any) -> Any:
+        times = {"ref": "main", "pushedAt": "2026-01-01T00:00:00.000Z"}
+        found = [{"fileOid": oid, "oid": oid, "size": len(data)} for oid, data in self.hub.objects.items()]
+        return 200, [{**one, "filename": "", **times} for one in found], {}
+
+    def _unstore(self, key: Any, repository: Repository, named: Any, body: bytes, query: Any) -> Any:
+        for oid in json.loads(body)["deletions"]["sha"]:
+            del self.hub.objects[oid]
         return 200, {}, {}
 
     def _download(self, key: Any, repository: Repository, named: Any, body: bytes, query: Any) -> Any:

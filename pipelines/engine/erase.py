@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.engine.exclusion import Traces, pattern
+from pipelines.engine.exclusion import LONG_CHARS, Traces
 from pipelines.engine.fsck import files_of, ledger_names, manifest_places
 from pipelines.engine.ledger import DAMAGED, LEDGERS, Ledger, names_any
 from pipelines.engine.local_listing import PARTIAL
@@ -28,6 +28,8 @@ NOT_SEARCHED = (".mp4", ".flac", ".arrow", ".safetensors")
 """Media and features go by the rows that name them; weights name no clip."""
 LONGEST_BYTES = 8192
 """Bytes of a word that is looked for, at most."""
+NOTHING = rb"(?!)"
+"""Regular expression that matches nowhere."""
 REDACTED = "forgotten"
 """What stands for id and message of a quarantined row in an output that stays."""
 
@@ -129,11 +131,10 @@ class _Eraser:
             self._remove(place, infos)
         elif place in self.layout.of_rows:
             self._remove(place, [one for one in infos if one.name in self.going or one.name not in self.named])
-        elif place and (telling := [info for info in infos if self._tells(info.name)]):
-            if place.partition("/")[0] in self.layout.models:
-                self._redact(place, infos, telling)
-            else:
-                self._remove_place(place, infos)
+        elif place.partition("/")[0] in self.layout.models:
+            self._redact(place, infos)
+        elif place and any(self._tells(info.name) for info in infos):
+            self._remove_place(place, infos)
 
     def _remove(self, kind: str, infos: Sequence[FileInfo]) -> None:
         self.storage.remove_many([info.name for info in infos])
@@ -153,14 +154,14 @@ class _Eraser:
         if top != RUNS:
             self.erased.stages.add(top)
 
-    def _redact(self, place: str, infos: Sequence[FileInfo], telling: Sequence[FileInfo]) -> None:
+    def _redact(self, place: str, infos: Sequence[FileInfo]) -> None:
         """Takes what tells of the videos out of a model's output. If the model's own files tell, all of it goes."""
         stage, _, fingerprint = place.partition("/")
         output = Output(self.storage, stage, fingerprint)
         manifest = output.manifest()
         own = {output.name(file) for file in (*(manifest.files if manifest else ()), MANIFEST)}
         quarantine = output.name(QUARANTINE)
-        names = {info.name for info in telling}
+        names = {info.name for info in infos if self._tells(info.name)}
         if names & own - {quarantine}:
             self._remove_place(place, infos)
             return
@@ -173,7 +174,7 @@ class _Eraser:
     def _redact_quarantine(self, output: Output, manifest: Manifest) -> None:
         """Replaces id and message of the videos' rows, so that the counts stay."""
         rows = self.storage.read_table(output.name(QUARANTINE))
-        mask = self.traces.told(rows)
+        mask = self.traces.rows(rows)
         for name in ("row_id", "message"):
             column = pc.if_else(pa.array(mask), REDACTED, rows[name])
             rows = rows.set_column(rows.column_names.index(name), name, column)
@@ -188,25 +189,37 @@ class _Eraser:
         """Whether a file tells of the videos, or names a file that goes. One that cannot be read counts."""
         if name.endswith(NOT_SEARCHED):
             return False
+        of_model = name.partition("/")[0] in (*self.layout.models, RUNS)
         if not name.endswith(".parquet"):
-            return self._is_in_bytes(name)
+            return self._is_in_bytes(name, self._marks if of_model else self._words)
         try:
             table = self.storage.read_table(name)
         except pa.ArrowException:
             return True
-        return bool(np.any(self.traces.told(table)) or np.any(names_any(table, sorted(self.going))))
+        mask = self.traces.rows(table) if of_model else self.traces.told(table)
+        return bool(np.any(mask) or np.any(names_any(table, sorted(self.going))))
 
-    def _is_in_bytes(self, name: str) -> bool:
+    def _is_in_bytes(self, name: str, words: re.Pattern[bytes]) -> bool:
         before = b""
         with self.storage.open(name) as file:
             while piece := file.read(PIECE_BYTES):
-                if self._words.search(before + piece):
+                if words.search(before + piece):
                     return True
                 before = (before + piece)[-LONGEST_BYTES:]
         return False
 
     @cached_property
     def _words(self) -> re.Pattern[bytes]:
-        """Words to look for in files of any kind, as JSON has them too."""
-        words = {*self.traces.names, *self.traces.marks, *self.going}
-        return re.compile(pattern(words | {json_bytes(word)[1:-1].decode() for word in words}).encode(), re.MULTILINE)
+        """Words to look for in files of any kind, as JSON has them too; short names as a whole text of it."""
+        quoted = {json_bytes(name).decode() for name in self.traces.names}
+        long = {word[1:-1] for word in quoted} | self.traces.names
+        return _any_of({*self.traces.marks, *self.going, *quoted, *(word for word in long if len(word) >= LONG_CHARS)})
+
+    @cached_property
+    def _marks(self) -> re.Pattern[bytes]:
+        """Words to look for in what a training wrote: by chance a model's settings may hold a name."""
+        return _any_of({*self.traces.marks, *self.going})
+
+
+def _any_of(words: Iterable[str]) -> re.Pattern[bytes]:
+    return re.compile("|".join(map(re.escape, sorted(words))).encode() or NOTHING)

@@ -61,8 +61,8 @@ def next_edition(config: Config, head: Head, repository: str | None, tag: str | 
     """
     record = read_record(head, "captions")
     published, done = published_rows(config)
-    known: dict[str, Any] = record.get("configurations", {})
     exclusion = read_exclusion(open_store(config.root))
+    known: dict[str, Any] = record.get("configurations", {})
     configurations, changes = dict(known), {}
     wanted: dict[str, Content | None] = {}
     forgotten: set[str] = set()

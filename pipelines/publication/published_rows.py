@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.engine.exclusion import Exclusion, read_exclusion
 from pipelines.engine.fingerprint import digest
 from pipelines.engine.plan import make_plan
 from pipelines.engine.store import Output, open_store, text_columns
@@ -70,10 +71,10 @@ def published_rows(config: Config) -> tuple[list[Published], dict[str, Output]]:
         published.append(_published(done["silent_captions"], clips, clips["clip_id"]))
     if not any(part.rows.num_rows for part in published):
         raise UserError("nothing to publish: curation kept no caption; `soundcap report CONFIG` shows why")
-    kept_back = _kept_back(config)
-    published = [_without_excluded(part, config.publish.exclude.labels, kept_back) for part in published]
+    kept_back, forgotten = _kept_back(config), read_exclusion(open_store(config.root))
+    published = [_without_excluded(part, config.publish.exclude.labels, kept_back, forgotten) for part in published]
     if not any(part.rows.num_rows for part in published):
-        raise UserError("nothing to publish: publish.exclude leaves no caption")
+        raise UserError("nothing to publish: publish.exclude and `soundcap forget` leave no caption")
     return published, done
 
 
@@ -94,12 +95,12 @@ def _kept_back(config: Config) -> pa.Array:
     return pa.array(sorted(ids), pa.string())
 
 
-def _without_excluded(part: Published, labels: Sequence[str], kept_back: pa.Array) -> Published:
-    """Published data without some labels and videos. Of a video in a folder the name alone counts too."""
+def _without_excluded(part: Published, labels: Sequence[str], kept_back: pa.Array, forgotten: Exclusion) -> Published:
+    """Published data without some labels and videos, and without forgotten ones. Of a video in a folder the name alone counts too."""
     rows, patterns = part.rows, tuple(" ".join(label.split()).casefold() for label in labels)
     excluded = [label for label in rows["label"].unique().to_pylist() if patterns and label_matches(label, patterns)]
     names = pc.replace_substring_regex(rows["video_id"], r"^.*/", "")
-    bad = pc.is_in(rows["label"], value_set=pa.array(excluded, pa.string()))
+    bad = pc.or_(forgotten.has(rows), pc.is_in(rows["label"], value_set=pa.array(excluded, pa.string())))
     for ids in (rows["video_id"], names):
         bad = pc.or_(bad, pc.is_in(ids, value_set=kept_back))
     return Published(part.output, part.spec, rows.filter(pc.invert(bad)), part.prompts)

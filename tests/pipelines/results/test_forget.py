@@ -346,12 +346,18 @@ def test_short_names_do_not_take_others_along(tmp_path: Path) -> None:
     ids = ["0" * 16, "1" * 16, "2" * 16]
     said = [{"caption": "A dog barks."}, {"caption": "A dog."}, Failed("Odd", "x/dog.mp4: odd")]
     ledger.write([b"%16d" % i for i in range(3)], ids, said)
+    model = Output(storage, "flowley", "0123456789ab")
+    model.write_json("model/config.json", {"dog": "dog", "steps": 1})
+    bad = [{"row_id": "1" * 16, "stage": "flowley", "error_class": "E", "message": "m"}]
+    quarantine = pa.Table.from_pylist(bad, schema=QUARANTINE_SCHEMA)
+    model.commit(Manifest("flowley", model.fingerprint, "d", 1, 0, 1, 1, 1.0), quarantine, {})
     traces = Traces(frozenset({"dog", "dog.mp4"}), frozenset({"0" * 16}))
-    layout = Layout((), (), (), "")
+    layout = Layout((), (), {"flowley"}, "")
     erased = erase(storage, traces, layout)
     assert erased.rows["ledger captions"] == 2
     assert [row["row_id"] for row in config_rows(storage, "captions")] == ["1" * 16]
     assert not erase(storage, traces, layout)
+    assert not list(fsck(storage)) and model.quarantine().to_pylist() == bad, "a model's settings say dog"
 
 
 # --- publications ---------------------------------------------------------------------------------------------
