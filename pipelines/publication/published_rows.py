@@ -96,7 +96,10 @@ def _kept_back(config: Config) -> pa.Array:
 
 
 def _without_excluded(part: Published, labels: Sequence[str], kept_back: pa.Array, forgotten: Exclusion) -> Published:
-    """Published data without some labels and videos, and without forgotten ones. Of a video in a folder the name alone counts too."""
+    """Published data without some labels and videos, and without forgotten ones.
+
+    Of a video in a folder its name alone counts too.
+    """
     rows, patterns = part.rows, tuple(" ".join(label.split()).casefold() for label in labels)
     excluded = [label for label in rows["label"].unique().to_pylist() if patterns and label_matches(label, patterns)]
     names = pc.replace_substring_regex(rows["video_id"], r"^.*/", "")
