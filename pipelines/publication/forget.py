@@ -170,8 +170,8 @@ def _forget_here(config: Config, erased: Erased, say: Say) -> None:
     shutil.rmtree(memory, ignore_errors=True)
     drop_copies(erased.names)
     say(
-        f"other machines that ran or planned this may remember it: {memory} (names of large sources), "
-        f"{copies_folder()} (features from a bucket), and the hub client's cache; the source itself is not touched"
+        "not touched: the source itself, folders that `soundcap export` or `compare --page` wrote, the hub client's "
+        f"cache, and on other machines {memory} (names of large sources) and {copies_folder()} (features from a bucket)"
     )
 
 
