@@ -38,6 +38,7 @@ class Edition:
         tag: of the version that these rows are; the earlier one's if no row changes.
         stages: fingerprints of the outputs behind the rows.
         rows: number of rows by configuration.
+        is_new_version: whether any row changes.
     """
 
     wanted: Mapping[str, Content | None]
@@ -45,6 +46,7 @@ class Edition:
     tag: str
     stages: Mapping[str, str]
     rows: Mapping[str, int]
+    is_new_version: bool
 
 
 def next_edition(config: Config, head: Head, repository: str | None, tag: str | None, note: str = "") -> Edition:
@@ -86,7 +88,8 @@ def next_edition(config: Config, head: Head, repository: str | None, tag: str | 
             if not files:
                 del configurations[name]
     versions = list(record.get("versions", []))
-    if any(changes.values()) or not versions:
+    is_new_version = any(changes.values()) or not versions
+    if is_new_version:
         versions.append(
             {
                 "tag": tag or f"v{len(versions) + 1}",
@@ -102,6 +105,7 @@ def next_edition(config: Config, head: Head, repository: str | None, tag: str | 
         versions[-1]["tag"],
         {name: output.fingerprint for name, output in done.items()},
         {name: sum(facts["rows"].values()) for name, facts in configurations.items()},
+        is_new_version,
     )
 
 

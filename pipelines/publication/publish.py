@@ -88,6 +88,7 @@ class _Prepared:
     rows: Mapping[str, int]
     words: str
     judged_by: Sequence[Mapping[str, Any]] = ()
+    is_new_version: bool = False
 
     @property
     def changes(self) -> Changes:
@@ -193,9 +194,8 @@ def _prepare(
             words = ", ".join(f"{name} {change}" for name, change in edition.changes.items() if change)
             words = words or "the same captions with another card"
             judged = _judged_by(config)
-            return _Prepared(
-                part, place, head, edition.wanted, edition.tag, edition.stages, edition.rows, words, judged
-            )
+            known = (edition.wanted, edition.tag, edition.stages, edition.rows, words)
+            return _Prepared(part, place, head, *known, judged, edition.is_new_version)
         model = stack.enter_context(model_edition(part, config, head or NOTHING, repository))
         used = tag or model.stages[part]
         return _Prepared(part, place, head, model.wanted, used, model.stages, {}, f"{part} {model.stages[part]}")
@@ -236,11 +236,16 @@ def _push(
     is_ours = storage.find_record(mark) is not None
     try:
         changes, commit = Changes.between(head, one.wanted), head.commit or ""
+        there = place.tags()
+        # A version whose card alone changes keeps its tag, where it is.
+        asked = [one.tag] if one.is_new_version or one.tag not in there else []
+        asked += [given_tag] if given_tag and given_tag not in asked else []
+        for tag in asked:
+            if tag in there and (changes or there[tag] != commit):
+                raise UserError(f"{place.name}: the tag {tag} is there, of an earlier version; give another --tag")
         if changes:
-            if one.tag in place.tags():
-                raise UserError(f"{place.name}: the tag {one.tag} is there, of an earlier version; give another --tag")
             commit = _commit(one, place, head, changes)
-        for tag in dict.fromkeys((one.tag, given_tag or one.tag)):
+        for tag in asked:
             place.tag(tag, commit)
         if is_ours and not private:
             place.open_to_all()

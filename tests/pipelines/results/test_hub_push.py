@@ -323,6 +323,18 @@ def test_a_tag_of_another_version_is_refused_before_anything_is_sent(
             push(config, tag=tag)
 
 
+def test_a_card_alone_is_no_version(client: Hub, push: Callable[..., list[str]], config: Config) -> None:
+    push(config)
+    made = client.repositories[SOUNDS]
+    first = made.head.oid
+    named = config.model_copy(update={"publish": config.publish.model_copy(update={"author": "A. Lab"})})
+    [said] = push(named)
+    assert "the same captions with another card" in said and made.tags == {"v1": first} and len(made.commits) == 3
+    assert "nothing changed" in push(named)[0] and len(made.commits) == 3
+    push(named, tag="cited")
+    assert made.tags == {"v1": first, "cited": made.head.oid}
+
+
 @pytest.mark.parametrize("kind", ["path", "token", "variable"])
 def test_what_must_not_leave_is_found_before_it_is_sent(
     client: Hub, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
