@@ -61,7 +61,7 @@ class Publication:
 
     def __str__(self) -> str:
         if not self.sent_bytes:
-            return f"{self.place}: nothing changed; it has these {self.what} already" + self._version()
+            return f"{self.place}: nothing changed; it is there already" + self._version()
         return f"{self.place}: {self.words}, {human_bytes(self.sent_bytes)} sent" + self._version()
 
     def state(self, current: Mapping[str, str | None]) -> str:

@@ -472,7 +472,7 @@ def test_history_on_the_hub_is_told_and_rewritten(config: Config, clip: dict[str
     again(rewrite_history=True)
     assert "hf://datasets/lab/sounds: no commit and no tag holds it" in lines
     publish(config.model_copy(update={"publish": other}), push="lab/sounds", say=lines.append)
-    assert "nothing changed; it has these captions already" in lines[-1]
+    assert "nothing changed; it is there already" in lines[-1]
 
 
 def holders_in(hub: Hub) -> list[str]:

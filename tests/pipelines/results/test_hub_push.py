@@ -102,7 +102,7 @@ def test_a_dataset_goes_round(client: Hub, push: Callable[..., list[str]], confi
 
     client.requests.clear()
     [said] = push(config)
-    assert "nothing changed; it has these captions already" in said
+    assert "nothing changed; it is there already" in said
     assert not {"create", "commit", "upload", "tag", "settings"} & {kind for kind, _ in client.requests}
 
     client.requests.clear()
