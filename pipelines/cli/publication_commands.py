@@ -72,14 +72,15 @@ def release(
     """Run what is missing, and publish it unless the captions are worse than those that they replace."""
     loaded = load_config(config, overrides)
     parts = PARTS if what == "all" else (what,)
-    place = place_of(parts, "captions", to, push)
+    place = place_of(parts, "captions", to, push, loaded.root, say) if "captions" in parts else None
     until = {"captions": "curation", "captioner": "captioner"}.get(what)
     expected = within(Budget(max_gpu_hours, max_usd), loaded, until, retry_failed=False, yes=yes)
     execute(loaded, until=until, expected=expected)
-    worse = "" if "captions" not in parts else worse_than_published(config, overrides, loaded, place, force=force)
+    worse = "" if place is None else worse_than_published(config, overrides, loaded, place.head(), force=force)
     if worse and not force:
+        where = place.name if place is not None else ""
         raise UserError(
-            f"the captions are worse than those at {place} in {worse}; nothing was published. `soundcap compare` shows "
+            f"the captions are worse than those at {where} in {worse}; nothing was published. `soundcap compare` shows "
             "it, publish.gate is the rule, and --force publishes all the same"
         )
     note = f"published although worse in {worse}" if worse else ""

@@ -15,13 +15,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
-from pipelines.engine.exclusion import Exclusion, read_exclusion
-from pipelines.engine.store import Output, open_store
+from pipelines.engine.exclusion import Exclusion
+from pipelines.engine.store import Output
 from pipelines.publication.contents import PUBLICATION, Content, Head, read_record, refuse_leak
-from pipelines.publication.published_rows import PUBLISHED_SCHEMA, Published, published_rows
+from pipelines.publication.published_rows import PUBLISHED_SCHEMA, KeptBack, Published, published_rows
 from pipelines.publication.table_files import Cuts, RowChanges, parquet_file, sorted_rows
 from pipelines.report.templates import render
 from pipelines.run_config import Config, PublishConfig
+from pipelines.stages.captions import read_prompts
 
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 DEFAULT = "captions"
@@ -63,22 +64,24 @@ def next_edition(config: Config, head: Head, repository: str | None, tag: str | 
     """
     record = read_record(head, "captions")
     published, done = published_rows(config)
-    exclusion = read_exclusion(open_store(config.root))
+    kept_back = KeptBack.of(config)
+    exclusion = kept_back.forgotten
     known: dict[str, Any] = record.get("configurations", {})
     configurations, changes = dict(known), {}
     wanted: dict[str, Content | None] = {}
     forgotten: set[str] = set()
     for part in published:
-        name = _name(part.output.stage, config.publish)
+        name = configuration_name(part.output.stage, config.publish)
         files, facts = _files(part, name, known.get(name, {}).get("cuts", {}), exclusion)
         wanted |= files
         old, new = _differing(head, f"data/{name}/", files)
         changes[name] = RowChanges.between(old, new)
         forgotten |= _forgotten(old, exclusion)
-        configurations[name] = facts | {"left_out": _left_out(done, part), "files": sorted(files)}
+        facts |= {"left_out": _left_out(done, part), "files": sorted(files)}
+        configurations[name] = facts | ({"judged_by": _judged_by(config)} if part.output.stage == "captions" else {})
         refuse_leak(f"data/{name}", "\n".join(_texts(part.rows)), config)
     for name in sorted(known.keys() - changes.keys()):
-        files = _kept_files(head, known[name]["files"], exclusion)
+        files = _kept_files(head, known[name]["files"], kept_back)
         wanted |= files
         if any(content is not None for content in files.values()) or len(files) < len(known[name]["files"]):
             old, new = _differing(head, f"data/{name}/", files)
@@ -92,7 +95,7 @@ def next_edition(config: Config, head: Head, repository: str | None, tag: str | 
     if is_new_version:
         versions.append(
             {
-                "tag": tag or f"v{len(versions) + 1}",
+                "tag": tag or _next_number([version["tag"] for version in versions]),
                 "date": time.strftime("%Y-%m-%d", time.gmtime()),
                 "changes": {name: asdict(one) for name, one in changes.items() if one},
                 "note": "; ".join(filter(None, (note, _words_on_forgotten(len(forgotten))))),
@@ -109,7 +112,17 @@ def next_edition(config: Config, head: Head, repository: str | None, tag: str | 
     )
 
 
-def _name(stage: str, settings: PublishConfig) -> str:
+def _judged_by(config: Config) -> list[dict[str, Any]]:
+    """What the warnings of a configuration's captions forbid, for the gate of a later release."""
+    prompts = read_prompts(config.captions.instruction, config.captions.warnings)
+    return [{"name": one.name, "violations": one.violations, **one.reach()} for one in prompts.warnings]
+
+
+def _next_number(tags: Sequence[str]) -> str:
+    return next(f"v{number}" for number in range(len(tags) + 1, 2 * len(tags) + 2) if f"v{number}" not in tags)
+
+
+def configuration_name(stage: str, settings: PublishConfig) -> str:
     """Name of a stage's captions among the repository's configurations."""
     return f"{stage}-{settings.version}" if settings.version else stage
 
@@ -123,12 +136,12 @@ def _forgotten(tables: Sequence[pa.Table], exclusion: Exclusion) -> set[str]:
     return {video for rows in tables for video in rows.filter(exclusion.has(rows))["video_id"].to_pylist()}
 
 
-def _kept_files(head: Head, paths: Sequence[str], exclusion: Exclusion) -> dict[str, Content | None]:
-    """Files of a configuration that is not written anew, without the rows of forgotten videos; None: as it is there."""
+def _kept_files(head: Head, paths: Sequence[str], kept_back: KeptBack) -> dict[str, Content | None]:
+    """Files of a configuration that is not written anew, without rows that are kept back; None: as it is there."""
     files: dict[str, Content | None] = dict.fromkeys(paths)
-    for path in paths if exclusion else ():
+    for path in paths if kept_back else ():
         rows = _table(head.read(path))
-        kept = rows.filter(pc.invert(exclusion.has(rows)))
+        kept = rows.filter(pc.invert(kept_back.has(rows)))
         if not kept.num_rows:
             del files[path]
         elif kept.num_rows < rows.num_rows:
@@ -231,7 +244,7 @@ def _texts_beside(record: Mapping[str, Any], settings: PublishConfig, repository
     if author:
         texts["CITATION.cff"] = _citation(record["versions"][-1], author, settings, repository)
     paths = [*texts, PUBLICATION, *(path for one in configurations.values() for path in one["files"])]
-    texts[PUBLICATION] = json.dumps({**record, "files": sorted(paths)}, indent=1, ensure_ascii=False, sort_keys=True)
+    texts[PUBLICATION] = json.dumps({**record, "files": sorted(paths)}, indent=1, ensure_ascii=False)
     return {path: text.encode() for path, text in texts.items()}
 
 

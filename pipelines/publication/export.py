@@ -32,7 +32,7 @@ from pipelines.publication.export_formats import (
 )
 from pipelines.publication.published_rows import PUBLISHED_SCHEMA, Published, published_rows
 from pipelines.publication.token_limits import OnLong, TokenLimit, find_tokenizer
-from pipelines.publication.whole_folder import STAGING, whole_or_not
+from pipelines.publication.whole_folder import STAGING, refuse_inside, undo_half_swaps, whole_or_not
 from pipelines.run_config import Config
 
 Source = Literal["captions", "silent_captions"]
@@ -99,6 +99,8 @@ def export(
     """
     form = _format(name, options)
     require_place(to, f"--to {to}")
+    refuse_inside(to, config.root)
+    undo_half_swaps(to)
     folder, what = to.resolve(), f"export {name}"
     _require_ours(folder, what)
     part, clips = _chosen(config, options.source)

@@ -115,7 +115,7 @@ def _seen(storage: Storage) -> pa.Table:
         try:
             tables.append(storage.read_table(name).select(columns))
         except (pa.ArrowException, KeyError) as error:
-            remedy = "`soundcap fsck CONFIG --repair` sets it aside, and `soundcap run CONFIG` makes it again"
+            remedy = f"remove the folder {name.rpartition('/')[0]}, and `soundcap run CONFIG` makes it again"
             raise RunError(f"{storage.address(name)}: cannot be read; {remedy}") from error
     return pa.concat_tables(tables)
 
@@ -180,7 +180,7 @@ def _forget_here(config: Config, erased: Erased, say: Say) -> None:
 
 def _tell_of_publications(storage: Storage, exclusion: Exclusion, *, rewrite_history: bool, say: Say) -> None:
     """Says which publications still hold forgotten videos, and rewrites their history if that is wished."""
-    for one in published(storage):
+    for one in {(found.what, found.place): found for found in published(storage)}.values():
         if one.what != "captions":
             say(f"{one.place}: a model, which may have learned from it; it stays until another is published")
             continue

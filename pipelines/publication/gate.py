@@ -5,45 +5,52 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipelines.engine.store import open_store
 from pipelines.errors import UserError
-from pipelines.publication.publish import published
+from pipelines.publication.contents import Head, read_record
+from pipelines.publication.dataset_repo import configuration_name
 from pipelines.report.compare import Side, compare_sides, figure
 from pipelines.run_config import Config
 from soundcap.prompts import NoiseWarning, label_matches
 
 
-def worse_than_published(named: str, overrides: Sequence[str], config: Config, place: str, *, force: bool) -> str:
-    """Words on the measures in which a configuration's captions are worse than those published at a place, or "".
+def worse_than_published(
+    named: str, overrides: Sequence[str], config: Config, head: Head | None, *, force: bool
+) -> str:
+    """Words on the measures in which a configuration's captions are worse than those that a place has, or "".
 
     Both are judged by the rules of the configuration and by the warnings of both: one that a new prompt leaves out was
     meant, and still is.
 
     Args:
         named, overrides: the configuration, as given.
-        place: address of the publication. Without one, or with the same captions, nothing is worse.
+        head: what is at the place; None: nothing. Without captions of this prompt version nothing is worse.
         force: what is not in this store is no error; the words say so.
 
     Raises:
-        UserError: what is published there is not in this store, so that nothing can be compared.
+        UserError: what is published is not in this store, so that nothing can be compared, or `publish.gate` names
+            what no measure is.
     """
-    found = published(open_store(config.root))
-    earlier = next((one for one in found if (one.what, one.place) == ("captions", place)), None)
+    record = {} if head is None else read_record(head, "captions")
+    earlier = record.get("configurations", {}).get(configuration_name("captions", config.publish))
     now = Side.of(named, overrides)
-    if earlier is None or not config.publish.gate or earlier.stages["captions"] == now.captions.fingerprint:
+    if earlier is None or not config.publish.gate or earlier["fingerprint"] == now.captions.fingerprint:
         return ""
-    before = earlier.stages["captions"]
+    before = earlier["fingerprint"]
     try:
         then = Side.of(f"{named}@{before}", overrides)
     except UserError as error:
         if force:
             return f"comparison: captions {before} are not in this store"
         raise UserError(
-            f"{place} holds captions {before}, which this store has not, so the gate cannot compare them; --force "
+            f"captions {before} are published, which this store has not, so the gate cannot compare them; --force "
             f"publishes all the same ({error})"
         ) from error
-    card = compare_sides(then, now, [_warning(one) for one in earlier.judged_by])
-    patterns = tuple(name.casefold() for name in config.publish.gate)
+    card = compare_sides(then, now, [_warning(one) for one in earlier["judged_by"]])
+    names = [one.name for one in card.comparisons]
+    for pattern in config.publish.gate:
+        if not any(label_matches(name, (pattern.casefold(),)) for name in names):
+            raise UserError(f"publish.gate: {pattern!r} is no measure of these captions; they are {', '.join(names)}")
+    patterns = tuple(pattern.casefold() for pattern in config.publish.gate)
     worse = [one for one in card.comparisons if one.verdict == "worse" and label_matches(one.name, patterns)]
     return ", ".join(f"{one.name} ({figure(one.name, one.a)} -> {figure(one.name, one.b)})" for one in worse)
 

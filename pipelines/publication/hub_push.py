@@ -38,6 +38,8 @@ class HubRepository:
     kind: RepoType
     say: Callable[[str], None]
     tries: int = TRIES
+    is_private: bool | None = field(default=None, init=False)
+    """As the hub said when its head was read."""
     _api: Any = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -77,6 +79,7 @@ class HubRepository:
             info = self._ask(lambda: self._api.repo_info(self.repo_id, repo_type=self.kind), RepositoryNotFoundError)
         except RepositoryNotFoundError:
             return None
+        self.is_private = bool(info.private)
         return self.head_at(info.sha)
 
     def head_at(self, commit: str) -> Head:
@@ -102,17 +105,31 @@ class HubRepository:
             )
             return Path(found).read_bytes()
 
-    def create(self) -> Head:
-        """Makes the repository, private until its first commit is whole."""
-        self._ask(lambda: self._api.create_repo(self.repo_id, repo_type=self.kind, private=True, exist_ok=True))
+    def create(self) -> tuple[Head, bool]:
+        """Makes the repository, private until its first commit is whole; false if it was there after all.
+
+        Raises UserError for one that is there and that this token may not see.
+        """
+        from huggingface_hub.errors import HfHubHTTPError
+
+        is_made = True
+        try:
+            self._ask(lambda: self._api.create_repo(self.repo_id, repo_type=self.kind, private=True), HfHubHTTPError)
+        except HfHubHTTPError as error:
+            if error.response is None or error.response.status_code != 409:
+                raise self._refusal(error) from error
+            is_made = False
         head = self.head()
+        if head is None and not is_made:
+            raise UserError(f"{self.name}: is there already, and this token may not see it; give another name")
         if head is None:
             raise RunError(f"{self.name}: the hub made it, and does not show it; run the same command again")
-        return head
+        return head, is_made
 
     def open_to_all(self) -> None:
         """Makes the repository public."""
         self._ask(lambda: self._api.update_repo_settings(self.repo_id, private=False, repo_type=self.kind))
+        self.is_private = False
 
     def commit(self, changes: Changes, parent: str | None, message: str) -> str:
         """Commits changes upon a parent; returns the commit. Raises Moved if the parent is no longer the newest."""

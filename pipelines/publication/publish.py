@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pipelines.engine.fingerprint import digest
 from pipelines.engine.storage import Storage
@@ -21,14 +21,13 @@ from pipelines.publication.hub_push import HubRepository, Moved
 from pipelines.publication.model_repos import model_edition
 from pipelines.publication.whole_folder import PublicationFolder
 from pipelines.run_config import Config
-from pipelines.stages.captions import read_prompts
 
 What = Literal["captions", "captioner", "flowley"]
 PARTS: tuple[What, ...] = ("captioner", "flowley", "captions")
 """In the order in which they are published: a dataset's card may speak of models that are there."""
 RECORDS = "publications"
 """Folder of a store: a record for each place and what was published there last."""
-TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}(?<!\.lock)(?<!\.)")
+TAG = re.compile(r"(?!main$|.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{0,99}(?<!\.lock)(?<!\.)")
 NOTHING = Head({}, lambda name: b"")
 
 
@@ -41,8 +40,6 @@ class Publication:
         stages: fingerprints of the outputs that it holds.
         commit, tag: of a repository; empty for a folder.
         rows: number of captions by configuration.
-        judged_by: what the warnings of the prompts forbid, for the gate of a later release: name, labels, except_labels
-            and violations of each.
         words: what changed.
         sent_bytes: bytes of the files that were written or sent.
         finished_at_s: when.
@@ -54,9 +51,13 @@ class Publication:
     commit: str = ""
     tag: str = ""
     rows: Mapping[str, int] = field(default_factory=dict)
-    judged_by: Sequence[Mapping[str, Any]] = ()
     words: str = ""
     sent_bytes: int = 0
+    version: str = ""
+    """The prompt version's name, as publish.version has it."""
+    is_private: bool = False
+    is_begun_only: bool = False
+    """A push that did not come to its end: the place may hold it."""
     finished_at_s: float = field(default_factory=time.time)
 
     def __str__(self) -> str:
@@ -66,13 +67,17 @@ class Publication:
 
     def state(self, current: Mapping[str, str | None]) -> str:
         """Words on what is published, beside the `current` fingerprints of the stages."""
+        if self.is_begun_only:
+            return f"{self.what}: begun and not finished; the same command completes it"
         when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(self.finished_at_s))
         newer = [stage for stage, fingerprint in self.stages.items() if current.get(stage) != fingerprint]
         beside = f"; here {', '.join(newer)} is another" if newer else "; as here"
-        return f"{self.what} of {when}{self._version()}{beside}"
+        named = f"{self.what} ({self.version})" if self.version else self.what
+        return f"{named} of {when}{self._version()}{beside}"
 
     def _version(self) -> str:
-        return f" (commit {self.commit[:12]}, tag {self.tag})" if self.commit else ""
+        private = ", private" if self.is_private else ""
+        return f" (commit {self.commit[:12]}, tag {self.tag}{private})" if self.commit else ""
 
 
 @dataclass(frozen=True)
@@ -87,8 +92,8 @@ class _Prepared:
     stages: Mapping[str, str]
     rows: Mapping[str, int]
     words: str
-    judged_by: Sequence[Mapping[str, Any]] = ()
     is_new_version: bool = False
+    version: str = ""
 
     @property
     def changes(self) -> Changes:
@@ -96,9 +101,9 @@ class _Prepared:
 
     def done(self, commit: str, sent_bytes: int) -> Publication:
         tag = self.tag if commit else ""
-        return Publication(
-            self.what, self.place.name, self.stages, commit, tag, self.rows, self.judged_by, self.words, sent_bytes
-        )
+        is_private = isinstance(self.place, HubRepository) and bool(self.place.is_private)
+        known = (self.what, self.place.name, self.stages, commit, tag, self.rows, self.words, sent_bytes)
+        return Publication(*known, version=self.version, is_private=is_private)
 
 
 def publish(
@@ -131,10 +136,12 @@ def publish(
     """
     if (to is None) == (push is None):
         raise UserError("publish: give a folder with --to, or a repository with --push OWNER/NAME")
+    if private and push is None:
+        raise UserError("--private is for a repository of the hub, in --push")
     if tag is not None and not TAG.fullmatch(tag):
         raise UserError(f"--tag {tag!r}: wanted letters, digits, dots, dashes and underscores, like v2 or 2026-11")
     storage = open_store(config.root)
-    places = [_place(part, what, to, push, say) for part in PARTS if part in what]
+    places = [_place(part, what, to, push, config.root, say) for part in PARTS if part in what]
     if push is not None and not dry_run:
         first = places[0][1]
         assert isinstance(first, HubRepository)
@@ -155,28 +162,36 @@ def publish(
     return found
 
 
-def place_of(what: Sequence[What], part: What, to: Path | None, push: str | None) -> str:
-    """Address at which a part is published."""
-    return _place(part, what, to, push, print)[1].name
+def place_of(
+    what: Sequence[What], part: What, to: Path | None, push: str | None, root: str, say: Callable[[str], None]
+) -> PublicationFolder | HubRepository:
+    """Place at which a part is published."""
+    return _place(part, what, to, push, root, say)[1]
 
 
 def published(storage: Storage) -> list[Publication]:
-    """Publications that a store has recorded, newest last."""
-    records = map(storage.find_record, sorted(storage.names(RECORDS)))
-    found = [Publication(**record) for record in records if record is not None and "place" in record]
+    """Publications that a store has recorded, newest last; of pushes that were only begun what may be there."""
+    records = [record for record in map(storage.find_record, sorted(storage.names(RECORDS))) if record is not None]
+    found = [Publication(**record) for record in records if "place" in record]
+    begun = {tuple(record["begun"]) for record in records if "begun" in record}
+    begun -= {(one.what, one.place) for one in found}
+    found += [Publication(what, place, {}, is_begun_only=True) for what, place in sorted(begun)]
     return sorted(found, key=lambda one: one.finished_at_s)
 
 
 def record_moved(storage: Storage, publication: Publication, commit: str) -> None:
-    """Records that what a publication sent is another commit now."""
-    storage.write_record(_record_name(publication.what, publication.place), asdict(replace(publication, commit=commit)))
+    """Records that what a publication, of any version, sent to its place is another commit now."""
+    for one in published(storage):
+        if (one.what, one.place) == (publication.what, publication.place) and not one.is_begun_only:
+            name = _record_name(one.what, one.place, one.version)
+            storage.write_record(name, asdict(replace(one, commit=commit)))
 
 
 def _place(
-    part: What, what: Sequence[What], to: Path | None, push: str | None, say: Callable[[str], None]
+    part: What, what: Sequence[What], to: Path | None, push: str | None, root: str, say: Callable[[str], None]
 ) -> tuple[What, PublicationFolder | HubRepository]:
     if to is not None:
-        return part, PublicationFolder.of(to / part if len(what) > 1 else to)
+        return part, PublicationFolder.of(to / part if len(what) > 1 else to, root)
     suffix = f"-{part}" if len(what) > 1 and part != "captions" else ""
     name = (push or "").removeprefix("hf://").removeprefix("datasets/").removeprefix("models/")
     return part, HubRepository(f"{name}{suffix}", "dataset" if part == "captions" else "model", say)
@@ -193,20 +208,13 @@ def _prepare(
             refuse_leaks(edition.wanted, config)
             words = ", ".join(f"{name} {change}" for name, change in edition.changes.items() if change)
             words = words or "the same captions with another card"
-            judged = _judged_by(config)
-            known = (edition.wanted, edition.tag, edition.stages, edition.rows, words)
-            return _Prepared(part, place, head, *known, judged, edition.is_new_version)
+            known = (edition.wanted, edition.tag, edition.stages, edition.rows, words, edition.is_new_version)
+            return _Prepared(part, place, head, *known, config.publish.version)
         model = stack.enter_context(model_edition(part, config, head or NOTHING, repository))
         used = tag or model.stages[part]
         return _Prepared(part, place, head, model.wanted, used, model.stages, {}, f"{part} {model.stages[part]}")
     except UserError as error:
         raise UserError(f"{place.name}: {error}") from error
-
-
-def _judged_by(config: Config) -> list[dict[str, Any]]:
-    """What the warnings of a configuration's captions forbid."""
-    prompts = read_prompts(config.captions.instruction, config.captions.warnings)
-    return [{"name": one.name, "violations": one.violations, **one.reach()} for one in prompts.warnings]
 
 
 def _say_dry(one: _Prepared, say: Callable[[str], None]) -> None:
@@ -229,13 +237,17 @@ def _push(
     one: _Prepared, place: HubRepository, storage: Storage, *, private: bool, given_tag: str | None
 ) -> Publication:
     """Sends one part to its repository: one commit, its tag, and then, if we made it, the public may see it."""
-    head, mark = one.head, _record_name(one.what, f"made:{place.name}")
+    head, mark = one.head, _record_name(one.what, f"begun:{place.name}", "")
     if head is None:
-        storage.write_record(mark, {"made": place.name})
-        head = place.create()
-    is_ours = storage.find_record(mark) is not None
+        head, is_made = place.create()
+        storage.write_record(mark, {"begun": [one.what, place.name], "made": is_made})
+    is_ours = bool((storage.find_record(mark) or {}).get("made"))
+    if private and not is_ours and not place.is_private:
+        raise UserError(f"{place.name}: is public, and --private is for one that is made; change it on the hub")
     try:
         changes, commit = Changes.between(head, one.wanted), head.commit or ""
+        if changes:
+            storage.write_record(mark, {"begun": [one.what, place.name], "made": is_ours})
         there = place.tags()
         # A version whose card alone changes keeps its tag, where it is.
         asked = [one.tag] if one.is_new_version or one.tag not in there else []
@@ -253,7 +265,7 @@ def _push(
         state = "; it was made, and is private until a publication is whole" if is_ours else ""
         raise type(error)(f"{error}{state}") from error
     done = _recorded(one.done(commit, changes.bytes), storage)
-    if is_ours:
+    if storage.exists(mark):
         storage.remove(mark)
     return done
 
@@ -271,12 +283,12 @@ def _commit(one: _Prepared, place: HubRepository, head: Head, changes: Changes) 
 
 def _recorded(done: Publication, storage: Storage) -> Publication:
     """The publication, recorded; one that changed nothing leaves the earlier record."""
-    name = _record_name(done.what, done.place)
+    name = _record_name(done.what, done.place, done.version)
     earlier = storage.find_record(name)
     if done.sent_bytes or earlier is None or earlier.get("commit") != done.commit:
         storage.write_record(name, asdict(done))
     return done
 
 
-def _record_name(what: str, place: str) -> str:
-    return f"{RECORDS}/{what}-{digest(place)[:12]}.json"
+def _record_name(what: str, place: str, version: str) -> str:
+    return f"{RECORDS}/{what}-{digest([place, version])[:12]}.json"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from pipelines.engine.exclusion import Exclusion, read_exclusion
 from pipelines.engine.fingerprint import digest
 from pipelines.engine.plan import make_plan
 from pipelines.engine.store import Output, open_store, text_columns
-from pipelines.errors import CONTROL, UserError, user_input
+from pipelines.errors import CONTROL, UserError, hint, user_input
 from pipelines.run_config import Config
 from pipelines.stages import wanted_stages
 from pipelines.stages.listing import SourceListing
@@ -71,42 +71,68 @@ def published_rows(config: Config) -> tuple[list[Published], dict[str, Output]]:
         published.append(_published(done["silent_captions"], clips, clips["clip_id"]))
     if not any(part.rows.num_rows for part in published):
         raise UserError("nothing to publish: curation kept no caption; `soundcap report CONFIG` shows why")
-    kept_back, forgotten = _kept_back(config), read_exclusion(open_store(config.root))
-    published = [_without_excluded(part, config.publish.exclude.labels, kept_back, forgotten) for part in published]
+    kept_back = KeptBack.of(config)
+    kept_back.require_labels(done["clips"].rows("label")["label"].unique().to_pylist())
+    published = [replace(part, rows=part.rows.filter(pc.invert(kept_back.has(part.rows)))) for part in published]
     if not any(part.rows.num_rows for part in published):
         raise UserError("nothing to publish: publish.exclude and `soundcap forget` leave no caption")
     return published, done
 
 
-def _kept_back(config: Config) -> pa.Array:
-    """Ids of the videos that the configuration keeps back, by themselves or by their licence."""
-    exclude, ids = config.publish.exclude, set()
-    if exclude.videos is not None:
-        with user_input():
-            try:
-                lines = Path(exclude.videos).read_text(encoding="utf-8").split("\n")
-            except OSError as error:
-                raise UserError(f"publish.exclude.videos: {exclude.videos}: {error.strerror}; give a file") from error
-        ids |= {line.strip() for line in lines} - {""}
-    if exclude.licences:
-        if config.source.table is None:
-            raise UserError("publish.exclude.licences: source.table is null; a table with a column licence is wanted")
-        ids |= videos_of_licences(config.source.table, exclude.licences)
-    return pa.array(sorted(ids), pa.string())
+@dataclass(frozen=True)
+class KeptBack:
+    """What must not leave: videos that the configuration excludes, and forgotten ones.
 
-
-def _without_excluded(part: Published, labels: Sequence[str], kept_back: pa.Array, forgotten: Exclusion) -> Published:
-    """Published data without some labels and videos, and without forgotten ones.
-
-    Of a video in a folder its name alone counts too.
+    Attributes:
+        labels: patterns of labels, in lower case.
+        videos: ids. Of a video in a folder its name alone counts too.
+        forgotten: those of the store.
     """
-    rows, patterns = part.rows, tuple(" ".join(label.split()).casefold() for label in labels)
-    excluded = [label for label in rows["label"].unique().to_pylist() if patterns and label_matches(label, patterns)]
-    names = pc.replace_substring_regex(rows["video_id"], r"^.*/", "")
-    bad = pc.or_(forgotten.has(rows), pc.is_in(rows["label"], value_set=pa.array(excluded, pa.string())))
-    for ids in (rows["video_id"], names):
-        bad = pc.or_(bad, pc.is_in(ids, value_set=kept_back))
-    return Published(part.output, part.spec, rows.filter(pc.invert(bad)), part.prompts)
+
+    labels: tuple[str, ...]
+    videos: pa.Array
+    forgotten: Exclusion
+
+    @classmethod
+    def of(cls, config: Config) -> KeptBack:
+        """What a configuration and its store keep back. Raises UserError for a file or licences that are not there."""
+        exclude, ids = config.publish.exclude, set()
+        if exclude.videos is not None:
+            with user_input():
+                try:
+                    lines = Path(exclude.videos).read_text(encoding="utf-8-sig").split("\n")
+                except OSError as error:
+                    raise UserError(
+                        f"publish.exclude.videos: {exclude.videos}: {error.strerror}; give a file"
+                    ) from error
+            ids |= {line.strip() for line in lines} - {""}
+        if exclude.licences:
+            if config.source.table is None:
+                raise UserError(
+                    "publish.exclude.licences: source.table is null; a table with a column licence is wanted"
+                )
+            ids |= videos_of_licences(config.source.table, exclude.licences)
+        labels = tuple(" ".join(label.split()).casefold() for label in exclude.labels)
+        return cls(labels, pa.array(sorted(ids), pa.string()), read_exclusion(open_store(config.root)))
+
+    def __bool__(self) -> bool:
+        return bool(self.labels or len(self.videos) or self.forgotten)
+
+    def require_labels(self, known: Sequence[str]) -> None:
+        """Raises UserError for a pattern that no known label matches: misspelt, it would keep nothing back."""
+        for pattern in self.labels:
+            if not any(label_matches(label, (pattern,)) for label in known):
+                raise UserError(f"publish.exclude.labels: {pattern!r} is no label of the clips; {hint(pattern, known)}")
+
+    def has(self, rows: pa.Table) -> pa.Array | pa.ChunkedArray:
+        """Mask of the rows that must not leave."""
+        labels = [
+            label for label in rows["label"].unique().to_pylist() if self.labels and label_matches(label, self.labels)
+        ]
+        found = pc.or_(self.forgotten.has(rows), pc.is_in(rows["label"], value_set=pa.array(labels, pa.string())))
+        for ids in (rows["video_id"], pc.replace_substring_regex(rows["video_id"], r"^.*/", "")):
+            found = pc.or_(found, pc.is_in(ids, value_set=self.videos))
+        return found
 
 
 def clean_text(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import shutil
 import uuid
@@ -11,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.engine.fingerprint import file_sha256
-from pipelines.errors import UserError
+from pipelines.errors import UserError, require_place
 from pipelines.publication.contents import Changes, Head, Identity
 
+BEFORE = "before.json"
+"""File of a staging folder: names of the entries that its target had, once they begin to move."""
 STAGING = ".publication-"
 """Start of the name of the folder in which a publication is written."""
 
@@ -25,13 +28,15 @@ class PublicationFolder:
     path: Path
 
     @classmethod
-    def of(cls, option: Path) -> PublicationFolder:
-        """Folder that `--to` names. Raises UserError for an address of something else."""
+    def of(cls, option: Path, root: str) -> PublicationFolder:
+        """Folder that `--to` names, outside the store's root. Raises UserError for an address of something else."""
         if re.match(r"[a-z0-9]+:/", str(option)):
             raise UserError(f"--to {option}: wanted a local folder (copy it from there), or a repository in --push")
         path = option.resolve()
         if path.exists() and not path.is_dir():
             raise UserError(f"--to {option}: is a file, wanted a folder to publish to; give another path")
+        refuse_inside(path, root)
+        require_place(path, f"--to {option}")
         return cls(path)
 
     @property
@@ -40,7 +45,8 @@ class PublicationFolder:
         return str(self.path)
 
     def head(self) -> Head:
-        """What is there."""
+        """What is there, after what a killed publication left is undone."""
+        undo_half_swaps(self.path)
         files = (path for path in sorted(self.path.rglob("*")) if not path.is_dir())
         names = {path: path.relative_to(self.path) for path in files}
         there = {
@@ -63,6 +69,14 @@ class PublicationFolder:
                     shutil.copyfile(content, file)
 
 
+def refuse_inside(path: Path, root: str) -> None:
+    """Raises UserError for a folder in the store: what is there is the store's, which removes and forgets."""
+    if "://" not in root and path.resolve().is_relative_to(Path(root).expanduser().resolve()):
+        raise UserError(
+            f"--to {path}: is inside the root {root}, where the store keeps its own files; give another place"
+        )
+
+
 @contextlib.contextmanager
 def whole_or_not(target: Path) -> Iterator[Path]:
     """Staging folder inside `target`, whose entries replace those of `target`; an error leaves `target` as it is.
@@ -71,8 +85,7 @@ def whole_or_not(target: Path) -> Iterator[Path]:
     """
     is_new = not target.exists()
     target.mkdir(parents=True, exist_ok=True)
-    for left in target.glob(f"{STAGING}*"):
-        shutil.rmtree(left)
+    undo_half_swaps(target)
     staging = target / f"{STAGING}{uuid.uuid4().hex[:12]}"
     new, old = staging / "new", staging / "old"
     try:
@@ -87,9 +100,26 @@ def whole_or_not(target: Path) -> Iterator[Path]:
                 target.rmdir()
 
 
+def undo_half_swaps(target: Path) -> None:
+    """Removes what killed publications left; one that was killed while it moved entries is undone first."""
+    for left in target.glob(f"{STAGING}*"):
+        if (left / BEFORE).exists():
+            before = set(json.loads((left / BEFORE).read_text()))
+            for entry in target.iterdir():
+                came = entry.name not in before or (left / "old" / entry.name).exists()
+                if came and not entry.name.startswith(STAGING):
+                    shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+            for entry in (left / "old").iterdir():
+                entry.rename(target / entry.name)
+        shutil.rmtree(left)
+
+
 def _swap(target: Path, new: Path, old: Path) -> None:
     """Moves the entries of `target` to `old` and those of `new` to `target`; after an error, back."""
     moved: list[tuple[Path, Path]] = []
+    before = [entry.name for entry in target.iterdir() if entry != new.parent]
+    (new.parent / f"{BEFORE}.part").write_text(json.dumps(before))
+    (new.parent / f"{BEFORE}.part").rename(new.parent / BEFORE)
     try:
         for source, to in ((target, old), (new, target)):
             for entry in sorted(source.iterdir()):

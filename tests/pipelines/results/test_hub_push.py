@@ -1,16 +1,18 @@
 """Publications on the Hub: the real client against a server that speaks its API; round trips, faults, leaks."""
 
+import io
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub.constants
+import pyarrow.parquet as pq
 import pytest
 
 from flowley.network.feature_spec import FeatureSpec
@@ -361,10 +363,6 @@ def test_nothing_of_this_machine_is_sent(client: Hub, push: Callable[..., list[s
 def test_excluded_labels_and_videos_do_not_leave(
     client: Hub, push: Callable[..., list[str]], config: Config, tmp_path: Path
 ) -> None:
-    import io
-
-    import pyarrow.parquet as pq
-
     def rows() -> list[dict[str, Any]]:
         files = client.repositories[SOUNDS].head.files
         tables = [pq.read_table(io.BytesIO(blob.data)) for path, blob in files.items() if path.endswith(".parquet")]
@@ -390,3 +388,79 @@ def test_excluded_labels_and_videos_do_not_leave(
     missing = exclude.model_copy(update={"videos": str(tmp_path / "none.txt")})
     with pytest.raises(UserError, match="publish.exclude.videos: .*none.txt: No such file"):
         push(config.model_copy(update={"publish": config.publish.model_copy(update={"exclude": missing})}))
+
+
+def test_a_private_repository_is_never_opened_by_a_failed_attempt(
+    client: Hub, push: Callable[..., list[str]], config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token that may not see it takes it for one that is to be made."""
+    [said] = push(config, private=True)
+    made = client.repositories[SOUNDS]
+    assert made.is_private and "private" in said
+    monkeypatch.setenv("HF_TOKEN", STRANGER)
+    with pytest.raises(UserError, match="may not write there"):
+        push(config)
+    monkeypatch.setenv("HF_TOKEN", WRITER)
+    push(config)
+    push(_keeping(config, 7))
+    assert made.is_private
+    made.is_private = False
+    with pytest.raises(UserError, match="is public, and --private is for one that is made"):
+        push(config, private=True)
+
+
+def test_an_answer_to_create_that_is_lost_leaves_it_private(
+    client: Hub, push: Callable[..., list[str]], config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub_push, "_wait_s", lambda *_: 0.0)
+    client.fail_next("create", after=True)
+    said = push(config)[-1]
+    made = client.repositories[SOUNDS]
+    assert made.is_private and ", private)" in said and len(made.commits) == 2
+
+
+def test_a_version_beside_leaves_the_default_as_it_is(
+    client: Hub, push: Callable[..., list[str]], config: Config
+) -> None:
+    push(config)
+    push(config.model_copy(update={"publish": config.publish.model_copy(update={"version": "b"})}))
+    card = client.repositories[SOUNDS].head.files["README.md"].data
+    [said] = push(config)
+    assert "nothing changed" in said and client.repositories[SOUNDS].head.files["README.md"].data == card
+    assert sorted(one.version for one in published(open_store(config.root))) == ["", "b"]
+
+
+def test_a_push_that_was_begun_is_remembered(client: Hub, push: Callable[..., list[str]], config: Config) -> None:
+    client.fail_next("tag", status=403, times=9)
+    with pytest.raises(UserError):
+        push(config)
+    [begun] = published(open_store(config.root))
+    assert begun.is_begun_only and begun.place == "hf://datasets/lab/sounds" and "not finished" in begun.state({})
+    client.faults.clear()
+    push(config)
+    [done] = published(open_store(config.root))
+    assert not done.is_begun_only and done.tag == "v1"
+
+
+def test_what_is_kept_back_leaves_other_versions_too(
+    client: Hub, push: Callable[..., list[str]], config: Config, tmp_path: Path
+) -> None:
+    beside = config.model_copy(update={"publish": config.publish.model_copy(update={"version": "b"})})
+    push(config)
+    push(beside)
+    files = client.repositories[SOUNDS].head.files
+    video = _videos(files)[0]
+    (tmp_path / "ids.txt").write_bytes(b"\xef\xbb\xbf" + video.encode() + b"\r\n")
+    exclude = config.publish.exclude.model_copy(update={"videos": str(tmp_path / "ids.txt")})
+    push(config.model_copy(update={"publish": config.publish.model_copy(update={"exclude": exclude})}))
+    left = _videos(client.repositories[SOUNDS].head.files)
+    assert left and video not in left
+    misspelt = exclude.model_copy(update={"labels": ("bal bounceing",)})
+    with pytest.raises(UserError, match="publish.exclude.labels: 'bal bounceing' is no label of the clips"):
+        push(config.model_copy(update={"publish": config.publish.model_copy(update={"exclude": misspelt})}))
+
+
+def _videos(files: Mapping[str, Blob]) -> list[str]:
+    """Video ids of the rows of a repository."""
+    tables = [pq.read_table(io.BytesIO(blob.data)) for path, blob in files.items() if path.endswith(".parquet")]
+    return [video for table in tables for video in table["video_id"].to_pylist()]

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pipelines.errors import UserError
 from pipelines.publication.publish import publish as publish_parts
 from pipelines.publication.published_rows import clean_text
+from pipelines.publication.whole_folder import PublicationFolder
 from pipelines.report.templates import markdown
 from pipelines.run_config import Config
 
@@ -159,3 +160,40 @@ def test_markdown_shows_text_as_it_is(text: str) -> None:
     html = MarkdownIt("commonmark").enable("table").render(markdown(text))
     escaped = text.replace("<", "&lt;").replace(">", "&gt;")
     assert html == f"<p>{escaped}</p>\n"
+
+
+@pytest.mark.parametrize("moves", range(1, 9))
+def test_a_killed_publication_is_undone_by_the_next(
+    finished: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moves: int
+) -> None:
+    """Killed while entries move: nothing of the earlier state is lost."""
+    target = publish(finished, tmp_path / "hub")
+    before = {file.relative_to(target): file.read_bytes() for file in target.rglob("*") if file.is_file()}
+    rename, left = Path.rename, [moves]
+
+    class Killed(BaseException):
+        pass
+
+    def die(self: Path, to: Path) -> Path:
+        left[0] -= not self.name.endswith(".part")
+        if left[0] < 0:
+            raise Killed
+        return rename(self, to)
+
+    other = finished.model_copy(update={"publish": finished.publish.model_copy(update={"author": "A. Lab"})})
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", die)
+        patch.setattr(
+            "pipelines.publication.whole_folder.shutil.rmtree", lambda *_, **__: None
+        )  # a kill cleans nothing
+        with pytest.raises(Killed):
+            publish(other, target)
+    PublicationFolder(target).head()
+    assert before == {file.relative_to(target): file.read_bytes() for file in target.rglob("*") if file.is_file()}
+    publish(other, target)
+    assert (target / "CITATION.cff").is_file() and not list(target.glob(".publication-*"))
+
+
+def test_a_folder_in_the_store_is_refused(finished: Config) -> None:
+    with pytest.raises(UserError, match="is inside the root"):
+        publish(finished, Path(finished.root) / "hub")

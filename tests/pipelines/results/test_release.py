@@ -90,6 +90,22 @@ def test_what_is_published_from_elsewhere_is_not_compared_in_silence(files: tupl
     for output in (tmp_path / "store" / "captions").glob(f"{fingerprint}/*"):
         output.unlink()
     error = _release(plain, to).exception
-    assert isinstance(error, UserError) and f"holds captions {fingerprint}, which this store has not" in str(error)
+    assert isinstance(error, UserError) and f"captions {fingerprint} are published, which this store has not" in str(
+        error
+    )
     assert _release(plain, to, "--force").exit_code == 0
     assert "captions " + fingerprint + " are not in this store" in _card(to).replace("\\", "")
+
+
+def test_the_gate_reads_what_is_published_there(files: tuple[Path, Path], tmp_path: Path) -> None:
+    """Whatever this store recorded, and whatever versions stand beside."""
+    warned, plain = files
+    to = tmp_path / "hub"
+    _release(warned, to)
+    assert _release(plain, to, "--set", "publish.version=plain").exit_code == 0, "a version beside replaces nothing"
+    for record in (tmp_path / "store" / "publications").iterdir():
+        record.unlink()
+    refused = _release(plain, to).exception
+    assert isinstance(refused, UserError) and "violates music (0.0% -> 100.0%)" in str(refused)
+    error = _release(plain, to, "--set", "publish.gate=[keptt]").exception
+    assert isinstance(error, UserError) and "publish.gate: 'keptt' is no measure of these captions" in str(error)
