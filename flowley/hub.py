@@ -74,7 +74,7 @@ class HubModel(NamedTuple):
 
 
 def describe(hub_id: str, revision: str | None) -> HubModel:
-    """What the hub says of a revision of a hub id.
+    """Facts that the hub tells of a revision of a hub id.
 
     Without an answer within ANSWER_S: the commit alone that this machine's cache of the hub has for it.
 

@@ -72,7 +72,7 @@ def release(
     """Run what is missing, and publish it unless the captions are worse than those that they replace."""
     loaded = load_config(config, overrides)
     parts = PARTS if what == "all" else (what,)
-    place = place_of(parts, "captions", to, push, loaded.root, say) if "captions" in parts else None
+    place = place_of("captions", parts, to, push, loaded.root, say) if "captions" in parts else None
     until = {"captions": "curation", "captioner": "captioner"}.get(what)
     expected = within(Budget(max_gpu_hours, max_usd), loaded, until, retry_failed=False, yes=yes)
     execute(loaded, until=until, expected=expected)

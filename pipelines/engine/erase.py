@@ -31,12 +31,12 @@ LONGEST_BYTES = 8192
 NOTHING = rb"(?!)"
 """Regular expression that matches nowhere."""
 REDACTED = "forgotten"
-"""What stands for id and message of a quarantined row in an output that stays."""
+"""Text in place of id and message of a quarantined row in an output that stays."""
 
 
 @dataclass
 class Erased:
-    """What was removed: rows, files and bytes by kind, and the stages whose outputs go."""
+    """Removals: rows, files and bytes by kind, and the stages whose outputs go."""
 
     rows: Counter[str] = field(default_factory=Counter)
     files: Counter[str] = field(default_factory=Counter)

@@ -29,7 +29,7 @@ LONG_CHARS = 8
 
 @dataclass(frozen=True)
 class Forgotten:
-    """What is known of a forgotten video.
+    """Forgotten video, as far as it is known.
 
     Attributes:
         names: of its source files.

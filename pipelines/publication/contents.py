@@ -48,7 +48,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Head:
-    """What is at the place of a publication, before it.
+    """State of a publication's place before it.
 
     Attributes:
         files: by path in the place.
@@ -138,7 +138,7 @@ def refuse_leak(path: str, text: str, config: Config) -> None:
 
 
 def _private(config: Config) -> Iterator[tuple[str, str]]:
-    """What must not leave this machine, with words for it."""
+    """Words for each secret of this machine, and the secret."""
     for key, value in (("root", config.root), ("source.folder", config.source.folder)):
         yield f"the path that {key} names", value if "://" in value else str(Path(value).expanduser().resolve())
     yield from (("the home folder's path", str(Path.home())), ("the working folder's path", str(Path.cwd())))

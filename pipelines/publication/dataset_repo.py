@@ -113,7 +113,7 @@ def next_edition(config: Config, head: Head, repository: str | None, tag: str | 
 
 
 def _judged_by(config: Config) -> list[dict[str, Any]]:
-    """What the warnings of a configuration's captions forbid, for the gate of a later release."""
+    """Violations that a configuration's warnings forbid, for the gate of a later release."""
     prompts = read_prompts(config.captions.instruction, config.captions.warnings)
     return [{"name": one.name, "violations": one.violations, **one.reach()} for one in prompts.warnings]
 

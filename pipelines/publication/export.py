@@ -68,7 +68,7 @@ class ExportOptions:
 
 @dataclass
 class Exported:
-    """What an export wrote, and what it left out.
+    """Counts and files of an export, and what it left out.
 
     Attributes:
         rows: number of captions by split.

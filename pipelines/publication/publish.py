@@ -141,7 +141,7 @@ def publish(
     if tag is not None and not TAG.fullmatch(tag):
         raise UserError(f"--tag {tag!r}: wanted letters, digits, dots, dashes and underscores, like v2 or 2026-11")
     storage = open_store(config.root)
-    places = [_place(part, what, to, push, config.root, say) for part in PARTS if part in what]
+    places = [(part, place_of(part, what, to, push, config.root, say)) for part in PARTS if part in what]
     if push is not None and not dry_run:
         first = places[0][1]
         assert isinstance(first, HubRepository)
@@ -162,13 +162,6 @@ def publish(
     return found
 
 
-def place_of(
-    what: Sequence[What], part: What, to: Path | None, push: str | None, root: str, say: Callable[[str], None]
-) -> PublicationFolder | HubRepository:
-    """Place at which a part is published."""
-    return _place(part, what, to, push, root, say)[1]
-
-
 def published(storage: Storage) -> list[Publication]:
     """Publications that a store has recorded, newest last; of pushes that were only begun what may be there."""
     records = [record for record in map(storage.find_record, sorted(storage.names(RECORDS))) if record is not None]
@@ -187,14 +180,15 @@ def record_moved(storage: Storage, publication: Publication, commit: str) -> Non
             storage.write_record(name, asdict(replace(one, commit=commit)))
 
 
-def _place(
+def place_of(
     part: What, what: Sequence[What], to: Path | None, push: str | None, root: str, say: Callable[[str], None]
-) -> tuple[What, PublicationFolder | HubRepository]:
+) -> PublicationFolder | HubRepository:
+    """Place of one part of a publication; arguments as of `publish`. Raises UserError for a place that cannot be."""
     if to is not None:
-        return part, PublicationFolder.of(to / part if len(what) > 1 else to, root)
+        return PublicationFolder.of(to / part if len(what) > 1 else to, root)
     suffix = f"-{part}" if len(what) > 1 and part != "captions" else ""
     name = (push or "").removeprefix("hf://").removeprefix("datasets/").removeprefix("models/")
-    return part, HubRepository(f"{name}{suffix}", "dataset" if part == "captions" else "model", say)
+    return HubRepository(f"{name}{suffix}", "dataset" if part == "captions" else "model", say)
 
 
 def _prepare(

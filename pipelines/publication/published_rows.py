@@ -122,7 +122,9 @@ class KeptBack:
         """Raises UserError for a pattern that no known label matches: misspelt, it would keep nothing back."""
         for pattern in self.labels:
             if not any(label_matches(label, (pattern,)) for label in known):
-                raise UserError(f"publish.exclude.labels: {pattern!r} is no label of the clips; {hint(pattern, known)}")
+                told = hint(pattern, known)
+                told = told if len(told) < 200 else f"{told[:200]}..."
+                raise UserError(f"publish.exclude.labels: {pattern!r} is no label of the clips; {told}")
 
     def has(self, rows: pa.Table) -> pa.Array | pa.ChunkedArray:
         """Mask of the rows that must not leave."""

@@ -15,8 +15,8 @@ from pipelines.engine.fingerprint import file_sha256
 from pipelines.errors import UserError, require_place
 from pipelines.publication.contents import Changes, Head, Identity
 
-BEFORE = "before.json"
-"""File of a staging folder: names of the entries that its target had, once they begin to move."""
+SWAP = "swap.json"
+"""File of a staging folder while entries move: names of those that its target had, and of those that come."""
 STAGING = ".publication-"
 """Start of the name of the folder in which a publication is written."""
 
@@ -94,7 +94,8 @@ def whole_or_not(target: Path) -> Iterator[Path]:
         yield new
         _swap(target, new, old)
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        if not (staging / SWAP).exists():  # else the next call undoes what was half moved
+            shutil.rmtree(staging, ignore_errors=True)
         if is_new:
             with contextlib.suppress(OSError):  # it is not empty
                 target.rmdir()
@@ -103,11 +104,12 @@ def whole_or_not(target: Path) -> Iterator[Path]:
 def undo_half_swaps(target: Path) -> None:
     """Removes what killed publications left; one that was killed while it moved entries is undone first."""
     for left in target.glob(f"{STAGING}*"):
-        if (left / BEFORE).exists():
-            before = set(json.loads((left / BEFORE).read_text()))
-            for entry in target.iterdir():
-                came = entry.name not in before or (left / "old" / entry.name).exists()
-                if came and not entry.name.startswith(STAGING):
+        if (left / SWAP).exists():
+            swap = json.loads((left / SWAP).read_text())
+            for name in swap["new"]:  # others may have put entries of their own there since
+                entry = target / name
+                came = name not in swap["before"] or (left / "old" / name).exists()
+                if came and (entry.exists() or entry.is_symlink()):
                     shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
             for entry in (left / "old").iterdir():
                 entry.rename(target / entry.name)
@@ -118,15 +120,18 @@ def _swap(target: Path, new: Path, old: Path) -> None:
     """Moves the entries of `target` to `old` and those of `new` to `target`; after an error, back."""
     moved: list[tuple[Path, Path]] = []
     before = [entry.name for entry in target.iterdir() if entry != new.parent]
-    (new.parent / f"{BEFORE}.part").write_text(json.dumps(before))
-    (new.parent / f"{BEFORE}.part").rename(new.parent / BEFORE)
+    swap, part = new.parent / SWAP, new.parent / f"{SWAP}.part"
+    part.write_text(json.dumps({"before": before, "new": [entry.name for entry in new.iterdir()]}))
+    part.rename(swap)
     try:
         for source, to in ((target, old), (new, target)):
             for entry in sorted(source.iterdir()):
                 if entry != new.parent:
                     entry.rename(to / entry.name)
                     moved.append((entry, to / entry.name))
-    except OSError:
+    except BaseException:  # Ctrl-C too
         for entry, now in reversed(moved):
             now.rename(entry)
+        swap.unlink()
         raise
+    swap.unlink()  # before the entries of `old` go one by one

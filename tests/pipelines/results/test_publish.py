@@ -188,7 +188,9 @@ def test_a_killed_publication_is_undone_by_the_next(
         )  # a kill cleans nothing
         with pytest.raises(Killed):
             publish(other, target)
+    (target / "notes.txt").write_text("somebody's, put there since")
     PublicationFolder(target).head()
+    (target / "notes.txt").unlink()
     assert before == {file.relative_to(target): file.read_bytes() for file in target.rglob("*") if file.is_file()}
     publish(other, target)
     assert (target / "CITATION.cff").is_file() and not list(target.glob(".publication-*"))
